@@ -1,0 +1,41 @@
+"""What can go wrong, one class per room. Every message says what was expected, what came, where, what to do."""
+
+
+class LrpError(Exception):
+    """Base of every error that `lrp` raises on purpose. The command line prints it as one line."""
+
+
+class RuleError(LrpError):
+    """A rule was given values, or an operation, for which its equation is not defined."""
+
+
+class CaptureError(LrpError):
+    """The model could not be turned into a graph of operations."""
+
+
+class UnsupportedError(LrpError):
+    """The graph holds operations without a rule. Raised before anything runs, listing all of them."""
+
+
+class CompositeError(LrpError):
+    """A composite or preset does not fit the model it is applied to, or is itself malformed."""
+
+
+class InputError(LrpError):
+    """The images handed to an explainer cannot be explained: wrong shape, not finite, none at all."""
+
+
+class TargetError(LrpError):
+    """The target names no output of the model, or several."""
+
+
+class LedgerError(LrpError):
+    """A ledger was asked for after the model or the images it belongs to had changed."""
+
+
+class ModelError(LrpError):
+    """A model, its weights or its preprocessing could not be found, fetched, verified or loaded."""
+
+
+class ImageError(LrpError):
+    """A file is not a photo that can be read safely."""

@@ -1,0 +1,383 @@
+"""Explainer and Explanation: the public face of the engine."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lrp import composite as composites
+from lrp.composite import Composite
+from lrp.errors import CaptureError, CompositeError, InputError, LedgerError, LrpError
+from lrp.graph.canonize import Graph, canonize
+from lrp.graph.capture import Captured, as_found, capture
+from lrp.ledger import Health, Ledger, Row, judge
+from lrp.program import SEEDS, TERMS, Builder, Program
+from lrp.rules import Rule
+from lrp.rules_table import RulesTable
+from lrp.targets import Start, resolve
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells whether the model is as it was: its modules, its tensors' identity and a sample of values.
+
+    Writes through `.data` raise no version counter, hence the sample.
+    """
+
+    modules: tuple[Any, ...]
+    tensors: tuple[Any, ...]
+    sample: Tensor
+
+    @staticmethod
+    def of(model: nn.Module) -> Stamp:
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        modules = tuple((name, id(m)) for name, m in model.named_modules())
+        facts = tuple((n, t.data_ptr(), t._version, tuple(t.shape), t.dtype, t.device) for n, t in tensors.items())
+        picked = [_sample(t.detach()) for t in tensors.values()]
+        sample = torch.cat(picked) if picked else torch.zeros(0)
+        return Stamp(modules, facts, sample)
+
+    def same_structure(self, other: Stamp) -> bool:
+        mine, theirs = ([(f[0], *f[3:]) for f in s.tensors] for s in (self, other))
+        return self.modules == other.modules and mine == theirs
+
+    def same(self, other: Stamp) -> bool:
+        return (
+            self.modules == other.modules
+            and self.tensors == other.tensors
+            and torch.equal(self.sample, other.sample)
+        )
+
+
+def _sample(t: Tensor) -> Tensor:
+    flat = t.reshape(-1) if t.is_contiguous() else t.flatten()
+    return flat[:: max(1, flat.numel() // 32)].to(torch.float32).nan_to_num(0.5)
+
+
+@dataclass
+class Prepared:
+    """All that is made once per input shape."""
+
+    captured: Captured
+    graph: Graph
+    composite: Composite
+    rules: dict[fx.Node, Rule]
+    builder: Builder
+    stamp: Stamp
+    program: Any
+    ledger_program: Program | None = None
+
+
+@dataclass
+class Explanation:
+    """What of the targets' logits reached the pixels.
+
+    Attributes:
+        relevance: [N, C, H, W], in logits (in units of the start); its sum over an image is what reached
+            the pixels.
+        logits: [N, K], the model's.
+        target: [N], the class explained; of a contrast its first, of a given start its largest entry.
+        start: [N, K], the relevance that was handed in at the logits.
+    """
+
+    relevance: Tensor
+    logits: Tensor
+    target: Tensor
+    start: Tensor
+    _explainer: Explainer = field(repr=False)
+    _images: Tensor = field(repr=False)
+    _images_version: int = field(repr=False)
+    _stamp: Stamp = field(repr=False)
+    _request: Start = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.relevance)
+
+    @functools.cached_property
+    def ledger(self) -> Ledger:
+        """The account of every operation; computed on first access, from a reference to the images.
+
+        Raises:
+            LedgerError: the model's weights or the images have changed since.
+        """
+        if self._images._version != self._images_version:
+            raise LedgerError("the images were written to after they were explained: explain them again.")
+        if not Stamp.of(self._explainer.model).same(self._stamp):
+            raise LedgerError("the model's weights changed after the explanation: explain again for a ledger.")
+        return self._explainer._ledger(self._images, self._request)
+
+    @functools.cached_property
+    def health(self) -> Health:
+        """Whether this explanation is computed correctly, with notes; from the ledger and the model's own logits."""
+        ledger = self.ledger
+        own = self._explainer._own_logits(self._images)
+        return judge(ledger, self.logits, own, self.relevance, self._explainer.dtype, self._explainer.seed)
+
+    def __str__(self) -> str:
+        reached = self.relevance.flatten(1).sum(1)
+        lines = [
+            f"image {i}: class {int(self.target[i])}, logit {float(self.logits[i, self.target[i]]):.4g}, "
+            f"reached the pixels: {float(reached[i]):.4g} of {float(self.start[i].sum()):.4g}"
+            for i in range(len(self))
+        ]
+        return "\n".join(lines)
+
+
+@dataclass
+class Explanations(Sequence[Explanation]):
+    """T explanations of the same images; `relevance` is [T, N, C, H, W]."""
+
+    relevance: Tensor
+    logits: Tensor
+    target: Tensor
+    start: Tensor
+    entries: list[Explanation] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.entries[place]
+
+
+class Explainer:
+    """Explains the decisions of one model with layer-wise relevance propagation.
+
+    Args:
+        model: any module that takes images [N, C, H, W] and returns logits [N, K]. Never written to.
+        composite: a preset's name, a `Composite`, or None for the preset that fits the architecture.
+        seed: what the relevance starts from: "logit" (the target's logit), "one", or "softmax" (of all
+            classes; the target then only names the map).
+        dtype: torch.float32 or torch.float64; None: the model's own, half precision raised to float32.
+        precision: "exact", or "mixed": products whose terms all have one sign in bfloat16.
+        compile: run the program through torch.compile.
+        class_names: K names, so that targets may be names.
+
+    The model is captured at the first call, once per input shape; any number of images goes through. If
+    the weights change, the next call notices.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: str | Composite | None = None,
+        seed: str = "logit",
+        dtype: torch.dtype | None = None,
+        precision: str = "exact",
+        compile: bool = False,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise LrpError(f"Explainer takes a torch.nn.Module, got {type(model).__name__}.")
+        if dtype not in (None, torch.float32, torch.float64):
+            raise LrpError(f"dtype={dtype}: relevance is computed in torch.float32 or torch.float64; ε vanishes in less.")
+        if precision not in ("exact", "mixed"):
+            raise LrpError(f"precision={precision!r}: expected 'exact' or 'mixed'.")
+        if isinstance(composite, str):
+            composite = composites.preset(composite)
+        elif composite is not None and not isinstance(composite, Composite):
+            raise CompositeError(
+                f"composite={composite!r}: expected a preset's name ({', '.join(composites.PRESETS)}), "
+                "an lrp.Composite, or None."
+            )
+        if composite is not None and composite.seed and seed == "logit":
+            seed = composite.seed
+        if seed not in SEEDS:
+            raise LrpError(f"seed={seed!r}: expected one of {', '.join(map(repr, SEEDS))}.")
+        self.model, self.composite, self.seed = model, composite, seed
+        self.precision, self.compile, self.class_names = precision, compile, class_names
+        floating = [t for t in model.parameters() if t.is_floating_point()]
+        own = floating[0].dtype if floating else torch.float32
+        self.dtype = dtype or (own if own in (torch.float32, torch.float64) else torch.float32)
+        self._prepared: dict[Any, Prepared] = {}
+
+    # ------------------------------------------------------------ explaining
+
+    def __call__(self, x: Tensor, target: Any = "predicted") -> Explanation:
+        """Explain a batch.
+
+        Args:
+            x: [N, C, H, W], preprocessed as the model wants it.
+            target: "predicted", a class index or name, a `Contrast`, a sequence of N of these, or a start
+                relevance [N, K], used as it stands.
+
+        Raises:
+            InputError, TargetError: what is wrong with `x` or `target`.
+            CaptureError, UnsupportedError, CompositeError: the model cannot be explained (so).
+        """
+        prepared = self.prepare(x)
+        request = self._request(target, x, prepared)
+        image = x.detach().to(self.dtype)
+        relevance, logits, start = prepared.program(image, *request)[:3]
+        return self._explanation(x, prepared, request, relevance, logits, start)
+
+    def many(self, x: Tensor, targets: Sequence[Any]) -> Explanations:
+        """Explain the same batch for several targets; the forward pass is computed once.
+
+        Args:
+            x: [N, C, H, W].
+            targets: T entries, each anything that `target` takes.
+
+        Returns:
+            T explanations; `relevance` is [T, N, C, H, W].
+        """
+        if isinstance(targets, str) or not len(targets):
+            raise InputError(f"targets={targets!r}: expected a sequence of at least one target.")
+        prepared = self.prepare(x)
+        requests = [self._request(target, x, prepared) for target in targets]
+        stacked = [torch.stack(parts) for parts in zip(*requests, strict=True)]
+        image = x.detach().to(self.dtype)
+        # vmap over the start alone: whatever does not depend on it is computed once.
+        run = torch.vmap(prepared.program, in_dims=(None, 0, 0, 0), out_dims=(0, None, 0))
+        relevance, logits, start = run(image, *stacked)
+        entries = [
+            self._explanation(x, prepared, request, relevance[t], logits, start[t])
+            for t, request in enumerate(requests)
+        ]
+        return Explanations(relevance, logits, torch.stack([e.target for e in entries]), start, entries)
+
+    def _request(self, target: Any, x: Tensor, prepared: Prepared) -> Start:
+        classes = prepared.graph.logits.meta["shape"][1]
+        like = torch.zeros((), dtype=self.dtype, device=x.device)
+        request = resolve(target, len(x), classes, self.class_names, like)
+        if self.seed == "softmax" and not bool(request.given.any()):
+            everything = torch.ones_like(request.weight)
+            return Start(request.given, everything, torch.zeros_like(request.predicted))
+        return request
+
+    def _explanation(
+        self, x: Tensor, prepared: Prepared, request: Start, relevance: Tensor, logits: Tensor, start: Tensor
+    ) -> Explanation:
+        asked = request.weight if bool(request.weight.any()) else start
+        target = torch.where(request.predicted > 0, logits.argmax(1), asked.argmax(1))
+        return Explanation(relevance, logits, target, start, self, x, x._version, prepared.stamp, request)
+
+    # ------------------------------------------------------------ preparing
+
+    def prepare(self, x: Tensor) -> Prepared:
+        """Capture the model for images like `x`, assign rules, write the program; all of it kept."""
+        self._check(x)
+        key = (tuple(x.shape[1:]), x.device)
+        stamp = Stamp.of(self.model)
+        found = self._prepared.get(key) or self._prepared.get((*key, len(x)))
+        if found is not None and found.stamp.same(stamp):
+            return found
+        if found is not None and found.stamp.same_structure(stamp):
+            captured = found.captured  # only the weights changed: fold them again
+        else:
+            if self.model.training or any(m.training for m in self.model.modules()):
+                _once_said(self, "the model is in train mode: it is explained in eval mode, and left as it was.")
+            captured = capture(self.model, self._as_model_takes(x))
+        prepared = self._prepare(captured, stamp, x.device)
+        self._prepared[key if captured.free_batch else (*key, len(x))] = prepared
+        return prepared
+
+    def _prepare(self, captured: Captured, stamp: Stamp, device: torch.device) -> Prepared:
+        with torch.no_grad():
+            graph = canonize(captured, captured.values(self.model), self.dtype, device)
+            shape = graph.logits.meta["shape"]
+            if shape is None or len(shape) != 2:
+                raise CaptureError(f"the model returns a tensor of shape {list(shape or ())}; logits [N, K] are expected.")
+            chosen = self.composite or composites.default(graph)
+            rules = chosen.assign(graph)
+            builder = Builder(graph, rules, chosen.top_k, self.seed)
+            program: Any = builder.program()
+        if self.compile:
+            program = torch.compile(program.module, fullgraph=True)
+        return Prepared(captured, graph, chosen, rules, builder, stamp, program)
+
+    def _as_model_takes(self, x: Tensor) -> Tensor:
+        floating = [t for t in self.model.parameters() if t.is_floating_point()]
+        return x.detach().to(floating[0].dtype) if floating else x.detach()
+
+    def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise InputError(f"images must be a torch.Tensor [N, C, H, W], got {type(x).__name__}.")
+        if x.dim() < 2 or not x.is_floating_point():
+            raise InputError(f"images must be a floating tensor [N, C, H, W], got {x.dtype} of shape {list(x.shape)}.")
+        if not len(x):
+            raise InputError(f"the batch is empty: got shape {list(x.shape)}, expected at least one image.")
+        if not bool(torch.isfinite(x).all()):
+            bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
+            raise InputError(f"NaN or infinite pixels in image {', '.join(map(str, bad))}: every pixel must be finite.")
+        held = next(self.model.parameters(), None)
+        if held is not None and held.device != x.device:
+            raise InputError(f"the images are on {x.device} and the model is on {held.device}: move one of them.")
+
+    # ------------------------------------------------------------ looking inside
+
+    def rules(self, x: Tensor | None = None) -> RulesTable:
+        """The table operation -> rule; `str()` of it is what `lrp rules` prints.
+
+        Args:
+            x: images of the shape to capture for; not needed after a call.
+        """
+        if x is None and not self._prepared:
+            raise InputError("rules() before the first explanation needs images of the right shape: rules(x).")
+        prepared = self.prepare(x) if x is not None else next(reversed(self._prepared.values()))
+        return RulesTable.of(prepared.graph, prepared.rules, prepared.composite)
+
+    @property
+    def program(self) -> Program:
+        """The explanation program last prepared; printing it shows the code."""
+        if not self._prepared:
+            raise InputError("there is no program before the first explanation: call the explainer, or prepare(x).")
+        return next(reversed(self._prepared.values())).builder.program()
+
+    def _own_logits(self, x: Tensor) -> Tensor:
+        with as_found(self.model), torch.no_grad():
+            return torch.as_tensor(self.model(self._as_model_takes(x)))
+
+    def _ledger(self, x: Tensor, request: Start) -> Ledger:
+        """One image at a time: then a sum over everything is a sum over the image, whatever the layout."""
+        prepared = self.prepare(x[:1] if self.prepare(x).captured.free_batch else x)
+        if not prepared.captured.free_batch and len(x) > 1:
+            prepared = self._prepare(capture(self.model, self._as_model_takes(x[:1])), prepared.stamp, x.device)
+        if prepared.ledger_program is None:
+            with torch.no_grad():
+                prepared.ledger_program = prepared.builder.program(ledger=True)
+        program = prepared.ledger_program
+        images, tables, ends = x.detach().to(self.dtype), [], []
+        for i in range(len(x)):
+            relevance, _, start, table = program(images[i : i + 1], *(part[i : i + 1] for part in request))
+            tables.append(table)
+            ends.append([start.sum(dtype=torch.float64), relevance.sum(dtype=torch.float64), relevance.abs().sum(dtype=torch.float64)])
+        book = torch.stack(tables, dim=-1).cpu()  # [rows, terms, N]
+        begun, reached, spread = torch.tensor(ends, dtype=torch.float64).t()
+        rows = [
+            Row(o.path, o.name, str(prepared.rules[o.node]), **dict(zip(TERMS, account, strict=True)))
+            for o, account in zip(program.rows, book, strict=True)
+        ]
+        lost = {name: book[:, TERMS.index(name)].sum(0) for name in ("bias", "epsilon", "dropped")}
+        absolute = book[:, TERMS.index("absolute")]
+        totals = {
+            "start": begun,
+            "input": reached,
+            **lost,
+            "unexplained": begun - reached - lost["bias"] - lost["epsilon"] - lost["dropped"],
+            "largest": torch.maximum(absolute.amax(0), spread) if len(absolute) else spread,
+        }
+        return Ledger(rows, totals)
+
+
+def _once_said(explainer: Explainer, sentence: str) -> None:
+    if sentence not in explainer.__dict__.setdefault("_said", set()):
+        explainer.__dict__["_said"].add(sentence)
+        warnings.warn(sentence, stacklevel=4)
+
+
+def explain(
+    model: nn.Module,
+    x: Tensor,
+    target: Any = "predicted",
+    composite: str | Composite | None = None,
+    **settings: Any,
+) -> Explanation:
+    """`Explainer(model, composite, **settings)(x, target)` in one call."""
+    return Explainer(model, composite, **settings)(x, target)

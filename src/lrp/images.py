@@ -1,0 +1,366 @@
+"""File -> pixels, safely; and the geometry that leads back from the model's crop to the photo.
+
+Knows numpy and Pillow, no torch: what is opened here is what a person sees, upright and in RGB.
+"""
+
+import hashlib
+import os
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from lrp.errors import ImageError
+
+FORMATS = "JPEG, PNG, WebP, BMP, GIF or TIFF"
+
+# A file is what its first bytes say, whatever its name. Pillow is then offered that one decoder, so that none
+# of its dozens of rarely tested ones ever sees a stranger's file.
+_SIGNATURES = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"BM", "BMP"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),  # BigTIFF
+    (b"MM\0+", "TIFF"),
+)
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class PhotoError(ImageError):
+    """One file is not a readable photo. `str()` is "path: reason" on one line; `reason` is for a table."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)  # the arguments themselves, so that it survives pickling from a worker
+        self.path, self.reason = path, _one_line(reason)
+
+    def __str__(self) -> str:
+        return f"{_one_line(str(self.path))}: {self.reason}"
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    path: Path
+    pixels: np.ndarray
+    """uint8 [H, W, 3]: RGB, upright, transparency on white. The caller's own: writable and contiguous."""
+    digest: str
+    """SHA-256 of the file's bytes, in hex."""
+
+
+@dataclass(frozen=True)
+class Found:
+    path: Path
+    """As it was given, joined with `relative`: valid from the working directory."""
+    relative: PurePosixPath
+    """Below the given folder; for a file given by itself, its name."""
+
+
+def open_photo(path: Path | str, *, max_megapixels: float = 100.0) -> Photo:
+    """Read one photo: orientation applied, any colour mode to RGB, the first frame of several.
+
+    Grey levels deeper than 8 bits are scaled by their range. Where the file declares none (32-bit integers,
+    floats), it is the smallest usual one that holds all values (0 to 1 for floats, 255, 65535), or else from
+    the lowest value to the highest. Colour profiles are not applied, as in the pipelines models train with.
+
+    Safe to call from many threads, but a process decodes one file at a time: for speed, use processes.
+
+    Raises:
+        PhotoError: an ImageError, and the only error, whatever the file holds. The size is judged from the
+            header, before any pixel is decoded.
+    """
+    path = Path(path)
+    try:
+        _expect_regular(path)
+        with path.open("rb") as file:
+            kind = _kind(path, file.read(16))
+            file.seek(0)
+            with _pillow(max_megapixels):
+                pixels = _decode(path, file, kind, max_megapixels)
+            file.seek(0)
+            return Photo(path, pixels, hashlib.file_digest(file, "sha256").hexdigest())
+    except OSError as error:
+        raise PhotoError(path, f"cannot be opened: {error.strerror or error}") from error
+
+
+def find_photos(paths: Sequence[Path | str]) -> list[Found]:
+    """Every file given, and every regular file below each folder given, whatever its extension, sorted.
+
+    Below a folder, names that begin with a dot and links to folders are passed over, and so is what is no
+    regular file (FIFOs, devices, broken links). A folder below that cannot be listed is found itself, so that
+    `open_photo` says why. What is reached twice counts once, where it was reached first.
+
+    Raises:
+        ImageError: some of the given paths do not exist (all are named), or a given folder cannot be listed.
+    """
+    given = [Path(path) for path in paths]
+    if missing := [_one_line(str(path)) for path in given if not os.path.lexists(path)]:
+        raise ImageError(f"expected a photo or a folder of photos, found nothing at: {', '.join(missing)}")
+    found: dict[Path, Found] = {}
+    for path in given:
+        if path.is_dir():
+            try:
+                below = sorted(_below(path), key=lambda file: file.parts)
+            except OSError as error:
+                raise PhotoError(path, f"folder cannot be listed: {error.strerror or error}") from error
+            files = [Found(path / file, file) for file in below]
+        else:
+            files = [Found(path, PurePosixPath(path.name))]
+        resolved: dict[Path, Path] = {}  # folder -> where it really is: asked once per folder, not per file
+        for file in files:
+            folder = file.path.parent
+            if folder not in resolved:
+                resolved[folder] = folder.resolve()
+            # Not the file's own target: two links to one photo are two files with two names.
+            found.setdefault(resolved[folder] / file.path.name, file)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Resize the shorter side (or both), then crop the centre: what the model sees of a photo."""
+
+    resize: int | tuple[int, int] | None
+    """The shorter side's new length, or (height, width) for both sides, or None: not resized."""
+    crop: tuple[int, int]
+    """(height, width) of the model's input. A photo that is smaller is padded with black."""
+    interpolation: str = "bilinear"
+    """One of "nearest", "bilinear", "bicubic" or "lanczos"."""
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in _INTERPOLATIONS:
+            known = ", ".join(_INTERPOLATIONS)
+            raise ImageError(f"Geometry(interpolation={self.interpolation!r}): expected one of {known}")
+        sides = (
+            self.resize if isinstance(self.resize, tuple) else (1 if self.resize is None else self.resize,)
+        )
+        if len(self.crop) != 2 or len(sides) > 2 or min(*sides, *self.crop) < 1:
+            raise ImageError(
+                f"Geometry(resize={self.resize}, crop={self.crop}): expected sides of at least 1, "
+                "resize as one side or (height, width), crop as (height, width)"
+            )
+
+    def apply(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] -> uint8 [*crop, 3], bit for bit what torchvision's Resize and CenterCrop make."""
+        resized, offsets = self._placement(*pixels.shape[:2])
+        image = Image.fromarray(pixels).resize(resized[::-1], _INTERPOLATIONS[self.interpolation])
+        left, top = offsets[1], offsets[0]
+        return np.array(image.crop((left, top, left + self.crop[1], top + self.crop[0])))
+
+    def box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of the crop in the photo's pixels; beyond them where it is padded."""
+        resized, (top, left) = self._placement(height, width)
+        down, across = height / resized[0], width / resized[1]
+        return left * across, top * down, (left + self.crop[1]) * across, (top + self.crop[0]) * down
+
+    def to_photo(self, values: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Values on the model's input, [*crop] -> float32 [height, width], NaN where the model never saw.
+
+        Between the centres of the model's pixels, values are interpolated linearly: nothing exceeds its
+        neighbours, whereas blocks would draw edges that neither photo nor relevance has, and bicubic would
+        ring with the other sign. Where the photo has more pixels than the model sees of it, that is all;
+        where it has fewer, each takes the weighted mean of what it covers, so that no hot pixel falls between
+        two. Values are kept, not their sum: each says what a pixel of the *model's* input received.
+
+        Raises:
+            ImageError: not the model's input size, or not finite.
+        """
+        if values.shape != self.crop:
+            raise ImageError(f"expected relevance of the model's input size {self.crop}, got {values.shape}")
+        if not np.isfinite(values).all():
+            count = int((~np.isfinite(values)).sum())
+            raise ImageError(
+                f"expected finite relevance, got {count} of {values.size} values NaN or infinite"
+            )
+        resized, offsets = self._placement(height, width)
+        rows, columns = (
+            _linear_weights(length, new / length, offset, size)
+            for length, new, offset, size in zip((height, width), resized, offsets, self.crop, strict=True)
+        )
+        return rows @ values.astype(np.float32) @ columns.T
+
+    def _placement(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(height, width) after resizing, and (top, left) of the crop in it; negative where it is padded."""
+        if self.resize is None:
+            resized = height, width
+        elif isinstance(self.resize, tuple):
+            resized = self.resize
+        elif width <= height:
+            resized = int(self.resize * height / width), self.resize
+        else:
+            resized = self.resize, int(self.resize * width / height)
+        # torchvision pads the odd pixel at the end, but rounds the crop's offset half to even.
+        top, left = (
+            -((size - length) // 2) if size > length else round((length - size) / 2)
+            for length, size in zip(resized, self.crop, strict=True)
+        )
+        return resized, (top, left)
+
+
+def _linear_weights(length: int, scale: float, offset: int, size: int) -> np.ndarray:
+    """float32 [length, size]: what each photo pixel takes from each of the model's, along one axis.
+
+    `scale` is the model's pixels per photo pixel. A triangle around the photo pixel's centre, to each side as
+    wide as a model pixel or a photo pixel, whichever is larger. NaN where that centre is outside the crop.
+    """
+    centre = (np.arange(length) + 0.5) * scale - offset
+    distance = np.abs(centre[:, None] - (np.arange(size) + 0.5))
+    weights = np.maximum(0, 1 - distance / max(1.0, scale))
+    unseen = (centre < 0) | (centre >= size)
+    weights[unseen] = np.nan
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _below(root: Path, under: str = "") -> Iterator[PurePosixPath]:
+    """Regular files below root / under, relative to root, in no order. OSError only for `root` itself."""
+    try:
+        entries = [entry for entry in os.scandir(root / under) if not entry.name.startswith(".")]
+    except OSError:
+        if not under:
+            raise
+        yield PurePosixPath(under)
+        return
+    for entry in entries:
+        relative = PurePosixPath(under, entry.name)
+        if entry.is_dir(follow_symlinks=False):
+            yield from _below(root, str(relative))
+        elif os.path.isfile(entry.path):  # unlike entry.is_file(), false for a link that leads to itself
+            yield relative
+
+
+def _expect_regular(path: Path) -> None:
+    """Looked at before opening: opening a FIFO waits for its writer, forever."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        os.listdir(path)  # whoever could not list it, see find_photos, wants to hear why
+        raise PhotoError(path, "expected a photo, got a folder")
+    if not stat.S_ISREG(mode):
+        raise PhotoError(path, "expected a photo, got a pipe, socket or device")
+
+
+def _kind(path: Path, head: bytes) -> str:
+    for signature, kind in _SIGNATURES:
+        if head.startswith(signature):
+            return kind
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    got = f"one that begins with {head[:12]!r}" if head else "an empty one"
+    raise PhotoError(
+        path, f"expected a {FORMATS} file (by content, not by name), got {got}; convert it to PNG"
+    )
+
+
+def _decode(path: Path, file: BinaryIO, kind: str, max_megapixels: float) -> np.ndarray:
+    """The only place where Pillow meets the file: whatever it raises leaves as one PhotoError."""
+    try:
+        with Image.open(file, formats=[kind]) as image:
+            count = image.width * image.height
+            if count <= max_megapixels * 1e6:
+                return _pixels(image)
+    except Image.DecompressionBombError as error:
+        # Far above the limit Pillow stops before it hands over the image; its text tells the number first.
+        number = re.search(r"\d+", str(error))
+        count = int(number[0]) if number else 0
+    except (
+        Exception
+    ) as error:  # on damaged files decoders raise nearly anything, MemoryError and KeyError included
+        detail = _one_line(str(error))[:120] or type(error).__name__
+        raise PhotoError(
+            path,
+            f"begins like {kind} but cannot be decoded ({detail}); it is damaged: copy or export it again",
+        ) from error
+    raise PhotoError(
+        path,
+        f"declares {count / 1e6:.6g} megapixels, the limit is {max_megapixels:g}; "
+        "make it smaller or raise the limit (max_megapixels)",
+    )
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """Decode (this, not Image.verify, is what finds a truncated file) and bring to uint8 [H, W, 3]."""
+    image.load()
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        rgb = Image.fromarray(_eight_bits(image)).convert("RGB")
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    else:
+        rgb = image.convert("RGB")
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(0x0112, 1))
+    except Exception:  # a damaged EXIF block is no reason to refuse the photo beside it
+        turn = None
+    return np.array(rgb if turn is None else rgb.transpose(turn))
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """Deep grey levels -> uint8 [H, W]; the ranges are those that `open_photo` promises."""
+    levels = np.asarray(image).astype(np.float32 if image.mode == "F" else np.float64)
+    finite = levels[np.isfinite(levels)]
+    if not finite.size:
+        raise ValueError("no finite value")
+    low, high = float(finite.min()), float(finite.max())
+    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    if image.mode.startswith("I;16") or image.format == "PNG":  # older Pillow opens a PNG of 16 bits as "I"
+        start, end = 0.0, 2.0 ** tags.get(258, (16,))[0] - 1
+    else:
+        usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        start, end = next(((0.0, end) for end in usual if low >= 0 and high <= end), (low, high))
+    scaled = (np.nan_to_num(levels, nan=start, posinf=end, neginf=start) - start) / max(end - start, 1e-30)
+    grey = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+    if image.mode == "I;16" and tags.get(262) == 0:
+        grey = 255 - grey  # "white is zero", which Pillow heeds up to 8 bits only
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[np.asarray(image) == clear] = 255
+    return grey
+
+
+_pillow_lock = threading.Lock()
+
+
+@contextmanager
+def _pillow(max_megapixels: float) -> Iterator[None]:
+    """Pillow's limit out of the way, its warnings off: settings of the whole process, hence the lock."""
+    with _pillow_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = Image.MAX_IMAGE_PIXELS
+        try:
+            if theirs is not None:
+                # It refuses above twice this number. Never lowered: other threads may open images too.
+                Image.MAX_IMAGE_PIXELS = max(theirs, int(max_megapixels * 1e6 / 2) + 1)
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = theirs
+
+
+def _one_line(text: str) -> str:
+    """File names and decoder texts may hold line breaks, escape codes or bytes that are no text."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,146 @@
+"""The ledger: where relevance went, node by node; and health: whether an explanation is to be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+CLOSES = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the Σ|R| entering a node
+AGREES = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest logit, by the coarser of both types
+HALF = 3e-2  # where the model itself runs in half precision
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operation's account. All but the names are [N], float64, in units of the start relevance.
+
+    `unexplained` = relevance_in − relevance_out − bias − epsilon − dropped: rounding, or a wrong rule.
+    `absolute` is Σ|R| entering.
+    """
+
+    path: str
+    op: str
+    rule: str
+    relevance_in: Tensor
+    absolute: Tensor
+    relevance_out: Tensor
+    bias: Tensor
+    epsilon: Tensor
+    dropped: Tensor
+
+    @property
+    def unexplained(self) -> Tensor:
+        return self.relevance_in - self.relevance_out - self.bias - self.epsilon - self.dropped
+
+    @property
+    def closing_error(self) -> Tensor:
+        """|unexplained| as a fraction of the Σ|R| entering; 0 where nothing enters."""
+        return torch.where(self.absolute == 0, self.unexplained.abs(), self.unexplained.abs() / self.absolute)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """One row per operation, in order of execution; `totals` for the whole.
+
+    Attributes:
+        totals: [N] each: "start", "input" (what reached the pixels), "bias", "epsilon", "dropped",
+            "unexplained" = start − input − bias − epsilon − dropped, "largest" (largest Σ|R| of a node).
+    """
+
+    rows: list[Row]
+    totals: dict[str, Tensor] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Row:
+        return self.rows[place]
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def table(self, image: int = 0) -> str:
+        """The account of one image, as text."""
+        head = ("module", "operation", "rule", "in", "out", "bias", "ε", "dropped", "unexplained")
+        lines = [head] + [
+            (r.path or "(model)", r.op, r.rule)
+            + tuple(
+                f"{float(v[image]):.4g}"
+                for v in (r.relevance_in, r.relevance_out, r.bias, r.epsilon, r.dropped, r.unexplained)
+            )
+            for r in self.rows
+        ]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        text = [
+            "  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+            for line in lines
+        ]
+        t = {name: float(v[image]) for name, v in self.totals.items()}
+        return "\n".join(text) + (
+            f"\nstart {t['start']:.6g} = input {t['input']:.6g} + bias {t['bias']:.6g} + ε {t['epsilon']:.6g} "
+            f"+ dropped {t['dropped']:.6g} + unexplained {t['unexplained']:.2g}"
+        )
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether an explanation is computed correctly; and what to know about it.
+
+    Attributes:
+        ok: the program's logits are the model's, every node closes, everything is finite. Nothing else:
+            a map can be correct and have lost most of the relevance to biases.
+        problems: why not, one sentence each.
+        notes: amplification and shares per image, in words; never a verdict.
+        logit_error: largest difference to the model's own logits, relative to the largest of them.
+        closing_error: the worst node's unexplained part, relative to the Σ|R| entering it.
+        amplification: [N] largest Σ|R| of a node over |start|.
+        shares: [N] each: "input", "bias", "epsilon", "dropped" as fractions of the start.
+    """
+
+    ok: bool
+    problems: list[str]
+    notes: list[str]
+    logit_error: float
+    closing_error: float
+    amplification: Tensor
+    shares: dict[str, Tensor]
+
+    def __str__(self) -> str:
+        return "\n".join(["ok" if self.ok else "NOT OK", *self.problems, *self.notes])
+
+
+def judge(ledger: Ledger, logits: Tensor, own: Tensor, relevance: Tensor, dtype: torch.dtype, seed: str) -> Health:
+    """Health from a ledger, the program's and the model's own logits [N, K], and the relevance."""
+    limit = max(AGREES[dtype], AGREES.get(own.dtype, HALF))
+    own = own.to(logits)
+    largest = float(own.abs().max()) or 1.0
+    logit_error = float((logits - own).abs().max()) / largest
+    worst = max(ledger.rows, key=lambda r: float(r.closing_error.nan_to_num(torch.inf).max()), default=None)
+    closing = float(worst.closing_error.max()) if worst else 0.0
+    problems = []
+    if not (bool(torch.isfinite(relevance).all()) and bool(torch.isfinite(logits).all())):
+        problems.append("not finite: relevance or logits hold NaN or infinite values")
+    if not logit_error <= limit:
+        problems.append(f"logits differ from the model's by {logit_error:.1e} of the largest (limit {limit:.0e})")
+    if worst and not closing <= CLOSES[dtype]:
+        problems.append(
+            f"{worst.path or '(model)'} ({worst.op}, {worst.rule}) does not close: {closing:.1e} of the relevance "
+            f"entering it is unexplained (limit {CLOSES[dtype]:.0e})"
+        )
+    t = ledger.totals
+    safe = torch.where(t["start"] == 0, torch.ones_like(t["start"]), t["start"])
+    shares = {name: t[name] / safe for name in ("input", "bias", "epsilon", "dropped")}
+    amplification = t["largest"] / safe.abs()
+    notes = []
+    for i in range(len(safe)):
+        parts = ", ".join(f"{name} {100 * float(v[i]):.1f} %" for name, v in shares.items())
+        notes.append(f"image {i}: of a start of {float(t['start'][i]):.4g}: {parts}; largest Σ|R| {float(amplification[i]):.3g} × start")
+    if seed == "one" and bool(((own * (relevance.new_ones(()))).amax(1) < 0).any()):
+        notes.append("seed 'one' on a negative logit turns the signs around: what speaks for the class looks negative")
+    return Health(not problems, problems, notes, logit_error, closing, amplification, shares)

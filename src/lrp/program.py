@@ -1,0 +1,315 @@
+"""graph + rules -> the explanation program: forward pass, then relevance pass, as plain tensor operations.
+
+The program is one torch.fx graph. It has no hooks and needs no autograd, and it lets go of every
+tensor after its last use. Its relevance pass is written by running the rules on proxies: what a rule
+computes on tensors is what stands in the program.
+
+    (image, given, weight, predicted) -> (relevance, logits, start[, ledger])
+
+The start relevance is `given + (weight + predicted · onehot(argmax)) · seed(logits)`, [N, K], so that
+every kind of target is data and one program serves them all.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.proxy import GraphAppendingTracer, Proxy
+
+from lrp.errors import UnsupportedError
+from lrp.graph import ops
+from lrp.graph.canonize import Graph
+from lrp.graph.capture import Batch, Shape
+from lrp.graph.ops import Activation, Affine, MaxPool, Movement, Operation, Sum
+from lrp.rules import AffineRule, Epsilon, Flow, Pass, Proportional, Rule, SumRule, Weight, total
+
+SEEDS = ("logit", "one", "softmax")
+TERMS = ("relevance_in", "absolute", "relevance_out", "bias", "epsilon", "dropped")
+
+
+class _Writer(GraphAppendingTracer):
+    """Writes operations on proxies into a graph; tensors it meets become constants of the program."""
+
+    def __init__(self, graph: fx.Graph, constants: dict[str, Tensor]) -> None:
+        super().__init__(graph)
+        self.constants = constants
+        self.nodes: dict[int, fx.Node] = {}
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor):
+            if id(a) not in self.nodes:
+                name = f"constant_{len(self.nodes)}"
+                self.constants[name] = a  # keeps it alive, so that its id stays its own
+                self.nodes[id(a)] = self._attribute(name)
+            return self.nodes[id(a)]
+        return super().create_arg(a)
+
+    def _attribute(self, name: str) -> fx.Node:
+        with self.graph.inserting_before(next(iter(self.graph.nodes))):
+            return self.graph.create_node("get_attr", name, name=name)
+
+    def proxy(self, node: fx.Node) -> Proxy:
+        return Proxy(node, self)
+
+
+@dataclass
+class Program:
+    """The explanation of one architecture under one composite, ready to run.
+
+    Attributes:
+        module: (image, given, weight, predicted) -> (relevance, logits, start), or with `ledger` one more: a
+            float64 tensor [rows, 6] of sums over the whole batch, columns as in `TERMS`.
+        rows: the operation of each ledger row, in order of execution.
+    """
+
+    module: fx.GraphModule
+    rows: list[Operation]
+
+    def __call__(self, image: Tensor, given: Tensor, weight: Tensor, predicted: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return self.module(image, given, weight, predicted)
+
+    def __str__(self) -> str:
+        return self.module.code
+
+
+@dataclass
+class Builder:
+    """Writes programs for one graph and its rules; positive parts are computed once for all of them."""
+
+    graph: Graph
+    rules: dict[fx.Node, Rule]
+    top_k: float = 0.0
+    seed: str = "logit"
+    versions: dict[tuple[int, Any], Weight] = field(default_factory=dict)
+    kept: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        refuse_unknown(self.graph)
+
+    def program(self, *, ledger: bool = False) -> Program:
+        """Write the program.
+
+        Args:
+            ledger: with the book-keeping outputs.
+        """
+        graph, constants = fx.Graph(), dict(self.graph.constants)
+        writer = _Writer(graph, constants)
+        env: dict[fx.Node, fx.Node] = {}
+        for node in self.graph.fx.nodes:
+            if node.op != "output":
+                env[node] = graph.node_copy(node, lambda n: env[n])
+                env[node].meta = {}
+                if node.op == "get_attr":
+                    writer.nodes[id(constants[str(node.target)])] = env[node]
+        value = {node: writer.proxy(made) for node, made in env.items()}
+        place = env[self.graph.image]
+        seeds = []
+        for name in ("given", "weight", "predicted"):
+            with graph.inserting_after(place):
+                place = graph.placeholder(name)
+            seeds.append(writer.proxy(place))
+        logits = value[self.graph.logits]
+        start = self._start(logits, *seeds)
+        relevance: dict[fx.Node, Any] = {self.graph.logits: start}
+        book: dict[fx.Node, tuple[Any, ...]] = {}
+        for node, operation in reversed(self.graph.operations.items()):
+            outputs = self._outputs(node, relevance)
+            if all(r is None for r in outputs):
+                continue
+            arrived = [r for r in outputs if r is not None]
+            kept, cut = self._largest(operation, outputs)
+            flow = self._flow(operation, value, kept)
+            sent = [r for r in flow.relevance if r is not None]
+            for source, r in zip(operation.data, flow.relevance, strict=True):
+                if r is not None:
+                    relevance[source] = r if source not in relevance else relevance[source] + r
+            book[node] = (
+                _sum(arrived), sum(total(abs(r)) for r in arrived), _sum(sent), flow.bias, flow.epsilon,
+                flow.dropped + cut,
+            )  # fmt: skip
+        image = value[self.graph.image]
+        result = relevance.get(self.graph.image)
+        result = torch.zeros_like(image) if result is None else result
+        rows = [self.graph.operations[n] for n in self.graph.operations if n in book]
+        outputs = [result, logits, start]
+        if ledger:
+            outputs.append(_stacked([book[o.node] for o in rows], logits))
+        graph.output(tuple(o.node for o in outputs))
+        graph.eliminate_dead_code()
+        root = nn.Module()
+        for node in graph.nodes:
+            if node.op == "get_attr" and not hasattr(root, str(node.target)):
+                root.register_buffer(str(node.target), constants[str(node.target)], persistent=False)
+        return Program(fx.GraphModule(root, graph, "Explanation"), rows)
+
+    # ------------------------------------------------------------ start
+
+    def _start(self, logits: Any, given: Any, weight: Any, predicted: Any) -> Any:
+        classes = self.graph.logits.meta["shape"][1]
+        winner = F.one_hot(logits.argmax(1), classes).to(self.graph.dtype)
+        seed = {
+            "logit": lambda: logits,
+            "one": lambda: torch.ones_like(logits),
+            "softmax": lambda: logits.softmax(1),
+        }
+        return given + (weight + predicted.unsqueeze(1) * winner) * seed[self.seed]()
+
+    # ------------------------------------------------------------ one operation
+
+    def _outputs(self, node: fx.Node, relevance: dict[fx.Node, Any]) -> list[Any]:
+        """The relevance at each output of an operation; several where `getitem` takes them apart."""
+        parts = {u.args[1]: relevance.get(u) for u in node.users if u.target is operator.getitem}
+        if not parts:
+            return [relevance.get(node)]
+        return [parts.get(i) for i in range(len(node.meta["shapes"]))]
+
+    def _largest(self, operation: Operation, outputs: list[Any]) -> tuple[list[Any], Any]:
+        """`top_k`: the largest elements of each image go on, the rest is dropped."""
+        if not self.top_k or operation.family not in ("conv", "linear", "pool", "maxpool"):
+            return outputs, 0.0
+        shape = operation.shape
+        count = 1
+        for size in ops.one(shape):
+            count *= size
+        r = outputs[0]
+        flat = r.flatten(1)
+        largest = flat.topk(max(1, int(self.top_k * count)), dim=1)
+        kept = torch.zeros_like(flat).scatter(1, largest.indices, largest.values).reshape(ops.sizes(shape))
+        return [kept] + outputs[1:], total(r - kept)
+
+    def _flow(self, operation: Operation, value: dict[fx.Node, Any], outputs: list[Any]) -> Flow:
+        rule = self.rules[operation.node]
+        entry = ops.entry(operation.name)
+        assert entry is not None  # unknown operations were refused before anything was built
+        algebra = entry.lower(operation)
+        inputs = [value[n] for n in operation.data]
+        r = outputs[0]
+        if isinstance(rule, Pass) or isinstance(algebra, Activation):
+            return Flow((r,))
+        if isinstance(algebra, Movement):
+            return Flow(
+                tuple(algebra.back(outputs)), bias=algebra.constant(outputs) if algebra.constant else 0.0
+            )
+        if isinstance(algebra, Sum):
+            assert isinstance(rule, SumRule)
+            return self._sum(algebra, rule, inputs, value[operation.node], r)
+        if isinstance(algebra, MaxPool):
+            if not isinstance(rule, Proportional):
+                return Flow((algebra.route(r, inputs[0], value[operation.node][1]),))
+            average = self._equipped(algebra.average(rule.window), operation, rule.window)
+            epsilon = Epsilon(rule.epsilon, relative=rule.relative)
+            return epsilon.propagate(average, inputs[0], average.forward(inputs[0], 1.0), r)
+        assert isinstance(rule, AffineRule)
+        return rule.propagate(self._equipped(algebra, operation), inputs[0], value[operation.node], r)
+
+    def _equipped(self, affine: Affine, operation: Operation, window: Any = None) -> Affine:
+        """An operation's algebra with what the rules may ask about it."""
+        affine.nonneg = operation.nonneg
+        affine.transform = self._version
+        affine.where = str(operation)
+        shape = operation.input_shape()
+        if isinstance(shape[0], Batch) and not any(isinstance(s, Batch) for s in shape[1:]):
+            affine.blank = lambda: self._once(
+                (operation.node, "blank"),
+                lambda: torch.ones([1, *shape[1:]], dtype=self.graph.dtype, device=self.graph.device),
+            )
+        affine.bounds = lambda: self._bounds(operation)
+        return affine
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self.versions:
+            self.versions[key] = make()
+        return self.versions[key]
+
+    def _version(self, w: Weight, version: Callable[[Weight], Weight]) -> Weight:
+        if not isinstance(w, Tensor):
+            return version(w)
+        self.kept.append(w)  # its id is the key: it must stay alive
+        return self._once((id(w), version), lambda: version(w))
+
+    def _sum(self, algebra: Sum, rule: SumRule, inputs: list[Any], z: Any, r: Any) -> Flow:
+        summands = []
+        for operand, factor in algebra.terms:
+            x = inputs[operand] if isinstance(operand, ops.Place) else operand
+            summands.append((x if factor == 1 else x * factor, isinstance(operand, ops.Place)))
+        flow = rule.propagate_sum(summands, z, r)
+        shares: list[Any] = [None] * len(inputs)
+        places = [operand for operand, _ in algebra.terms if isinstance(operand, ops.Place)]
+        for place, share in zip(places, flow.relevance, strict=True):
+            share = _sum_to(share, algebra.shape, algebra.shapes[place])
+            shares[place] = share if shares[place] is None else shares[place] + share
+        return flow._replace(relevance=tuple(shares))
+
+    # ------------------------------------------------------------ the box of a first layer
+
+    def _bounds(self, operation: Operation) -> tuple[Tensor, Tensor]:
+        """The range of the input of a first layer: the model's, carried through what stands between."""
+
+        def compute() -> tuple[Tensor, Tensor]:
+            rule: Any = self.rules[operation.node]
+            shape = ops.one(self.graph.image.meta["shape"])
+            ends = []
+            for bound in (rule.low, rule.high):
+                b = torch.as_tensor(bound, dtype=self.graph.dtype, device=self.graph.device)
+                b = b.reshape(1, -1, *[1] * (len(shape) - 2)) if b.dim() == 1 else b
+                ends.append(self._carried(b.expand(1, *shape[1:]).contiguous(), operation.data[0]))
+            return torch.minimum(*ends), torch.maximum(*ends)  # a negative factor on the way swaps them
+
+        return self._once((operation.node, "bounds"), compute)
+
+    def _carried(self, image: Tensor, to: fx.Node) -> Tensor:
+        values: dict[fx.Node, Any] = {self.graph.image: image}
+
+        def run(node: fx.Node) -> Any:
+            if node not in values:
+                if node.op == "get_attr":
+                    values[node] = self.graph.constants[str(node.target)]
+                else:
+                    args, kwargs = (fx.map_arg(v, run) for v in (node.args, node.kwargs))
+                    values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            return values[node]
+
+        return run(to)
+
+
+def _sum(parts: list[Any]) -> Any:
+    return sum((total(p) for p in parts), start=0.0)
+
+
+def _sum_to(r: Any, shape: Shape, wanted: Shape) -> Any:
+    """Sum relevance back over the dimensions along which an operand of shape `wanted` was broadcast."""
+    extra = len(shape) - len(wanted)
+    if extra:
+        r = r.sum(dim=list(range(extra)))
+    grown = [i for i, size in enumerate(wanted) if size == 1 and shape[i + extra] != 1]
+    return r.sum(dim=grown, keepdim=True) if grown else r
+
+
+def _stacked(rows: list[tuple[Any, ...]], like: Any) -> Any:
+    """The ledger as one tensor [rows, 6]."""
+    zero = like.new_zeros((), dtype=torch.float64)
+    return torch.stack([torch.stack([zero + term for term in row]) for row in rows])
+
+
+def refuse_unknown(graph: Graph) -> None:
+    """Raise for operations that the vocabulary does not have, all at once, before anything runs."""
+    if not graph.unknown:
+        return
+    names = sorted({o.name for o in graph.unknown})
+    columns = [(o.path or "(model)", o.name, ops.size_of(o.shape), o.source) for o in graph.unknown]
+    widths = [max(len(row[i]) for row in columns) for i in range(4)]
+    lines = [
+        "  " + "   ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in columns
+    ]
+    count = len(graph.unknown) + len(graph.operations)
+    raise UnsupportedError(
+        f"no rule for {len(graph.unknown)} of {count} operations:\n" + "\n".join(lines) + "\n"
+        f"Give them one: lrp.register({', '.join(map(repr, names))}, family=...), or see `lrp rules --known`."
+    )

@@ -1,0 +1,49 @@
+"""The table operation -> rule: what `Explainer.rules()` returns and `lrp rules` prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import fx
+
+from lrp.composite import Composite
+from lrp.graph.canonize import Graph
+from lrp.graph.ops import size_of
+from lrp.rules import Rule
+
+
+class Line(NamedTuple):
+    """One operation: where, what, its output's shape, its rule, and what is known of its input's sign."""
+
+    path: str
+    op: str
+    shape: str
+    rule: str
+    sign: str
+
+
+@dataclass(frozen=True)
+class RulesTable:
+    """Which rule explains which operation, in order of execution."""
+
+    composite: str
+    reason: str
+    lines: list[Line]
+
+    @staticmethod
+    def of(graph: Graph, rules: dict[fx.Node, Rule], composite: Composite) -> RulesTable:
+        lines = [
+            Line(o.path or "(model)", o.name, size_of(o.shape), str(rules[node]), "input >= 0" if o.nonneg else "")
+            for node, o in graph.operations.items()
+        ]
+        return RulesTable(composite.describe(), composite.reason, lines)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __str__(self) -> str:
+        head = Line("module", "operation", "output", "rule", "sign")
+        widths = [max(len(line[i]) for line in [head, *self.lines]) for i in range(5)]
+        text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [head, *self.lines]]
+        return "\n".join([f"composite: {self.composite}", *([self.reason] if self.reason else []), "", *text])

@@ -1,0 +1,123 @@
+"""What to explain: every kind of target, as the start relevance it stands for.
+
+A target becomes three arrays that the explanation program reads: `given` [N, K] is relevance as it
+stands, `weight` [N, K] multiplies the seed (the logits), `predicted` [N] asks for the predicted class.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lrp.errors import TargetError
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Why `a` and not `b`: start with +logit on a and −logit on b, so that a map sums to their difference.
+
+    Args:
+        a, b: class indices, or names where the explainer knows `class_names`.
+    """
+
+    a: int | str
+    b: int | str
+
+
+class Start(NamedTuple):
+    given: Tensor
+    weight: Tensor
+    predicted: Tensor
+
+
+def resolve(
+    target: Any, images: int, classes: int, class_names: Sequence[str] | None, like: Tensor
+) -> Start:
+    """A target as a start.
+
+    Args:
+        target: "predicted", an index, a class name, a `Contrast`, a sequence of N of these, or a tensor
+            or array [N, K] of relevance.
+        images: N.
+        classes: K.
+        class_names: K names, or None.
+        like: a tensor of the dtype and on the device to use.
+
+    Raises:
+        TargetError: out of range, unknown, or not one per image.
+    """
+    given, weight = like.new_zeros(images, classes), like.new_zeros(images, classes)
+    predicted = like.new_zeros(images)
+    array = _as_matrix(target)
+    if array is not None:
+        if tuple(array.shape) != (images, classes):
+            raise TargetError(
+                f"a start relevance must have shape [{images}, {classes}] (images, classes), got {list(array.shape)}."
+            )
+        if not bool(torch.isfinite(array).all()):
+            raise TargetError("the start relevance holds NaN or infinite values; every entry must be finite.")
+        return Start(array.to(like), weight, predicted)
+    entries = _per_image(target, images)
+    for i, entry in enumerate(entries):
+        if entry == "predicted":
+            predicted[i] = 1
+        elif isinstance(entry, Contrast):
+            weight[i, _index(entry.a, classes, class_names)] += 1
+            weight[i, _index(entry.b, classes, class_names)] -= 1
+        else:
+            weight[i, _index(entry, classes, class_names)] = 1
+    return Start(given, weight, predicted)
+
+
+def _as_matrix(target: Any) -> Tensor | None:
+    """Relevance, where the target is that: a float tensor or array, or nested lists."""
+    if hasattr(target, "__array__") and not isinstance(target, Tensor):
+        target = torch.as_tensor(target)
+    if isinstance(target, Tensor):
+        return target.detach() if target.dim() == 2 or target.is_floating_point() else None
+    if isinstance(target, (list, tuple)) and target and all(isinstance(row, (list, tuple)) for row in target):
+        return torch.as_tensor(target, dtype=torch.float64)
+    return None
+
+
+def _per_image(target: Any, images: int) -> list[Any]:
+    if isinstance(target, Tensor):
+        target = target.tolist()
+    if isinstance(target, (str, int, Contrast)) or not isinstance(target, Sequence):
+        return [target] * images
+    if len(target) != images:
+        raise TargetError(f"{len(target)} targets for {images} images: give one target, or one per image.")
+    return list(target)
+
+
+def _index(entry: Any, classes: int, class_names: Sequence[str] | None) -> int:
+    if isinstance(entry, str):
+        return _named(entry, class_names)
+    if isinstance(entry, bool) or not hasattr(entry, "__index__"):
+        raise TargetError(
+            f"target {entry!r} is a {type(entry).__name__}: expected 'predicted', a class index, a class name, "
+            "lrp.Contrast(a, b), one of these per image, or a start relevance [N, K]."
+        )
+    index = entry.__index__()
+    if not 0 <= index < classes:
+        raise TargetError(f"target {index} is out of range: the model has {classes} classes, 0 to {classes - 1}.")
+    return int(index)
+
+
+def _named(name: str, class_names: Sequence[str] | None) -> int:
+    if class_names is None:
+        raise TargetError(f"target {name!r} is a class name, and this explainer knows none: pass class_names=[...].")
+    found = [i for i, known in enumerate(class_names) if known == name]
+    if not found:
+        found = [i for i, known in enumerate(class_names) if known.lower() == name.lower()]
+    if not found:
+        near = difflib.get_close_matches(name, class_names, 3, 0.0)
+        raise TargetError(f"no class {name!r}; the nearest are {', '.join(map(repr, near))}.")
+    if len(found) > 1:
+        raise TargetError(f"the class name {name!r} is that of {' and '.join(map(str, found))}: use the index.")
+    return found[0]

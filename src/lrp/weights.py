@@ -1,0 +1,247 @@
+"""Weights as files: fetched whole and verified or not at all, read as tensors alone, fitted to a model."""
+
+import hashlib
+import http.client
+import os
+import pickle
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from lrp.errors import ModelError
+
+TIMEOUT = 10.0  # seconds without a sign of life; torch.hub's downloader, good otherwise, waits for ever
+MEGABYTE = 2**20  # torchvision counts file sizes so
+
+Progress = Callable[[str], None]
+
+
+def checkpoint(name: str, url: str, megabytes: float | None, progress: Progress) -> Path:
+    """The file of `url` in torch.hub's folder (see TORCH_HOME), downloaded if need be, verified either way.
+
+    Its name carries the first digits of its SHA-256, as in "vgg19-dcbb9e9d.pth".
+    """
+    path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urllib.parse.urlsplit(url).path))
+    sha256 = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    if not sha256:
+        raise ModelError(f"{name}: its weights cannot be verified: {url} carries no SHA-256 in its name.")
+    if not path.exists():
+        size = f"{megabytes:.0f} MB" if megabytes else "size unknown"
+        progress(f"{name}: {size} from {urllib.parse.urlsplit(url).hostname} to {path.parent}")
+        try:
+            download(url, path, sha256[1], progress)
+        except ModelError as error:
+            remedy = f"download that file elsewhere and put it at {path}"
+            raise ModelError(_unfetched(name, size, url, error, remedy)) from error
+    elif not (found := sha256_of(path)).startswith(sha256[1]):
+        raise ModelError(
+            f"{name}: {path} is not the published file (its SHA-256 starts with {found[: len(sha256[1])]}, "
+            f"not {sha256[1]}); delete it and try again."
+        )
+    return path
+
+
+def hub_file(name: str, repository: str, filename: str | None, progress: Progress) -> Path:
+    """A timm model's file in huggingface_hub's cache, downloaded if need be; safetensors where there are."""
+    import huggingface_hub as hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    candidates = [filename] if filename else ["model.safetensors", "pytorch_model.bin"]
+    for candidate in candidates:
+        cached = hub.try_to_load_from_cache(repository, candidate)
+        if isinstance(cached, str):
+            return Path(cached)
+    url, size = hub.hf_hub_url(repository, candidates[0]), "size unknown"
+    try:
+        for candidate in candidates:
+            url = hub.hf_hub_url(repository, candidate)
+            try:  # one quick question first: the download itself retries for a minute when offline
+                found = hub.get_hf_file_metadata(url, timeout=TIMEOUT)
+            except EntryNotFoundError:
+                continue
+            size = f"{found.size / MEGABYTE:.0f} MB" if found.size else size
+            host = urllib.parse.urlsplit(url).hostname
+            progress(f"{name}: {size} from {host} to {hub.constants.HF_HUB_CACHE}")
+            return Path(hub.hf_hub_download(repository, candidate))
+        raise ModelError(f"the server has no {' or '.join(candidates)}")
+    except Exception as error:  # its http library changes between versions, and with it the exceptions
+        cache = hub.constants.HF_HUB_CACHE
+        remedy = f"run `hf download {repository}` elsewhere and copy its cache to {cache}"
+        raise ModelError(_unfetched(name, size, url, error, remedy)) from error
+
+
+def download(url: str, destination: Path, sha256: str, progress: Progress) -> None:
+    """Fetch `url` to `destination`, which appears only once its content is proven.
+
+    What has come so far lies beside it as `NAME.part`; a later call goes on from there.
+
+    Args:
+        url: https; plain http only from this very machine.
+        sha256: hexadecimal digest of the content, or its first digits.
+        progress: is told about every tenth.
+
+    Raises:
+        ModelError: the reason alone, as a clause; the caller says what was wanted and where it belongs.
+    """
+    part = destination.with_name(destination.name + ".part")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        _stream(url, part, progress)
+        found = sha256_of(part)
+        if not found.startswith(sha256):
+            part.unlink()
+            raise ModelError(
+                f"what came has a SHA-256 starting with {found[: len(sha256)]}, not {sha256}, and was deleted"
+            )
+        os.replace(part, destination)
+    except urllib.error.HTTPError as error:
+        raise ModelError(f"the server answered {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise ModelError(_reason(error)) from error
+
+
+def _stream(url: str, part: Path, progress: Progress) -> None:
+    """Write what `url` sends into `part`, going on where an earlier attempt broke off."""
+    done = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(_permitted(url), headers={"User-Agent": "lrp"})
+    if done:
+        request.add_header("Range", f"bytes={done}-")
+    try:
+        response = urllib.request.build_opener(_PermittedRedirects).open(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and done:  # nothing lies beyond: all had come, and the digest decides
+            return
+        raise
+    with response:
+        resumed = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
+        done = done if resumed else 0
+        length = response.headers.get("Content-Length", "")
+        total = done + int(length) if length.isdigit() else None
+        with open(part, "ab" if resumed else "wb") as file:
+            while chunk := response.read(MEGABYTE):
+                file.write(chunk)
+                before, done = done, done + len(chunk)
+                if total and done * 10 // total > before * 10 // total:
+                    progress(f"  {done / MEGABYTE:.0f} of {total / MEGABYTE:.0f} MB")
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and done < total:
+        raise ModelError(
+            f"the connection ended after {done / MEGABYTE:.1f} of {total / MEGABYTE:.1f} MB, "
+            "a second attempt goes on from there"
+        )
+
+
+class _PermittedRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect from https to anything less."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        return super().redirect_request(req, fp, code, msg, headers, _permitted(newurl))
+
+
+def _permitted(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname == "127.0.0.1"):
+        return url
+    raise ModelError(f"{url} is not https")
+
+
+def _unfetched(name: str, size: str, url: str, error: Exception, remedy: str) -> str:
+    return f"{name}: its weights ({size}) could not be fetched from {url} ({_reason(error)}); {remedy}."
+
+
+def _reason(error: BaseException) -> str:
+    """An error as a clause on one line: "Name or service not known"."""
+    cause = getattr(error, "reason", error)  # urllib wraps the operating system's error
+    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return re.sub(r"^\[Errno -?\d+\] ", "", text.strip().splitlines()[0]).rstrip(".")
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_weights(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a state dict file; in a training checkpoint, those under "state_dict" or "model"."""
+    try:
+        if path.suffix == ".safetensors":
+            import safetensors.torch
+
+            return safetensors.torch.load_file(path)
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and blocked:
+            raise ModelError(
+                f"{path} holds Python objects ({blocked[1]}), and reading them could run code from the file: "
+                "have the tensors alone saved, with torch.save(model.state_dict(), PATH)."
+            ) from error
+        raise ModelError(f"{path} is damaged or no file of weights.") from error
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in ("state_dict", "model") if key in content), content)
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ModelError(f"{path} is no state dict: tensors by name were expected.")
+    return content  # as it is, with its attribute _metadata
+
+
+def write_weights(path: Path, model: nn.Module, suffix: str) -> None:
+    """Write a state dict as safetensors or as PyTorch's own format, whichever `suffix` names."""
+    if suffix != ".safetensors":
+        torch.save(model.state_dict(), path)
+        return
+    import safetensors.torch
+
+    # Copies, because the format refuses tensors that share memory, as tied weights do.
+    safetensors.torch.save_file({n: t.detach().cpu().clone() for n, t in model.state_dict().items()}, path)
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, path: Path) -> None:
+    """Load the tensors of `path` into `model`; all of them fit, or ModelError lists those that do not."""
+    expected = model.state_dict()
+    # Batch norm's step counter is missing in old files; only training would use it.
+    given = OrderedDict((n, t) for n, t in expected.items() if n.endswith("num_batches_tracked"))
+    given.update(tensors)
+    # The modules' versions, which mnasnet insists on; safetensors cannot hold them, but is younger than they.
+    versions = getattr(tensors, "_metadata", expected._metadata)  # type: ignore[attr-defined]
+    given._metadata = versions  # type: ignore[attr-defined]
+    try:
+        model.load_state_dict(given)
+    except (RuntimeError, ValueError) as error:
+        groups = {
+            "missing": [n for n in expected if n not in given],
+            "unexpected": [n for n in given if n not in expected],
+            "of another shape": [
+                f"{n} is {list(given[n].shape)}, expected {list(expected[n].shape)}"
+                for n in expected
+                if n in given and given[n].shape != expected[n].shape
+            ],
+        }
+        listed = [f"{len(found)} {kind} ({_few(found)})" for kind, found in groups.items() if found]
+        raise ModelError(
+            f"{path} does not fit {architecture}: {', '.join(listed) or _reason(error)}."
+        ) from error
+
+
+def _few(items: list[str], count: int = 3) -> str:
+    return "; ".join(items[:count]) + (f"; and {len(items) - count} more" if len(items) > count else "")
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of parameters and buffers: identifies a set of weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
