@@ -1,47 +1,54 @@
-"""See which pixels made an image classifier decide: layer-wise relevance propagation (LRP) for PyTorch."""
+"""See which pixels made an image classifier decide: layer-wise relevance propagation (LRP) for PyTorch.
 
-from lrp.composite import (
-    Composite,
-    composites,
-    depthwise,
-    everything,
-    family,
-    first,
-    module,
-    op,
-    path,
-    preset,
-)
-from lrp.errors import (
-    CaptureError,
-    CompositeError,
-    ImageError,
-    InputError,
-    LedgerError,
-    LrpError,
-    ModelError,
-    RuleError,
-    TargetError,
-    UnsupportedError,
-)
-from lrp.explain import Explainer, Explanation, Explanations, explain
-from lrp.ledger import Health, Ledger
-from lrp.rules import (
-    AlphaBeta,
-    Epsilon,
-    Flat,
-    Gamma,
-    Magnitude,
-    Pass,
-    Proportional,
-    Rule,
-    WinnerTakesAll,
-    WPlus,
-    WSquare,
-    ZBox,
-    Zero,
-    ZPlus,
-)
-from lrp.targets import Contrast
+explainer = lrp.Explainer(model)
+e = explainer(x, target="predicted")    # x: [N, C, H, W]
+e.relevance, e.health.ok                # [N, C, H, W] in logits; True
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lrp.composite import Composite as Composite
+    from lrp.composite import composites as composites
+    from lrp.composite import preset as preset
+    from lrp.explainer import Explainer as Explainer
+    from lrp.explainer import Explanation as Explanation
+    from lrp.explainer import explain as explain
+    from lrp.models import load_model as load_model
 
 __version__ = "0.1.0"
+
+# Imported at first use: torch takes seconds, and `lrp --help` needs none of it.
+_ROOMS = {
+    "explainer": ("Explainer", "Explanation", "Explanations", "explain"),
+    "targets": ("Contrast",),
+    "ledger": ("Health", "Ledger"),
+    "composite": (
+        "Composite", "composites", "preset", "depthwise", "everything", "family", "first", "module", "op", "path",
+    ),
+    "rules": (
+        "AlphaBeta", "Epsilon", "Flat", "Gamma", "Magnitude", "Pass", "Proportional", "Rule", "WPlus", "WSquare",
+        "WinnerTakesAll", "ZBox", "ZPlus", "Zero",
+    ),
+    "graph.ops": ("register",),
+    "models": ("LoadedModel", "Preprocessing", "load_model"),
+    "images": ("find_photos", "open_photo"),
+    "errors": (
+        "CaptureError", "CompositeError", "ImageError", "InputError", "LedgerError", "LrpError", "ModelError",
+        "RuleError", "TargetError", "UnsupportedError",
+    ),
+}  # fmt: skip
+_PUBLIC = {name: room for room, names in _ROOMS.items() for name in names}
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'lrp' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"lrp.{_PUBLIC[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -434,6 +434,6 @@ def preset(
     )
 
 
-def default(graph: Graph) -> Composite:
-    """The preset that fits the architecture, for callers who name none."""
-    return preset("epsilon_plus_flat", bias="ignore")
+def default(graph: Graph, **options: Any) -> Composite:
+    """The preset that fits the architecture, for callers who name none; `options` as `preset` takes them."""
+    return preset("epsilon_plus_flat", **{"bias": "ignore", **options})

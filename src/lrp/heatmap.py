@@ -17,6 +17,7 @@ from lrp.lettering import Font, font, spelled, typeface, wrapped
 
 STYLES = ("heatmap", "overlay", "both")
 
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _UNSEEN = (150, 150, 150)
 _INK, _FAINT, _FRAME = (25, 25, 25), (95, 95, 95), (200, 200, 200)
 
@@ -73,7 +74,7 @@ class Panel:
 def scale(relevance: Iterable[np.ndarray], percentile: float = 99.5) -> float:
     """The limit L of a scale from -L to L: the percentile of |relevance| over the seen pixels of all maps.
 
-    Where that is zero (a few hot pixels on nothing) it is the largest |relevance|; 1 if nothing is seen or not 0.
+    Where that is zero (a few hot pixels on nothing) it is the largest |relevance|, or 1 if that is zero too.
     """
     if not 0 < percentile <= 100:
         raise ImageError(f"expected a percentile above 0 and up to 100, got {percentile:g}")
@@ -178,11 +179,14 @@ def read_metadata(path: Path | str) -> dict[str, str]:
     try:
         if not path.is_file():  # a FIFO would be waited for
             return {}
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=["PNG"]) as image:
+            with Image.open(file, formats=["PNG"]) as image:
                 text = image.info["lrp"]
-                image.verify()  # every chunk's checksum up to the last, without decoding
+                image.verify()  # every chunk's checksum, without decoding; but not that of the last
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            if file.read() != _PNG_END:
+                return {}
         found = json.loads(text)
         return found if all(isinstance(value, str) for value in found.values()) else {}
     except Exception:  # on damaged files Pillow raises nearly anything

@@ -295,12 +295,11 @@ def _timm_config(name: str) -> Any:
 
     known = name.removeprefix("timm:")
     try:
-        config = timm.models.get_pretrained_cfg(known) if timm.is_model(known) else None
+        if timm.is_model(known) and (config := timm.models.get_pretrained_cfg(known)):
+            return config
     except RuntimeError:  # no such tag
-        config = None
-    if config is None:
-        raise _unknown(name)
-    return config
+        pass
+    raise _unknown(name)
 
 
 def _from_file(path: Path, pretrained: bool) -> LoadedModel:

@@ -6,7 +6,6 @@ stands, `weight` [N, K] multiplies the seed (the logits), `predicted` [N] asks f
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lrp.classes import class_index
 from lrp.errors import TargetError
 
 
@@ -22,7 +22,7 @@ class Contrast:
     """Why `a` and not `b`: start with +logit on a and −logit on b, so that a map sums to their difference.
 
     Args:
-        a, b: class indices, or names where the explainer knows `class_names`.
+        a, b: class indices, names where the explainer knows `class_names`, or "predicted".
     """
 
     a: int | str
@@ -35,9 +35,7 @@ class Start(NamedTuple):
     predicted: Tensor
 
 
-def resolve(
-    target: Any, images: int, classes: int, class_names: Sequence[str] | None, like: Tensor
-) -> Start:
+def resolve(target: Any, images: int, classes: int, class_names: Sequence[str] | None, like: Tensor) -> Start:
     """A target as a start.
 
     Args:
@@ -67,8 +65,11 @@ def resolve(
         if entry == "predicted":
             predicted[i] = 1
         elif isinstance(entry, Contrast):
-            weight[i, _index(entry.a, classes, class_names)] += 1
-            weight[i, _index(entry.b, classes, class_names)] -= 1
+            for side, sign in ((entry.a, 1), (entry.b, -1)):
+                if side == "predicted":
+                    predicted[i] += sign
+                else:
+                    weight[i, _index(side, classes, class_names)] += sign
         else:
             weight[i, _index(entry, classes, class_names)] = 1
     return Start(given, weight, predicted)
@@ -97,7 +98,11 @@ def _per_image(target: Any, images: int) -> list[Any]:
 
 def _index(entry: Any, classes: int, class_names: Sequence[str] | None) -> int:
     if isinstance(entry, str):
-        return _named(entry, class_names)
+        if class_names is None:
+            raise TargetError(
+                f"target {entry!r} is a class name, and this explainer knows none: pass class_names=[...]."
+            )
+        return class_index(entry, class_names)
     if isinstance(entry, bool) or not hasattr(entry, "__index__"):
         raise TargetError(
             f"target {entry!r} is a {type(entry).__name__}: expected 'predicted', a class index, a class name, "
@@ -105,19 +110,7 @@ def _index(entry: Any, classes: int, class_names: Sequence[str] | None) -> int:
         )
     index = entry.__index__()
     if not 0 <= index < classes:
-        raise TargetError(f"target {index} is out of range: the model has {classes} classes, 0 to {classes - 1}.")
+        raise TargetError(
+            f"target {index} is out of range: the model has {classes} classes, 0 to {classes - 1}."
+        )
     return int(index)
-
-
-def _named(name: str, class_names: Sequence[str] | None) -> int:
-    if class_names is None:
-        raise TargetError(f"target {name!r} is a class name, and this explainer knows none: pass class_names=[...].")
-    found = [i for i, known in enumerate(class_names) if known == name]
-    if not found:
-        found = [i for i, known in enumerate(class_names) if known.lower() == name.lower()]
-    if not found:
-        near = difflib.get_close_matches(name, class_names, 3, 0.0)
-        raise TargetError(f"no class {name!r}; the nearest are {', '.join(map(repr, near))}.")
-    if len(found) > 1:
-        raise TargetError(f"the class name {name!r} is that of {' and '.join(map(str, found))}: use the index.")
-    return found[0]

@@ -169,8 +169,11 @@ def _reason(error: BaseException) -> str:
 
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {_reason(error)}.") from error
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:

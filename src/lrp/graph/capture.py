@@ -122,9 +122,46 @@ def capture(model: nn.Module, example: Tensor) -> Captured:
 
 def _export(model: nn.Module, example: Tensor, dynamic: Any) -> Any:
     program = export(model, (example,), dynamic_shapes=dynamic, strict=False)
-    program = program.run_decompositions({})
+    if not _without_writes(program.graph):
+        program = program.run_decompositions({})  # torch's own way: right always, and traces everything again
     _check_sizes(program)
     return program
+
+
+def _without_writes(graph: fx.Graph) -> bool:
+    """Turn in-place operations into functional ones, where that is plainly right; say whether none is left.
+
+    `relu_(x)` becomes `relu(x)`, and all later readers of x read its result. That is right where no other
+    tensor shares x's memory: x was made by an operation that allocates, and no view was taken before.
+    """
+    for node in list(graph.nodes):
+        target: Any = node.target
+        if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+            continue
+        namespace, _, name = target._schema.name.partition("::")
+        packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
+        functional = getattr(packet, target._overloadname, None)
+        written = node.args[0] if node.args else None
+        if functional is None or functional._schema.is_mutable or not isinstance(written, fx.Node):
+            return False
+        earlier = [user for user in written.users if user < node]
+        if not all(map(_allocates, [written, *earlier])):
+            return False
+        node.target = functional
+        written.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: user > node)
+    return True
+
+
+ALLOCATE = frozenset({
+    "conv1d", "conv2d", "conv3d", "linear", "matmul", "batch_norm", "layer_norm", "group_norm", "add", "sub", "mul",
+    "div", "cat", "relu", "hardtanh", "hardswish", "silu", "gelu", "sigmoid", "hardsigmoid", "leaky_relu", "elu",
+    "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "bmm", "softmax",
+})  # fmt: skip
+
+
+def _allocates(node: fx.Node) -> bool:
+    target: Any = node.target
+    return isinstance(target, torch._ops.OpOverload) and target._schema.name.removeprefix("aten::") in ALLOCATE
 
 
 def _check_sizes(program: Any) -> None:
@@ -238,4 +275,4 @@ def _frames(error: BaseException) -> list[str]:
         frames.append(f"{tb.tb_frame.f_code.co_filename}:{tb.tb_lineno}")
         tb = tb.tb_next
     here = os.path.abspath(__file__)
-    return [f for f in frames if not f.startswith(here) and os.sep + "lrp" + os.sep + "explain" not in f]
+    return [f for f in frames if not f.startswith(here) and os.sep + "lrp" + os.sep + "explainer" not in f]

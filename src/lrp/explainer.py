@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,9 @@ class Stamp:
     def of(model: nn.Module) -> Stamp:
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         modules = tuple((name, id(m)) for name, m in model.named_modules())
-        facts = tuple((n, t.data_ptr(), t._version, tuple(t.shape), t.dtype, t.device) for n, t in tensors.items())
+        facts = tuple(
+            (n, t.data_ptr(), t._version, tuple(t.shape), t.dtype, t.device) for n, t in tensors.items()
+        )
         picked = [_sample(t.detach()) for t in tensors.values()]
         sample = torch.cat(picked) if picked else torch.zeros(0)
         return Stamp(modules, facts, sample)
@@ -109,7 +111,9 @@ class Explanation:
         if self._images._version != self._images_version:
             raise LedgerError("the images were written to after they were explained: explain them again.")
         if not Stamp.of(self._explainer.model).same(self._stamp):
-            raise LedgerError("the model's weights changed after the explanation: explain again for a ledger.")
+            raise LedgerError(
+                "the model's weights changed after the explanation: explain again for a ledger."
+            )
         return self._explainer._ledger(self._images, self._request)
 
     @functools.cached_property
@@ -151,7 +155,8 @@ class Explainer:
 
     Args:
         model: any module that takes images [N, C, H, W] and returns logits [N, K]. Never written to.
-        composite: a preset's name, a `Composite`, or None for the preset that fits the architecture.
+        composite: a preset's name, a `Composite`, None for the preset that fits the architecture, or a
+            function that makes a `Composite` for a captured graph.
         seed: what the relevance starts from: "logit" (the target's logit), "one", or "softmax" (of all
             classes; the target then only names the map).
         dtype: torch.float32 or torch.float64; None: the model's own, half precision raised to float32.
@@ -166,7 +171,7 @@ class Explainer:
     def __init__(
         self,
         model: nn.Module,
-        composite: str | Composite | None = None,
+        composite: str | Composite | Callable[[Graph], Composite] | None = None,
         seed: str = "logit",
         dtype: torch.dtype | None = None,
         precision: str = "exact",
@@ -176,17 +181,19 @@ class Explainer:
         if not isinstance(model, nn.Module):
             raise LrpError(f"Explainer takes a torch.nn.Module, got {type(model).__name__}.")
         if dtype not in (None, torch.float32, torch.float64):
-            raise LrpError(f"dtype={dtype}: relevance is computed in torch.float32 or torch.float64; ε vanishes in less.")
+            raise LrpError(
+                f"dtype={dtype}: relevance is computed in torch.float32 or torch.float64; ε vanishes in less."
+            )
         if precision not in ("exact", "mixed"):
             raise LrpError(f"precision={precision!r}: expected 'exact' or 'mixed'.")
         if isinstance(composite, str):
             composite = composites.preset(composite)
-        elif composite is not None and not isinstance(composite, Composite):
+        elif composite is not None and not isinstance(composite, Composite) and not callable(composite):
             raise CompositeError(
                 f"composite={composite!r}: expected a preset's name ({', '.join(composites.PRESETS)}), "
                 "an lrp.Composite, or None."
             )
-        if composite is not None and composite.seed and seed == "logit":
+        if isinstance(composite, Composite) and composite.seed and seed == "logit":
             seed = composite.seed
         if seed not in SEEDS:
             raise LrpError(f"seed={seed!r}: expected one of {', '.join(map(repr, SEEDS))}.")
@@ -254,7 +261,7 @@ class Explainer:
     def _explanation(
         self, x: Tensor, prepared: Prepared, request: Start, relevance: Tensor, logits: Tensor, start: Tensor
     ) -> Explanation:
-        asked = request.weight if bool(request.weight.any()) else start
+        asked = torch.where((request.weight == 0).all(1, keepdim=True), start, request.weight)
         target = torch.where(request.predicted > 0, logits.argmax(1), asked.argmax(1))
         return Explanation(relevance, logits, target, start, self, x, x._version, prepared.stamp, request)
 
@@ -272,7 +279,9 @@ class Explainer:
             captured = found.captured  # only the weights changed: fold them again
         else:
             if self.model.training or any(m.training for m in self.model.modules()):
-                _once_said(self, "the model is in train mode: it is explained in eval mode, and left as it was.")
+                _once_said(
+                    self, "the model is in train mode: it is explained in eval mode, and left as it was."
+                )
             captured = capture(self.model, self._as_model_takes(x))
         prepared = self._prepare(captured, stamp, x.device)
         self._prepared[key if captured.free_batch else (*key, len(x))] = prepared
@@ -283,8 +292,11 @@ class Explainer:
             graph = canonize(captured, captured.values(self.model), self.dtype, device)
             shape = graph.logits.meta["shape"]
             if shape is None or len(shape) != 2:
-                raise CaptureError(f"the model returns a tensor of shape {list(shape or ())}; logits [N, K] are expected.")
-            chosen = self.composite or composites.default(graph)
+                raise CaptureError(
+                    f"the model returns a tensor of shape {list(shape or ())}; logits [N, K] are expected."
+                )
+            wanted = self.composite or composites.default
+            chosen = wanted if isinstance(wanted, Composite) else wanted(graph)
             rules = chosen.assign(graph)
             builder = Builder(graph, rules, chosen.top_k, self.seed)
             program: Any = builder.program()
@@ -300,15 +312,21 @@ class Explainer:
         if not isinstance(x, Tensor):
             raise InputError(f"images must be a torch.Tensor [N, C, H, W], got {type(x).__name__}.")
         if x.dim() < 2 or not x.is_floating_point():
-            raise InputError(f"images must be a floating tensor [N, C, H, W], got {x.dtype} of shape {list(x.shape)}.")
+            raise InputError(
+                f"images must be a floating tensor [N, C, H, W], got {x.dtype} of shape {list(x.shape)}."
+            )
         if not len(x):
             raise InputError(f"the batch is empty: got shape {list(x.shape)}, expected at least one image.")
         if not bool(torch.isfinite(x).all()):
             bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
-            raise InputError(f"NaN or infinite pixels in image {', '.join(map(str, bad))}: every pixel must be finite.")
+            raise InputError(
+                f"NaN or infinite pixels in image {', '.join(map(str, bad))}: every pixel must be finite."
+            )
         held = next(self.model.parameters(), None)
         if held is not None and held.device != x.device:
-            raise InputError(f"the images are on {x.device} and the model is on {held.device}: move one of them.")
+            raise InputError(
+                f"the images are on {x.device} and the model is on {held.device}: move one of them."
+            )
 
     # ------------------------------------------------------------ looking inside
 
@@ -319,7 +337,9 @@ class Explainer:
             x: images of the shape to capture for; not needed after a call.
         """
         if x is None and not self._prepared:
-            raise InputError("rules() before the first explanation needs images of the right shape: rules(x).")
+            raise InputError(
+                "rules() before the first explanation needs images of the right shape: rules(x)."
+            )
         prepared = self.prepare(x) if x is not None else next(reversed(self._prepared.values()))
         return RulesTable.of(prepared.graph, prepared.rules, prepared.composite)
 
@@ -327,7 +347,9 @@ class Explainer:
     def program(self) -> Program:
         """The explanation program last prepared; printing it shows the code."""
         if not self._prepared:
-            raise InputError("there is no program before the first explanation: call the explainer, or prepare(x).")
+            raise InputError(
+                "there is no program before the first explanation: call the explainer, or prepare(x)."
+            )
         return next(reversed(self._prepared.values())).builder.program()
 
     def _own_logits(self, x: Tensor) -> Tensor:
@@ -338,7 +360,9 @@ class Explainer:
         """One image at a time: then a sum over everything is a sum over the image, whatever the layout."""
         prepared = self.prepare(x[:1] if self.prepare(x).captured.free_batch else x)
         if not prepared.captured.free_batch and len(x) > 1:
-            prepared = self._prepare(capture(self.model, self._as_model_takes(x[:1])), prepared.stamp, x.device)
+            prepared = self._prepare(
+                capture(self.model, self._as_model_takes(x[:1])), prepared.stamp, x.device
+            )
         if prepared.ledger_program is None:
             with torch.no_grad():
                 prepared.ledger_program = prepared.builder.program(ledger=True)
@@ -347,7 +371,13 @@ class Explainer:
         for i in range(len(x)):
             relevance, _, start, table = program(images[i : i + 1], *(part[i : i + 1] for part in request))
             tables.append(table)
-            ends.append([start.sum(dtype=torch.float64), relevance.sum(dtype=torch.float64), relevance.abs().sum(dtype=torch.float64)])
+            ends.append(
+                [
+                    start.sum(dtype=torch.float64),
+                    relevance.sum(dtype=torch.float64),
+                    relevance.abs().sum(dtype=torch.float64),
+                ]
+            )
         book = torch.stack(tables, dim=-1).cpu()  # [rows, terms, N]
         begun, reached, spread = torch.tensor(ends, dtype=torch.float64).t()
         rows = [

@@ -1,0 +1,30 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test lint bench faithfulness clean
+
+demo: $(STAMP)  ## photos to input/, explained to output/
+	$(BIN)/lrp demo
+
+test: $(STAMP)  ## ruff, mypy, pytest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(TESTS)
+
+bench: $(STAMP)  ## time and memory against one input gradient, zennit and captum
+	$(BIN)/python benchmarks/speed.py
+
+faithfulness: $(STAMP)  ## how well the maps of the candidate presets find what the decision hangs on
+	$(BIN)/python benchmarks/faithfulness.py
+
+# Installed again only when the dependencies change.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,test]'
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv input output

@@ -1,0 +1,55 @@
+"""The command line: every command reads arguments, calls one function, prints one result.
+
+Data goes to stdout, progress and words to stderr. Exit codes: 0 fine, 1 failed, 2 usage, 3 finished with
+files skipped, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from lrp.cli import demo, explain, models, rules
+from lrp.cli.common import guarded
+
+app = typer.Typer(
+    name="lrp",
+    help="See which pixels made an image classifier decide, with layer-wise relevance propagation (LRP).",
+    epilog="Example: lrp explain input -o output",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (explain.explain, rules.rules, models.models, demo.demo):
+    app.command(epilog=f"Example: {command.example}")(guarded(command))
+
+
+def version(show: bool) -> None:
+    if show:
+        import lrp
+
+        print(f"lrp {lrp.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    show: bool = typer.Option(False, "--version", callback=version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        app(args=list(arguments) if arguments is not None else None)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def run() -> None:
+    sys.exit(main())

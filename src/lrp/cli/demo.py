@@ -1,0 +1,48 @@
+"""`lrp demo`: photos to try, and their explanations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lrp.cli import common, explain
+from lrp.errors import ImageError
+
+# scikit-image's own photos: file -> the ImageNet class of what is on it.
+PHOTOS = {
+    "chelsea.png": "tiger cat",
+    "coffee.png": "espresso",
+    "camera.png": "tripod",
+    "motorcycle_left.png": "moped",
+    "rocket.jpg": "missile",
+}
+
+
+@common.example("lrp demo")
+def demo(
+    photos: Annotated[Path, typer.Option("--input", help="Folder for the photos.")] = Path("input"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("output"),
+) -> None:
+    """Write a few photos to input/<class>/ and explain them with the packaged model; nothing is downloaded."""
+    places = write_photos(photos)
+    counts = explain.run(places, output, save_npz=False)
+    print(f"Look at {output}/: each photo with the pixels that made the model decide, red for, blue against.")
+    if counts["skipped"]:
+        raise common.Skipped
+
+
+def write_photos(folder: Path) -> list[Path]:
+    """Copy scikit-image's photos to `folder`/<class>/; files that are there stay."""
+    try:
+        import skimage.data
+    except ImportError as error:
+        raise ImageError("the demo's photos come with scikit-image: pip install 'lrp[demo]'.") from error
+    source = Path(skimage.data.__file__).parent
+    for name, category in PHOTOS.items():
+        place = folder / category / name
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes((source / name).read_bytes())
+    return [folder]

@@ -1,0 +1,42 @@
+"""`lrp rules`: which rule explains which operation of a model, before anything runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lrp.cli import common
+
+
+@common.example("lrp rules vgg19 --composite epsilon_plus_flat")
+def rules(
+    model: Annotated[
+        str | None, typer.Argument(help="As --model of `lrp explain`; random weights suffice.")
+    ] = None,
+    composite: Annotated[str | None, common.COMPOSITE] = None,
+    bias: Annotated[str | None, common.BIAS] = None,
+    epsilon: Annotated[float | None, common.EPSILON] = None,
+    top_k: Annotated[float, common.TOP_K] = 0.0,
+    size: Annotated[int | None, common.SIZE] = None,
+    known: Annotated[
+        bool, typer.Option("--known", help="List the operations that have a rule, instead.")
+    ] = False,
+) -> None:
+    """Print the table operation -> rule: module path, operation, output's shape, rule, sign of its input."""
+    if known:
+        from lrp.composite import DEFAULTS
+        from lrp.graph.ops import known as vocabulary
+
+        for name, family in vocabulary().items():
+            print(f"{name:<24} {family:<12} {DEFAULTS[family]}")
+        return
+    import torch
+
+    from lrp.explainer import Explainer
+    from lrp.models import load_model
+
+    loaded = load_model(model or "efficientnet_lite0", pretrained=False)  # weights change no rule
+    preprocessing = loaded.preprocessing.with_size(size) if size else loaded.preprocessing
+    chosen = common.composite(composite, preprocessing, bias, epsilon, top_k)
+    print(Explainer(loaded.model, chosen).rules(torch.zeros(2, 3, *preprocessing.geometry.crop)))
