@@ -1,7 +1,7 @@
 """RULES.md once more, slowly: dense matrices, one output at a time, float64, no line shared with `lrp`.
 
-An affine operation is written out as a matrix by feeding it unit vectors. A rule says, for ONE output, how its
-relevance is cut into parts, and for each part which terms stand in the denominator. Everything else (division,
+An affine operation is written out as a matrix by feeding it unit vectors. A rule says, for ONE output, how
+its relevance is cut into parts, and for each part which terms stand in the denominator. All else (division,
 stabiliser, the ledger's four terms) is `distribute`, and reads like RULES.md:
 
     in = out + bias + epsilon + dropped,   factor = R / s(z),   z = 0 drops R
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 @dataclass
 class Affine:
-    """z = weight @ a + bias, with `tap` True where an input is connected to an output (its weight may be 0)."""
+    """z = weight @ a + bias; `tap` is True where an input is connected to an output (its weight may be 0)."""
 
     weight: np.ndarray  # [K, n]
     bias: np.ndarray  # [K]
@@ -293,7 +293,7 @@ def cut(R: np.ndarray, top_k: float) -> tuple[np.ndarray, float]:
 def chain(
     modules: Sequence[nn.Module], x: torch.Tensor, start, rule_of: Callable, top_k=0.0, first_input=None
 ):
-    """Explain one image [C, H, W] by a chain of modules; `rule_of(index, module)` -> Rule, "winner" or "pass".
+    """Explain one image [C, H, W] by a chain of modules; `rule_of(index, module)` -> Rule or "winner".
 
     `start`: function of the logits [K] -> relevance [K]. `first_input`: put in the place of the first affine
     operation's input. `top_k` cuts at the output of each linear, conv and pool.

@@ -1,11 +1,12 @@
-"""captum 0.9.0's LRP on a plain VGG11 with its EpsilonRule everywhere: the same numbers as our preset `epsilon`.
+"""captum 0.9.0's LRP on a plain VGG11, its EpsilonRule everywhere: the same numbers as our preset `epsilon`.
 
 captum's EpsilonRule: R_in = a · gradient of z by a · R / (z + ε sgn(z)), sgn(0) = 1, the bias in z: ours with
 bias="absorb". Known differences, each taken out:
 
 1. its ε is 1e-9 by default, ours 1e-6: both are set to the same value.
-2. a max pool gets the ε rule too, so its winner keeps x / (x + ε); ours takes all. captum's pools get ε = 1e-300, which
-   leaves 1 (0 would make 0/0 of windows that are all zero). `test_max_pools_explain_the_difference` shows the size.
+2. a max pool gets the ε rule too, so its winner keeps x / (x + ε); ours takes all. captum's pools get
+   ε = 1e-300, which leaves 1 (0 would make 0/0 of windows that are all zero).
+   `test_max_pools_explain_the_difference` shows that this is all.
 3. it refuses in-place ReLU and `x + y`: the VGG here has neither.
 4. it starts from 1 and multiplies by the logit at the end: the same, being linear.
 """
@@ -29,7 +30,8 @@ def model() -> nn.Module:
     torch.manual_seed(0)
     vgg = torchvision.models.vgg11(init_weights=False, num_classes=1).features
     classifier = nn.Sequential(
-        nn.Linear(512 * 7 * 7, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10)
+        nn.Linear(512 * 7 * 7, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(),
+        nn.Linear(64, 10),
     )  # fmt: skip
     found = torchvision.models.VGG(vgg, num_classes=1, init_weights=False)
     found.classifier = classifier
@@ -82,7 +84,7 @@ def test_epsilon_matters_here():
 
 
 def test_max_pools_explain_the_difference():
-    """Difference 2: as captum comes, its pools lose ε / (x + ε) of a winner; nothing else is between the two."""
+    """Difference 2: as captum comes, its pools lose ε / (x + ε) of a winner; all else is equal."""
     assert 1e-9 < error(ours(1e-2), theirs(1e-2, pool_epsilon=1e-2)) < 0.2
     assert error(ours(1e-6), theirs(1e-6, pool_epsilon=1e-6)) < 1e-3
 

@@ -1,7 +1,7 @@
 """Every rule on every affine operation against `oracle.py`, and each rule once with a pencil.
 
-One model holds one branch per rule, each on its own channels: a single capture tests an operation under all rules,
-and relevance and the ledger come apart by branch.
+One model holds one branch per rule, each on its own channels: a single capture tests an operation under all
+rules, and relevance and the ledger come apart by branch.
 """
 
 from collections.abc import Callable
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import lrp
+import oracle
 
 EPSILONS = (0.0, 1e-6, 0.25)
 BIASES = ("absorb", "ignore")
@@ -61,6 +61,14 @@ SUM_RULES = {
 for eps in EPSILONS:
     SUM_RULES[f"Magnitude({eps})"] = lrp.Magnitude(epsilon=eps), oracle.magnitude(eps)
 ALL_RULES = ELEMENTWISE_RULES | SUM_RULES
+CONSTANT_RULES = tuple(name for name in SUM_RULES if not name.startswith("Magnitude"))
+# each rule once or twice, for the operations beside the eight that get all of them
+SHORT = tuple(
+    name
+    for name in RULES
+    if "0.25, " in name.removeprefix("Gamma(0.25, ") or name.endswith("(0.25)")
+    or name.startswith(("Zero", "Gamma(7", "AlphaBeta(2, 1, 0.0", "Flat(0.0", "Epsilon(1e-06, absorb"))
+)  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------- operations
@@ -74,8 +82,9 @@ class Case:
     shape: tuple[int, int, int]
     matrix: Callable[[nn.Module], oracle.Affine]
     prepare: Callable = lambda x: (x,)  # must keep the order of the elements
-    after: Callable = lambda z: z  # what follows the operation; only elementwise and passing
-    rules: tuple[str, ...] = tuple(RULES)
+    before: Callable = lambda x: x  # what stands before and
+    after: Callable = lambda z: z  # after the operation: only activations, which pass
+    rules: tuple[str, ...] = SHORT
 
 
 class Call(nn.Module):
@@ -173,9 +182,9 @@ def constant(op, spread_to=(3, 4, 4)):
 
 
 OPERATIONS = {
-    "linear": plain(lambda: nn.Linear(6, 5), 6, 1, 1, view=(6,)),
+    "linear": plain(lambda: nn.Linear(6, 5), 6, 1, 1, view=(6,), rules=tuple(RULES)),
     "linear_no_bias": plain(lambda: nn.Linear(6, 5, bias=False), 6, 1, 1, view=(6,)),
-    "linear_exact": plain(lambda: dyadic(nn.Linear(6, 40)), 6, 1, 1, view=(6,)),
+    "linear_exact": plain(lambda: dyadic(nn.Linear(6, 40)), 6, 1, 1, view=(6,), rules=tuple(RULES)),
     "linear_on_tokens": Case(
         lambda: nn.Linear(4, 3),
         (3, 2, 4),
@@ -191,8 +200,8 @@ OPERATIONS = {
         normed_matrix((6, 1, 1), (6,)),
         prepare=lambda x: (x.flatten(1),),
     ),
-    "conv2d": plain(lambda: nn.Conv2d(3, 4, 3, padding=1), 3, 4, 4),
-    "conv2d_exact": plain(lambda: dyadic(nn.Conv2d(3, 4, 2)), 3, 4, 4),
+    "conv2d": plain(lambda: nn.Conv2d(3, 4, 3, padding=1), 3, 4, 4, rules=tuple(RULES)),
+    "conv2d_exact": plain(lambda: dyadic(nn.Conv2d(3, 4, 2)), 3, 4, 4, rules=tuple(RULES)),
     "conv2d_no_bias": plain(lambda: nn.Conv2d(3, 4, 3, bias=False), 3, 4, 4),
     "conv2d_rows_left_over": plain(lambda: nn.Conv2d(2, 3, 3, stride=3), 2, 5, 4),
     "conv2d_stride_padding": plain(lambda: nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(2, 1)), 2, 5, 4),
@@ -205,10 +214,14 @@ OPERATIONS = {
         lambda: normed(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)), (3, 4, 4), normed_matrix((3, 4, 4))
     ),
     "conv2d_no_bias_batch_norm": Case(
-        lambda: normed(nn.Conv2d(4, 4, 3, groups=2, bias=False), nn.BatchNorm2d(4)), (4, 4, 4), normed_matrix((4, 4, 4))
+        lambda: normed(nn.Conv2d(4, 4, 3, groups=2, bias=False), nn.BatchNorm2d(4)),
+        (4, 4, 4),
+        normed_matrix((4, 4, 4)),
     ),
     "conv1d": plain(lambda: nn.Conv1d(3, 4, 3, stride=2, padding=1), 3, 1, 7, view=(3, 7)),
-    "conv3d": plain(lambda: nn.Conv3d(2, 3, 2, stride=(1, 2, 1), padding=(0, 1, 0)), 4, 3, 3, view=(2, 2, 3, 3)),
+    "conv3d": plain(
+        lambda: nn.Conv3d(2, 3, 2, stride=(1, 2, 1), padding=(0, 1, 0)), 4, 3, 3, view=(2, 2, 3, 3)
+    ),
     "conv_transpose1d": plain(lambda: nn.ConvTranspose1d(3, 4, 3, stride=2, padding=1), 3, 1, 4, view=(3, 4)),
     "conv_transpose2d": plain(
         lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), 4, 3, 2
@@ -217,7 +230,25 @@ OPERATIONS = {
     "pad_then_conv2d": Case(PaddedConv, (3, 5, 5), padded_matrix),
     "batch_norm": Case(lambda: uneven(nn.BatchNorm2d(3)), (3, 4, 4), norm_alone, after=F.relu,
                        rules=tuple(ELEMENTWISE_RULES)),
-    "avg_pool2d": plain(lambda: nn.AvgPool2d(2), 2, 4, 5),
+    # inputs provably >= 0, where an engine may skip half of a sign-splitting rule
+    "linear_after_relu": Case(
+        lambda: nn.Linear(6, 5), (6, 1, 1), lambda op: oracle.of_module(op, (6,)),
+        prepare=lambda x: (x.flatten(1),), before=F.relu,
+    ),
+    "conv2d_after_relu": plain(lambda: nn.Conv2d(3, 4, 3, padding=1), 3, 4, 4, before=F.relu),
+    "conv2d_batch_norm_after_relu": Case(
+        lambda: normed(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)), (3, 4, 4), normed_matrix((3, 4, 4)),
+        before=F.relu,
+    ),
+    "pad_then_conv2d_after_relu": Case(PaddedConv, (3, 5, 5), padded_matrix, before=F.relu),
+    "batch_norm_after_relu": Case(
+        lambda: uneven(nn.BatchNorm2d(3)), (3, 4, 4), norm_alone, before=F.relu, after=F.relu
+    ),
+    "avg_pool2d_after_relu": plain(lambda: nn.AvgPool2d(3, 2, 1), 2, 5, 5, before=F.relu),
+    "add_after_relu": called(
+        lambda: Call(torch.add), 4, 3, 2, prepare=halves, before=F.relu, rules=tuple(SUM_RULES)
+    ),
+    "avg_pool2d": plain(lambda: nn.AvgPool2d(2), 2, 4, 5, rules=tuple(RULES)),
     "avg_pool2d_overlap_padding": plain(lambda: nn.AvgPool2d(3, 2, 1), 2, 5, 5),
     "avg_pool2d_padding_not_counted": plain(lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False), 2, 5, 5),
     "avg_pool2d_ceil": plain(lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True), 2, 4, 6),
@@ -234,9 +265,11 @@ OPERATIONS = {
     "mean_keepdim": called(lambda: Call(lambda x: x.mean(-1, keepdim=True)), 3, 2, 3),
     "sum_positions": called(lambda: Call(lambda x: x.sum((2, 3))), 3, 2, 3),
     "upsample_nearest": called(lambda: Call(lambda x: F.interpolate(x, scale_factor=2.0)), 2, 2, 3),
-    "upsample_bilinear": called(lambda: Call(lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear")), 2, 2, 3),
+    "upsample_bilinear": called(
+        lambda: Call(lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear")), 2, 2, 3
+    ),
     "times_constant": called(lambda: Call(lambda x, c: x * c, c=torch.randn(1, 3, 1, 1)), 3, 2, 2,
-                             rules=tuple(ELEMENTWISE_RULES)),
+                             rules=(*SHORT, "Pass")),
     "matmul_constant": called(lambda: Call(lambda x, c: x @ c, c=torch.randn(4, 3)), 2, 3, 4),
     "times_number": called(lambda: Call(lambda x: x * -1.5), 2, 2, 2),
     "divided_by_number": called(lambda: Call(lambda x: x / -1.5), 2, 2, 2),
@@ -244,7 +277,7 @@ OPERATIONS = {
         lambda: Call(lambda x, c: x + c, c=torch.randn(1, 3, 1, 1)),
         (3, 4, 4),
         lambda op: oracle.Affine(np.eye(48), constant(op).reshape(-1), np.eye(48, dtype=bool)),
-        rules=tuple(ELEMENTWISE_RULES),
+        rules=CONSTANT_RULES,
     ),
     "add": called(lambda: Call(torch.add), 4, 3, 2, prepare=halves, rules=tuple(SUM_RULES)),
     "subtract": called(lambda: Call(torch.sub), 4, 3, 2, prepare=halves, rules=tuple(SUM_RULES)),
@@ -263,7 +296,7 @@ OPERATIONS = {
 
 
 def images(shape, whole: bool) -> torch.Tensor:
-    """[6, *shape]: signed, non-negative, all zero, non-positive, zeros among the rest; `whole`: whole numbers."""
+    """[6, *shape]: signed, non-negative, all zero, non-positive, with zeros, signed; `whole`: whole numbers."""
     signed = (
         torch.randint(-2, 3, (6, *shape)).double() if whole else torch.randn(6, *shape, dtype=torch.float64)
     )
@@ -282,7 +315,7 @@ class Branch(nn.Module):
         self.op = case.make()
 
     def forward(self, x):
-        return self.case.after(self.op(*self.case.prepare(x))).flatten(1)
+        return self.case.after(self.op(*self.case.prepare(self.case.before(x)))).flatten(1)
 
 
 class Branches(nn.Module):
@@ -309,10 +342,10 @@ def sums(rows, term):
 
 @cache
 def explained(operation: str):
-    """name of a rule -> (x, R, the operation, relevance, its ledger rows); an error is kept, not tried again."""
+    """rule -> (its input, R, the operation, relevance, its ledger rows); an error is kept, not tried again."""
     try:
         return explain_branches(operation)
-    except lrp.LrpError as error:
+    except Exception as error:
         return error
 
 
@@ -336,7 +369,7 @@ def explain_branches(operation: str):
             slice(i * outputs, (i + 1) * outputs),
         )
         found[rule] = (
-            x[:, channels].numpy(),
+            case.before(x[:, channels]).numpy(),
             R[:, ks].numpy(),
             getattr(model, name).op,
             e.relevance[:, channels].numpy(),
@@ -345,7 +378,20 @@ def explain_branches(operation: str):
     return found
 
 
-PRODUCT = [(operation, rule) for operation, case in OPERATIONS.items() for rule in case.rules]
+# What the engine does not know yet (see `test_refused`): in the product as soon as it is taken out of here.
+REFUSED = {
+    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "sum_positions", "upsample_nearest",
+    "upsample_bilinear", "times_constant", "matmul_constant", "times_number", "divided_by_number",
+}  # fmt: skip
+KNOWN = [operation for operation in OPERATIONS if operation not in REFUSED]
+PRODUCT = [(operation, rule) for operation in KNOWN for rule in OPERATIONS[operation].rules]
+
+
+def literal(operation, rule):
+    """The oracle's rule; ZBox's bounds hold at the model's input, and a ReLU on the way carries them along."""
+    if rule.startswith("ZBox") and OPERATIONS[operation].before is F.relu:
+        return oracle.z_box(0.0, 3.0, float(rule[5:-1]))
+    return ALL_RULES[rule][1]
 
 
 @pytest.mark.parametrize(("operation", "rule"), PRODUCT, ids=[f"{o}-{r}" for o, r in PRODUCT])
@@ -353,10 +399,10 @@ def test_rule_on_operation(operation, rule):
     found = explained(operation)
     if isinstance(found, Exception):
         raise found
-    x, R, op, relevance, rows = found[rule]
+    a, R, op, relevance, rows = found[rule]
     matrix = OPERATIONS[operation].matrix(op)
-    for i in range(len(x)):
-        expected = oracle.distribute(ALL_RULES[rule][1], matrix, x[i], R[i])
+    for i in range(len(a)):
+        expected = oracle.distribute(literal(operation, rule), matrix, a[i], R[i])
         agrees(relevance[i].reshape(-1), expected.relevance, f"relevance of image {i}")
         scale = np.abs(R[i]).sum()
         for term in ("bias", "epsilon", "dropped"):
@@ -366,8 +412,14 @@ def test_rule_on_operation(operation, rule):
 
 def agrees(ours, expected, what, scale=0.0):
     """Equal to 1e-9 of the largest; where nothing is expected (and no scale given) nothing may come."""
-    error = np.abs(ours - expected).max()
-    assert error <= TOLERANCE * max(np.abs(expected).max(), scale), f"{what}: ours {ours}, oracle {expected}"
+    ours, expected = np.asarray(ours), np.asarray(expected)
+    assert ours.shape == expected.shape, what
+    error, bound = np.abs(ours - expected), TOLERANCE * max(np.abs(expected).max(), float(scale))
+    worst = np.unravel_index(error.argmax(), error.shape)
+    if not error[worst] <= bound:
+        pytest.fail(
+            f"{what}, at {worst}: ours {ours[worst]!r}, oracle {expected[worst]!r}, allowed {bound:.1e}"
+        )
 
 
 # ------------------------------------------------------------------------------------- one operation alone
@@ -392,7 +444,7 @@ def total(ledger, term, i=0):
     return float(ledger.totals[term][i])
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", KNOWN)
 def test_default_rule_is_epsilon(operation):
     """A composite that names nothing: Epsilon(1e-6); the totals are those of the one operation."""
     torch.manual_seed(5)
@@ -401,9 +453,9 @@ def test_default_rule_is_epsilon(operation):
     x = images(case.shape, whole=False)
     R = torch.randn_like(model(x)).detach()
     e = explain_alone(model, None, x, R)
-    matrix = case.matrix(model.op)
+    matrix, a = case.matrix(model.op), case.before(x)
     for i in range(len(x)):
-        expected = oracle.distribute(oracle.epsilon(1e-6), matrix, x[i], R[i])
+        expected = oracle.distribute(oracle.epsilon(1e-6), matrix, a[i], R[i])
         scale = float(R[i].abs().sum())
         agrees(e.relevance[i].reshape(-1).numpy(), expected.relevance, f"relevance of image {i}")
         for term in ("bias", "epsilon", "dropped"):
@@ -414,8 +466,16 @@ def test_default_rule_is_epsilon(operation):
         )
 
 
+@pytest.mark.parametrize("operation", sorted(REFUSED))
+def test_refused(operation):
+    """Refused before anything runs, and by name. Where this fails, take it out of REFUSED: it is tested then."""
+    case = OPERATIONS[operation]
+    with pytest.raises(lrp.UnsupportedError, match="no rule for 1 of"):
+        explain_alone(Branch(case), None, images(case.shape, whole=False), None)
+
+
 FAMILIES = {
-    "conv": ["conv2d", "conv1d", "conv3d", "conv_transpose2d", "pad_then_conv2d", "conv2d_batch_norm"],
+    "conv": ["conv2d", "conv1d", "conv3d", "pad_then_conv2d", "conv2d_batch_norm"],
     "linear": ["linear", "linear_on_tokens", "linear_batch_norm"],
     "norm": ["batch_norm"],
     "pool": ["avg_pool2d", "adaptive_avg_pool2d", "adaptive_avg_pool2d_uneven", "mean_positions"],
@@ -466,6 +526,29 @@ def test_zbox_bounds_per_channel(kind):
         expected = oracle.distribute(rule, oracle.of_module(conv, (3, 5, 5)), x[i], R[i])
         agrees(e.relevance[i].reshape(-1).numpy(), expected.relevance, "relevance")
         agrees(total(e.ledger, "epsilon", i), expected.epsilon, "epsilon", float(R[i].abs().sum()))
+
+
+def test_zbox_bounds_are_carried_to_the_first_convolution():
+    """Through a batch norm (some scales negative: they swap), an activation and a pad that is not zero."""
+    torch.manual_seed(18)
+    low, high, eps = -1.5, 2.0, 0.25
+    norm, conv = uneven(nn.BatchNorm2d(3)).double().eval(), nn.Conv2d(3, 4, 3, padding=1).double()
+    assert norm.weight.min() < 0 < norm.weight.max()
+    x, R = torch.randn(2, 3, 4, 4).double().clamp(low, high), torch.randn(2, 4 * 7 * 4).double()
+    model = nn.Sequential(norm, nn.LeakyReLU(0.5), nn.ConstantPad2d((0, 0, 2, 1), -0.7), conv, nn.Flatten())
+    e = explain_alone(model, lrp.ZBox(low, high, epsilon=eps), x, R, lrp.family("conv"))
+    with torch.no_grad():
+        ends = [model[:3](torch.full((1, 3, 4, 4), end).double())[0] for end in (low, high)]
+        lowest, highest = torch.minimum(*ends).flatten().numpy(), torch.maximum(*ends).flatten().numpy()
+        for i in range(2):
+            a = model[:3](x[i : i + 1])[0]
+            matrix = oracle.of_module(conv, (3, 7, 4))
+            handed = oracle.distribute(oracle.z_box(lowest, highest, eps), matrix, a, R[i])
+            relevance = handed.relevance.reshape(3, 7, 4)[:, 2:-1]
+            scale, shift = oracle.batch_norm(norm, (3, 4, 4))
+            diagonal = oracle.Affine(np.diag(scale), shift, np.eye(48) != 0)
+            expected = oracle.distribute(oracle.epsilon(), diagonal, x[i], relevance)
+            agrees(e.relevance[i].reshape(-1).numpy(), expected.relevance, "relevance")
 
 
 @pytest.mark.parametrize(
@@ -536,7 +619,18 @@ MOVEMENTS = {
 }
 
 
-@pytest.mark.parametrize("name", MOVEMENTS)
+REFUSED_MOVEMENTS = {
+    "stack", "roll", "flip", "index", "expand", "repeat", "pixel_unshuffle", "pixel_shuffle", "unfold",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED_MOVEMENTS))
+def test_refused_movement(name):
+    with pytest.raises(lrp.UnsupportedError, match="no rule for 1 of"):
+        explain_alone(Alone(Call(MOVEMENTS[name])), None, torch.randn(2, 4, 4, 6).double(), None)
+
+
+@pytest.mark.parametrize("name", [name for name in MOVEMENTS if name not in REFUSED_MOVEMENTS])
 def test_relevance_moves_with_its_element(name):
     torch.manual_seed(10)
     move = MOVEMENTS[name]
@@ -556,11 +650,17 @@ def test_relevance_moves_with_its_element(name):
         agrees(total(e.ledger, term), took, term, scale)
 
 
-ACTIVATIONS = [
-    nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(0.1), nn.ELU(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(),
-    nn.Hardswish(), nn.Hardtanh(), nn.Mish(), nn.Softplus(), nn.Sigmoid(), nn.Hardsigmoid(), nn.Tanh(), nn.SELU(),
-    nn.PReLU(),
+ACTIVATIONS = [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(0.1), nn.Hardtanh()]
+REFUSED_ACTIVATIONS = [
+    nn.ELU(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Hardswish(), nn.Mish(), nn.Softplus(), nn.Sigmoid(),
+    nn.Hardsigmoid(), nn.Tanh(), nn.SELU(), nn.PReLU(),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", REFUSED_ACTIVATIONS, ids=str)
+def test_refused_activation(activation):
+    with pytest.raises(lrp.UnsupportedError, match="no rule for 1 of"):
+        explain_alone(Alone(activation), None, torch.randn(2, 2, 3, 3).double(), None)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
@@ -600,20 +700,115 @@ def test_winner_takes_all(name, values):
 
 
 @pytest.mark.parametrize("eps", EPSILONS)
-@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize("name", [name for name in POOLS if not name.startswith("dilation")])
 def test_max_pool_in_proportion(name, eps):
-    """RULES.md: "in proportion, as an average pool": the denominator is the mean over the inputs of the window."""
+    """RULES.md: "in proportion, as an average pool": one with the same window, as PyTorch divides it."""
     torch.manual_seed(13)
     pool = POOLS[name]
     x = images((2, 5, 7), whole=False)
     R = torch.randn_like(pool(x).flatten(1))
     e = explain_alone(Alone(pool), lrp.Proportional(epsilon=eps), x, R, lrp.family("maxpool"))
-    matrix = oracle.pool_as_average(pool, (2, 5, 7))
+    average = nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode)
+    matrix = oracle.of_module(average, (2, 5, 7))
     for i in range(len(x)):
         expected = oracle.distribute(oracle.proportional(eps), matrix, x[i], R[i])
         agrees(e.relevance[i].numpy().reshape(-1), expected.relevance, f"image {i}")
         for term in ("bias", "epsilon", "dropped"):
             agrees(total(e.ledger, term, i), getattr(expected, term), term, float(R[i].abs().sum()))
+
+
+def test_dilated_max_pool_in_proportion_is_refused():
+    """There is no dilated average pool."""
+    with pytest.raises(lrp.LrpError, match="dilated"):
+        explain_alone(
+            Alone(POOLS["dilation"]),
+            lrp.Proportional(),
+            torch.randn(1, 2, 5, 7).double(),
+            None,
+            lrp.family("maxpool"),
+        )
+
+
+def pass_on(x, R):
+    return R
+
+
+def through(matrix_of):
+    """Back through an affine operation under the default rule."""
+
+    def back(x, R):
+        matrix = matrix_of(tuple(x.shape))
+        return oracle.distribute(oracle.epsilon(), matrix, x, R).relevance.reshape(x.shape)
+
+    return back
+
+
+def to_winner(x, R):
+    return oracle.winner(nn.MaxPool2d(3, 1, 1), x, tuple(x.shape), R).relevance.reshape(x.shape)
+
+
+def norm_and_back():
+    norm = uneven(nn.BatchNorm2d(2)).double().eval()
+
+    def matrix(shape):
+        scale, shift = oracle.batch_norm(norm, shape)
+        return oracle.Affine(np.diag(scale), shift, np.eye(len(scale)) != 0)
+
+    return norm, through(matrix)
+
+
+def minus_transposed(x):
+    return x - x.transpose(2, 3)
+
+
+# What stands between the image and a convolution: modules, and how relevance comes back through each. After some
+# of them its input is >= 0, after some it is not: an engine that takes either for granted is wrong on the others.
+STAGES = {
+    "relu": lambda: (nn.ReLU(), pass_on),
+    "relu6": lambda: (nn.ReLU6(), pass_on),
+    "leaky_relu": lambda: (nn.LeakyReLU(0.5), pass_on),
+    "hardtanh": lambda: (nn.Hardtanh(), pass_on),
+    "dropout": lambda: (nn.Dropout(), pass_on),
+    "max_pool": lambda: (nn.MaxPool2d(3, 1, 1), to_winner),
+    "avg_pool": lambda: (
+        nn.AvgPool2d(3, 1, 1), through(lambda shape: oracle.of_module(nn.AvgPool2d(3, 1, 1), shape))
+    ),
+    "zero_pad": lambda: (nn.ZeroPad2d((1, 0, 2, 1)), lambda x, R: R[:, 2:-1, 1:]),
+    "negative_pad": lambda: (nn.ConstantPad2d((1, 0, 2, 1), -1.5), lambda x, R: R[:, 2:-1, 1:]),
+    "norm": norm_and_back,
+    "difference": lambda: (
+        Call(minus_transposed), through(lambda shape: oracle.affine(minus_transposed, shape))
+    ),
+}  # fmt: skip
+BETWEEN = [
+    "relu", "relu6", "leaky_relu", "hardtanh", "max_pool", "avg_pool", "norm", "difference", "relu dropout max_pool",
+    "relu avg_pool", "relu zero_pad", "relu negative_pad", "relu norm", "relu difference", "norm relu",
+    "difference relu", "relu norm relu6",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "rule", ["AlphaBeta(2, 1, 0.25, absorb)", "Gamma(0.25, 0.25, ignore)", "ZPlus(0.25, absorb)"]
+)
+@pytest.mark.parametrize("between", BETWEEN)
+def test_sign_of_the_input(between, rule):
+    torch.manual_seed(17)
+    stages = [STAGES[name]() for name in between.split()]
+    conv = nn.Conv2d(2, 3, 3, padding=1)  # padded, so that no batch norm before it can be folded into it
+    model = nn.Sequential(*[module for module, _ in stages], conv, nn.Flatten()).double().eval()
+    x = torch.randn(2, 2, 4, 4).double()
+    R = torch.randn_like(model(x)).detach()
+    e = explain_alone(model, RULES[rule][0], x, R, lrp.family("conv"))
+    for i in range(2):
+        values = [x[i]]
+        for module, _ in stages:
+            values.append(module(values[-1][None])[0].detach())
+        matrix = oracle.of_module(conv, tuple(values[-1].shape))
+        relevance = oracle.distribute(RULES[rule][1], matrix, values.pop(), R[i]).relevance
+        relevance = relevance.reshape(module(values[-1][None])[0].shape)
+        for _, back in reversed(stages):
+            relevance = np.asarray(back(values.pop(), relevance))
+        agrees(e.relevance[i].numpy(), relevance, "relevance")
 
 
 def test_two_layers_by_path():
@@ -767,7 +962,7 @@ def test_start_is_the_logit_of_the_target(target):
             VGG_LIKE, x[i], lambda z, k=k: z * (np.arange(6) == k), lambda _, m: rules[type(m)]
         )
         agrees(e.relevance[i].numpy().reshape(-1), relevance, "relevance")
-        agrees(total(e.ledger, "start", i), z[i, k], "start")
+        assert total(e.ledger, "start", i) == pytest.approx(z[i, k], rel=1e-12) == totals["start"]
 
 
 # --------------------------------------------------------------------------------------------- with a pencil

@@ -2,16 +2,17 @@
 
 Known differences, each with the reason, and what the test does about it:
 
-1. zennit merges batch norm into the convolution but leaves the batch norm standing with variance 1 and its eps, so
+1. zennit merges batch norm into the convolution but leaves the batch norm standing, with variance 1 and its eps:
    every normalisation shrinks its value by 1/√(1 + 1e-5). Left alone: 1e-4 is the tolerance. With that eps taken
-   out (`NoEps`) the two engines must agree to 1e-9. (A random net with a z close to 0 amplifies the difference up to
-   1e-2, which would say nothing about either engine; hence `SEEDS`.)
-2. zennit's `excitation_backprop` has no rule for batch norm and takes its gradient: the same 1/√(1 + 1e-5), now on the
-   relevance as well, once for each of the up to 17 batch norms on a path.
-3. zennit's Gamma tests the sign of z with the bias in it even where `zero_params="bias"`; ours leaves the bias out
-   everywhere. `test_gamma_without_bias_differs_in_the_sign_test_alone` shows that this is all.
-4. zennit makes float32 of ZBox bounds given as numbers (2e-8 in the result): ours here are exact in float32.
-5. zennit hands R through a z⊕ = 0 with its stabiliser, ours drops it: the shares are 0 either way.
+   out (`NoEps`) the two engines must agree to 1e-9. (A random net with a z close to 0 amplifies the difference
+   up to 1e-2, which would say nothing about either engine; hence `SEEDS`.)
+2. zennit's `excitation_backprop` has no rule for batch norm and takes its gradient: the same 1/√(1 + 1e-5), on
+   the relevance as well, once for each of the up to 17 batch norms on a path.
+3. zennit's Gamma tests the sign of z with the bias in it even where `zero_params="bias"`; ours leaves the bias
+   out everywhere. `test_gamma_without_bias_differs_in_the_sign_test_alone` shows that this is all.
+4. zennit makes float32 of ZBox bounds given as numbers (2e-8 in the result): ours are exact there.
+5. zennit hands R through an empty denominator with its stabiliser, ours drops it: the shares are 0 either way.
+6. zennit's WSquare squares the bias too, unless `zero_params="bias"`; ours leaves it out.
 """
 
 import copy
@@ -42,7 +43,7 @@ SEEDS = {"vgg11": 0, "vgg11_bn": 21, "resnet18": 22}  # no z so close to 0 that 
 
 @cache
 def model(name: str, dtype=torch.float64) -> nn.Module:
-    """Random weights with biases, batch norms as after a training: uneven statistics, some negative scales."""
+    """Random weights with biases; batch norms as after a training, some scales negative."""
     torch.manual_seed(SEEDS[name])
     if name.startswith("vgg"):
         found = torchvision.models.vgg._vgg(
@@ -50,8 +51,8 @@ def model(name: str, dtype=torch.float64) -> nn.Module:
         )
         # the classifier's width says nothing about LRP, and 120 million weights cost seconds each time
         found.classifier = nn.Sequential(
-            nn.Linear(512 * 7 * 7, 64), nn.ReLU(True), nn.Dropout(), nn.Linear(64, 64), nn.ReLU(True), nn.Dropout(),
-            nn.Linear(64, 10),
+            nn.Linear(512 * 7 * 7, 64), nn.ReLU(True), nn.Dropout(),
+            nn.Linear(64, 64), nn.ReLU(True), nn.Dropout(), nn.Linear(64, 10),
         )  # fmt: skip
     else:
         found = torchvision.models.resnet18(num_classes=10)
@@ -218,7 +219,7 @@ def test_models_are_as_before_zennit():
             assert torch.equal(value, before[key])
 
 
-# ----------------------------------------------------------- the oracle itself, layer by layer, against zennit
+# ---------------------------------------------------------- the oracle itself, layer by layer, against zennit
 
 LAYERS = {
     "linear": (lambda: nn.Linear(6, 5), (6,)),

@@ -40,7 +40,7 @@ _ROOMS = {
     ),
 }  # fmt: skip
 _PUBLIC = {name: room for room, names in _ROOMS.items() for name in names}
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

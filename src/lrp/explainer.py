@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +26,8 @@ from lrp.targets import Start, resolve
 
 @dataclass(frozen=True)
 class Stamp:
-    """What tells whether the model is as it was: its modules, its tensors' identity and a sample of values.
-
-    Writes through `.data` raise no version counter, hence the sample.
+    """What tells whether the model is as it was: its modules with their plain attributes (strides, flags),
+    its tensors' identity and a sample of values. Writes through `.data` raise no version counter, hence that.
     """
 
     modules: tuple[Any, ...]
@@ -37,7 +37,7 @@ class Stamp:
     @staticmethod
     def of(model: nn.Module) -> Stamp:
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        modules = tuple((name, id(m)) for name, m in model.named_modules())
+        modules = tuple((name, id(m), *_plain(m)) for name, m in model.named_modules())
         facts = tuple(
             (n, t.data_ptr(), t._version, tuple(t.shape), t.dtype, t.device) for n, t in tensors.items()
         )
@@ -55,6 +55,18 @@ class Stamp:
             and self.tensors == other.tensors
             and torch.equal(self.sample, other.sample)
         )
+
+
+def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Attributes that a forward pass may branch on or compute with."""
+    for name, value in module.__dict__.items():
+        if name != "training" and isinstance(value, (bool, int, float, str, tuple)):
+            yield name, value
+
+
+# What was captured of a model serves every explainer of it: fifteen presets need one capture.
+_Captures = dict[Any, tuple[Captured, Stamp]]
+_CAPTURES: weakref.WeakKeyDictionary[nn.Module, _Captures] = weakref.WeakKeyDictionary()
 
 
 def _sample(t: Tensor) -> Tensor:
@@ -118,7 +130,7 @@ class Explanation:
 
     @functools.cached_property
     def health(self) -> Health:
-        """Whether this explanation is computed correctly, with notes; from the ledger and the model's own logits."""
+        """Whether this is computed correctly, with notes; from the ledger and the model's own logits."""
         ledger = self.ledger
         own = self._explainer._own_logits(self._images)
         return judge(ledger, self.logits, own, self.relevance, self._explainer.dtype, self._explainer.seed)
@@ -241,7 +253,8 @@ class Explainer:
         stacked = [torch.stack(parts) for parts in zip(*requests, strict=True)]
         image = x.detach().to(self.dtype)
         # vmap over the start alone: whatever does not depend on it is computed once.
-        run = torch.vmap(prepared.program, in_dims=(None, 0, 0, 0), out_dims=(0, None, 0))
+        unbatched: Any = (0, None, 0)  # the logits are the same for all targets
+        run = torch.vmap(prepared.program, in_dims=(None, 0, 0, 0), out_dims=unbatched)
         relevance, logits, start = run(image, *stacked)
         entries = [
             self._explanation(x, prepared, request, relevance[t], logits, start[t])
@@ -275,17 +288,23 @@ class Explainer:
         found = self._prepared.get(key) or self._prepared.get((*key, len(x)))
         if found is not None and found.stamp.same(stamp):
             return found
-        if found is not None and found.stamp.same_structure(stamp):
-            captured = found.captured  # only the weights changed: fold them again
-        else:
-            if self.model.training or any(m.training for m in self.model.modules()):
-                _once_said(
-                    self, "the model is in train mode: it is explained in eval mode, and left as it was."
-                )
-            captured = capture(self.model, self._as_model_takes(x))
-        prepared = self._prepare(captured, stamp, x.device)
+        captured = self._capture(x, key, stamp)
+        # Capture ran the model's code, which may have changed a counter of its own.
+        prepared = self._prepare(captured, Stamp.of(self.model), x.device)
         self._prepared[key if captured.free_batch else (*key, len(x))] = prepared
         return prepared
+
+    def _capture(self, x: Tensor, key: Any, stamp: Stamp) -> Captured:
+        """The model's graph: of an earlier capture if only weights have changed since."""
+        known = _CAPTURES.setdefault(self.model, {})
+        for place in (key, (*key, len(x))):
+            if place in known and known[place][1].same_structure(stamp):
+                return known[place][0]
+        if self.model.training or any(m.training for m in self.model.modules()):
+            _once_said(self, "the model is in train mode: it is explained in eval mode, and left as it was.")
+        captured = capture(self.model, self._as_model_takes(x))
+        known[key if captured.free_batch else (*key, len(x))] = (captured, Stamp.of(self.model))
+        return captured
 
     def _prepare(self, captured: Captured, stamp: Stamp, device: torch.device) -> Prepared:
         with torch.no_grad():

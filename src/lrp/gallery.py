@@ -66,7 +66,7 @@ class Request:
 
     def entry(self, true: int | None) -> Any:
         """What `Explainer` takes, for a photo whose folder names class `true`."""
-        sides: list[Any] = [true if side == "true" else side for side in self.sides]
+        sides: list[Any] = [true if side == "true" else side for side in self.sides] or [None]
         return Contrast(sides[0], sides[1]) if self.kind == "contrast" else sides[0]
 
     @property
@@ -189,7 +189,7 @@ class Gallery:
     request: Request
     identity: dict[str, Any]
     drawing: Drawing = Drawing()
-    device: torch.device = torch.device("cpu")
+    device: torch.device | None = None
     batch_size: int = 8
     max_megapixels: float = 100.0
     save_npz: bool = False
@@ -289,7 +289,7 @@ class Gallery:
                         return None
             except Exception:  # missing, cut short, or not ours: np.load raises what it meets
                 return None
-        return json.loads(metadata["facts"])  # type: ignore[no-any-return]
+        return json.loads(metadata["facts"])
 
     # ------------------------------------------------------------ explaining
 

@@ -287,9 +287,9 @@ def _decode(path: Path, file: BinaryIO, kind: str, max_megapixels: float) -> np.
         # Far above the limit Pillow stops before it hands over the image; its text tells the number first.
         number = re.search(r"\d+", str(error))
         count = int(number[0]) if number else 0
-    except (
-        Exception
-    ) as error:  # on damaged files decoders raise nearly anything, MemoryError and KeyError included
+    except MemoryError as error:
+        raise PhotoError(path, "there is not enough memory to decode it; make it smaller") from error
+    except Exception as error:  # on damaged files decoders raise nearly anything: KeyError, struct.error
         detail = _one_line(str(error))[:120] or type(error).__name__
         raise PhotoError(
             path,

@@ -78,7 +78,9 @@ class Ledger:
         ]
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         text = [
-            "  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+            "  ".join(
+                c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+            )
             for line in lines
         ]
         t = {name: float(v[image]) for name, v in self.totals.items()}
@@ -115,7 +117,9 @@ class Health:
         return "\n".join(["ok" if self.ok else "NOT OK", *self.problems, *self.notes])
 
 
-def judge(ledger: Ledger, logits: Tensor, own: Tensor, relevance: Tensor, dtype: torch.dtype, seed: str) -> Health:
+def judge(
+    ledger: Ledger, logits: Tensor, own: Tensor, relevance: Tensor, dtype: torch.dtype, seed: str
+) -> Health:
     """Health from a ledger, the program's and the model's own logits [N, K], and the relevance."""
     limit = max(AGREES[dtype], AGREES.get(own.dtype, HALF))
     own = own.to(logits)
@@ -127,7 +131,9 @@ def judge(ledger: Ledger, logits: Tensor, own: Tensor, relevance: Tensor, dtype:
     if not (bool(torch.isfinite(relevance).all()) and bool(torch.isfinite(logits).all())):
         problems.append("not finite: relevance or logits hold NaN or infinite values")
     if not logit_error <= limit:
-        problems.append(f"logits differ from the model's by {logit_error:.1e} of the largest (limit {limit:.0e})")
+        problems.append(
+            f"logits differ from the model's by {logit_error:.1e} of the largest (limit {limit:.0e})"
+        )
     if worst and not closing <= CLOSES[dtype]:
         problems.append(
             f"{worst.path or '(model)'} ({worst.op}, {worst.rule}) does not close: {closing:.1e} of the relevance "
@@ -140,7 +146,11 @@ def judge(ledger: Ledger, logits: Tensor, own: Tensor, relevance: Tensor, dtype:
     notes = []
     for i in range(len(safe)):
         parts = ", ".join(f"{name} {100 * float(v[i]):.1f} %" for name, v in shares.items())
-        notes.append(f"image {i}: of a start of {float(t['start'][i]):.4g}: {parts}; largest Σ|R| {float(amplification[i]):.3g} × start")
+        notes.append(
+            f"image {i}: of a start of {float(t['start'][i]):.4g}: {parts}; largest Σ|R| {float(amplification[i]):.3g} × start"
+        )
     if seed == "one" and bool(((own * (relevance.new_ones(()))).amax(1) < 0).any()):
-        notes.append("seed 'one' on a negative logit turns the signs around: what speaks for the class looks negative")
+        notes.append(
+            "seed 'one' on a negative logit turns the signs around: what speaks for the class looks negative"
+        )
     return Health(not problems, problems, notes, logit_error, closing, amplification, shares)

@@ -134,7 +134,7 @@ class Builder:
                 _sum(arrived), sum(total(abs(r)) for r in arrived), _sum(sent), flow.bias, flow.epsilon,
                 flow.dropped + cut,
             )  # fmt: skip
-        image = value[self.graph.image]
+        image: Any = value[self.graph.image]
         result = relevance.get(self.graph.image)
         result = torch.zeros_like(image) if result is None else result
         rows = [self.graph.operations[n] for n in self.graph.operations if n in book]
@@ -213,12 +213,12 @@ class Builder:
         """An operation's algebra with what the rules may ask about it."""
         affine.nonneg = operation.nonneg
         affine.transform = self._version
-        affine.where = str(operation)
+        affine.where, affine.dims = str(operation), len(operation.shape)
         shape = operation.input_shape()
-        if isinstance(shape[0], Batch) and not any(isinstance(s, Batch) for s in shape[1:]):
+        if shape[0] == Batch(1) and not any(isinstance(s, Batch) for s in shape[1:]):
             affine.blank = lambda: self._once(
                 (operation.node, "blank"),
-                lambda: torch.ones([1, *shape[1:]], dtype=self.graph.dtype, device=self.graph.device),
+                lambda: torch.ones(ops.one(shape), dtype=self.graph.dtype, device=self.graph.device),
             )
         affine.bounds = lambda: self._bounds(operation)
         return affine
@@ -239,7 +239,7 @@ class Builder:
         for operand, factor in algebra.terms:
             x = inputs[operand] if isinstance(operand, ops.Place) else operand
             summands.append((x if factor == 1 else x * factor, isinstance(operand, ops.Place)))
-        flow = rule.propagate_sum(summands, z, r)
+        flow = rule.propagate_sum(summands, z, r, len(algebra.shape))
         shares: list[Any] = [None] * len(inputs)
         places = [operand for operand, _ in algebra.terms if isinstance(operand, ops.Place)]
         for place, share in zip(places, flow.relevance, strict=True):
@@ -272,8 +272,8 @@ class Builder:
                 if node.op == "get_attr":
                     values[node] = self.graph.constants[str(node.target)]
                 else:
-                    args, kwargs = (fx.map_arg(v, run) for v in (node.args, node.kwargs))
-                    values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                    target: Any = node.target
+                    values[node] = target(*fx.map_arg(node.args, run), **fx.map_arg(dict(node.kwargs), run))
             return values[node]
 
         return run(to)

@@ -84,6 +84,7 @@ class Affine:
         blank: an input of ones, [1, *in]: for rules whose denominators do not see the input.
         transform: remembers fn(weight), so that a program and its ledger share the positive parts.
         where: how to name the operation in an error.
+        dims: the number of dimensions of its output.
     """
 
     forward: Callable[[Any, Weight], Any]
@@ -95,6 +96,7 @@ class Affine:
     blank: Callable[[], Tensor] | None = None
     transform: Callable[[Weight, Callable[[Weight], Weight]], Weight] = lambda w, fn: fn(w)
     where: str = "the operation"
+    dims: int = 2
 
 
 class Branch(NamedTuple):
@@ -116,25 +118,30 @@ def total(relevance: Any) -> Any:
     return relevance.sum(dtype=torch.float64)
 
 
-def stabilise(d: Any, epsilon: float, *, sign: int = 0, relative: bool = False) -> Any:
-    """s(D) = D + ε sgn(D), sgn(0) = +1; relative: ε times the root mean square of each sample's D."""
+def stabilise(d: Any, epsilon: float, *, sign: int = 0, relative: bool = False, dims: int = 2) -> Any:
+    """s(D) = D + ε sgn(D), sgn(0) = +1; relative: ε times the root mean square of each sample's D.
+
+    `dims` is D's number of dimensions: a proxy does not tell.
+    """
     if epsilon == 0:
         return d
     if relative:
-        rms = d.square().mean(dim=tuple(range(1, d.dim())), keepdim=True).sqrt() if d.dim() > 1 else d.abs()
+        rms = d.square().mean(dim=list(range(1, dims)), keepdim=True).sqrt()
         return d + torch.where(d < 0, -epsilon * rms, epsilon * rms)
     if sign:
         return d + sign * epsilon
     return d + torch.copysign(torch.full((), epsilon, dtype=d.dtype, device=d.device), d)
 
 
-def fraction(relevance: Any, d: Any, rule: AnyStabilised, sign: int = 0) -> tuple[Any, Any, Any]:
+def fraction(
+    relevance: Any, d: Any, rule: AnyStabilised, sign: int = 0, dims: int = 2
+) -> tuple[Any, Any, Any]:
     """R / s(D), 0 where D = 0; with what ε took and what was dropped.
 
     A denominator of one sign is empty only where all its terms are 0: then any finite quotient
     gives every input its share of 0, and the guard against D = 0 can be saved.
     """
-    s = stabilise(d, rule.epsilon, sign=sign, relative=rule.relative)
+    s = stabilise(d, rule.epsilon, sign=sign, relative=rule.relative, dims=dims)
     quotient = relevance / s
     if sign == 0 or rule.epsilon == 0 or rule.relative:
         quotient = torch.where(d == 0, 0.0, quotient)
@@ -228,7 +235,7 @@ class AffineRule(AnyStabilised):
             if d is None:  # no term at all, as in z⊖ of a mean of values >= 0: empty everywhere
                 dropped = dropped + total(r)
                 continue
-            s, by_epsilon, by_nothing = fraction(r, d, self, branch.sign)
+            s, by_epsilon, by_nothing = fraction(r, d, self, branch.sign, op.dims)
             for part, w in terms:
                 share = op.adjoint(s, w)
                 if part != "1":
@@ -254,13 +261,14 @@ class SumRule(AnyStabilised):
         """What a summand counts for."""
         return summand
 
-    def propagate_sum(self, summands: Sequence[tuple[Any, bool]], z: Any, relevance: Any) -> Flow:
+    def propagate_sum(self, summands: Sequence[tuple[Any, bool]], z: Any, relevance: Any, dims: int) -> Flow:
         """Share relevance among summands.
 
         Args:
             summands: (value, is it data) each; they broadcast to z's shape.
             z: their sum, [N, *out].
             relevance: at the output, [N, *out].
+            dims: how many dimensions z has.
 
         Returns:
             Relevance per summand that is data, [N, *out]: the caller sums it back where one was broadcast.
@@ -268,7 +276,7 @@ class SumRule(AnyStabilised):
         counts = [(self.measure(value), is_data) for value, is_data in summands]
         signed = isinstance(self, Epsilon)
         d = z if signed else sum(count for count, _ in counts)
-        s, epsilon, dropped = fraction(relevance, d, self, 0 if signed else 1)
+        s, epsilon, dropped = fraction(relevance, d, self, 0 if signed else 1, dims)
         shares = [(count * s, is_data) for count, is_data in counts]
         bias = sum(
             (total(torch.where(d == 0, 0.0, share)) for share, is_data in shares if not is_data), start=0.0

@@ -34,7 +34,13 @@ class RulesTable:
     @staticmethod
     def of(graph: Graph, rules: dict[fx.Node, Rule], composite: Composite) -> RulesTable:
         lines = [
-            Line(o.path or "(model)", o.name, size_of(o.shape), str(rules[node]), "input >= 0" if o.nonneg else "")
+            Line(
+                o.path or "(model)",
+                o.name,
+                size_of(o.shape),
+                str(rules[node]),
+                "input >= 0" if o.nonneg else "",
+            )
             for node, o in graph.operations.items()
         ]
         return RulesTable(composite.describe(), composite.reason, lines)
@@ -45,5 +51,8 @@ class RulesTable:
     def __str__(self) -> str:
         head = Line("module", "operation", "output", "rule", "sign")
         widths = [max(len(line[i]) for line in [head, *self.lines]) for i in range(5)]
-        text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [head, *self.lines]]
+        text = [
+            "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+            for line in [head, *self.lines]
+        ]
         return "\n".join([f"composite: {self.composite}", *([self.reason] if self.reason else []), "", *text])

@@ -107,10 +107,14 @@ def composite(
     """The preset of that name for inputs so preprocessed; None: chosen for the architecture."""
     from lrp.composite import default, preset
 
-    options = {"low": preprocessing.low, "high": preprocessing.high, "epsilon": epsilon, "top_k": top_k}
+    options: dict[str, Any] = {"low": preprocessing.low, "high": preprocessing.high}
+    options |= {"epsilon": epsilon, "top_k": top_k}
     if bias is not None:
         options["bias"] = bias
     try:
-        return partial(default, **options) if name is None else preset(name, **options)
+        named = preset(
+            name or "epsilon_gamma_box", **options
+        )  # without a name, only to check the options now
+        return named if name else partial(default, **options)
     except CompositeError as error:
         raise typer.BadParameter(str(error)) from error

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
+from torch.fx import Graph as FxGraph
+from torch.fx import Node, map_arg
 
 from lrp.graph import ops
-from lrp.graph.capture import Batch, Captured, Shape, Size
+from lrp.graph.capture import Batch, Captured
 from lrp.graph.ops import Operation, padded_conv, scale_shift
 from lrp.graph.signs import nonnegative
 
@@ -33,27 +35,28 @@ class Graph:
         unknown: operations on data that the vocabulary does not have.
     """
 
-    fx: fx.Graph
+    fx: FxGraph
     constants: dict[str, Tensor]
     dtype: torch.dtype
     device: torch.device
-    operations: dict[fx.Node, Operation] = field(default_factory=dict)
+    operations: dict[Node, Operation] = field(default_factory=dict)
     unknown: list[Operation] = field(default_factory=list)
 
     @property
-    def image(self) -> fx.Node:
+    def image(self) -> Node:
         return next(n for n in self.fx.nodes if n.op == "placeholder")
 
     @property
-    def logits(self) -> fx.Node:
-        return self.fx.output_node().args[0]  # type: ignore[return-value]
+    def logits(self) -> Node:
+        output: Any = self.fx.output_node().args[0]
+        return output
 
-    def value(self, node: Any) -> Tensor | None:
+    def value(self, node: Any) -> Any:
         """A constant's value, or None if the node is not one."""
-        is_constant = isinstance(node, fx.Node) and node.op == "get_attr"
+        is_constant = isinstance(node, Node) and node.op == "get_attr"
         return self.constants[str(node.target)] if is_constant else None
 
-    def constant(self, value: Tensor, name: str, before: fx.Node) -> fx.Node:
+    def constant(self, value: Tensor, name: str, before: Node) -> Node:
         """A new constant node in front of `before`."""
         while name in self.constants:
             name += "_"
@@ -63,7 +66,7 @@ class Graph:
         node.meta = {**before.meta, "shape": tuple(value.shape), "dtype": value.dtype}
         return node
 
-    def replace(self, old: fx.Node, target: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
+    def replace(self, old: Node, target: Callable[..., Any], args: tuple[Any, ...]) -> Node:
         """One operation for another; its place and facts stay."""
         with self.fx.inserting_before(old):
             new = self.fx.call_function(target, args)
@@ -82,11 +85,12 @@ def canonize(
         values: the constants as they are now (`Captured.values`).
         dtype: what everything is computed in.
     """
-    copy, env = fx.Graph(), {}
+    copy, env = FxGraph(), dict[Node, Node]()
     for node in captured.graph.nodes:
         env[node] = copy.node_copy(node, lambda n: env[n])
         env[node].meta = dict(node.meta)
-    copy.output_node().args = (env[captured.graph.output_node().args[0]],)
+    logits: Any = captured.graph.output_node().args[0]
+    copy.output_node().args = (env[logits],)
     graph = Graph(copy, {n: _cast(v, dtype) for n, v in values.items()}, dtype, device)
     for rewrite in REWRITES:
         rewrite(graph)
@@ -108,15 +112,16 @@ def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
 
 
-def data_nodes(graph: fx.Graph) -> set[fx.Node]:
+def data_nodes(graph: FxGraph) -> set[Node]:
     """The nodes whose value depends on pixels, not only on how many images there are."""
-    data: set[fx.Node] = set()
+    data: set[Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder":
             data.add(node)
-        elif node.op == "call_function" and "sym_size" not in ops.name_of(node):
-            if any(n in data for n in node.all_input_nodes):
-                data.add(node)
+        elif node.op != "call_function" or "sym_size" in ops.name_of(node):
+            continue
+        elif any(n in data for n in node.all_input_nodes):
+            data.add(node)
     return data
 
 
@@ -135,19 +140,20 @@ NO_OPS = frozenset({"clone", "contiguous", "alias", "detach", "detach_", "lift_f
 
 
 def drop_no_ops(graph: Graph) -> None:
-    """Copies, eval-mode dropout, casts between floating types, pools to the size there already is."""
+    """Copies, eval-mode dropout, casts between floating types, pools and slices to the size there already is."""
     for node in list(graph.fx.nodes):
-        if node.op != "call_function":
+        if node.op != "call_function" or not node.all_input_nodes:
             continue
-        name = ops.name_of(node)
-        source = next(iter(node.all_input_nodes), None)
-        same = source is not None and source.meta.get("shape") == node.meta.get("shape")
-        cast = name in ("_to_copy", "to") and _floating(node.meta.get("dtype")) and source is not None
-        cast = cast and _floating(source.meta.get("dtype"))
-        if name in NO_OPS or cast or (name in ("adaptive_avg_pool2d", "expand", "view", "slice") and same):
-            if source is not None and not (name == "slice" and ops.arguments_of(node)["step"] != 1):
-                node.replace_all_uses_with(source)
-                graph.fx.erase_node(node)
+        name, source = ops.name_of(node), node.all_input_nodes[0]
+        arguments = ops.arguments_of(node)
+        same = source.meta.get("shape") == node.meta.get("shape")
+        cast = name in ("_to_copy", "to") and all(_floating(n.meta.get("dtype")) for n in (node, source))
+        whole = name in ("adaptive_avg_pool2d", "expand", "view") or (
+            name == "slice" and arguments["step"] == 1
+        )
+        if (name in NO_OPS and not arguments.get("train")) or cast or (whole and same):
+            node.replace_all_uses_with(source)
+            graph.fx.erase_node(node)
 
 
 def fold_constants(graph: Graph) -> None:
@@ -156,17 +162,17 @@ def fold_constants(graph: Graph) -> None:
         if node.op != "call_function" or not node.users or _symbolic(node):
             continue
         if all(n.op == "get_attr" for n in node.all_input_nodes):
-            args, kwargs = (fx.map_arg(v, graph.value) for v in (node.args, node.kwargs))
-            value = node.target(*args, **kwargs)  # type: ignore[operator]
+            args, kwargs = (map_arg(v, graph.value) for v in (node.args, node.kwargs))
+            value = node.target(*args, **kwargs)
             if isinstance(value, Tensor):
                 node.replace_all_uses_with(graph.constant(_cast(value, graph.dtype), node.name, node))
             elif isinstance(value, (tuple, list)):
                 for user in list(node.users):
-                    part = value[user.args[1]]  # type: ignore[index]
+                    part = value[user.args[1]]
                     user.replace_all_uses_with(graph.constant(_cast(part, graph.dtype), user.name, user))
 
 
-def _symbolic(node: fx.Node) -> bool:
+def _symbolic(node: Node) -> bool:
     """Whether it depends on the number of images: through a size, or by being one."""
     return node.meta.get("shape") is None or any(isinstance(s, Batch) for s in node.meta["shape"])
 
@@ -184,7 +190,7 @@ def plain_pools(graph: Graph) -> None:
             both.meta = {**node.meta, "shapes": [node.meta["shape"]] * 2}
             graph.replace(node, operator.getitem, (both, 0))
         elif name == "adaptive_avg_pool2d":
-            height, width = node.args[0].meta["shape"][-2:]  # type: ignore[union-attr]
+            height, width = node.args[0].meta["shape"][-2:]
             out = node.meta["shape"][-2:]
             if out == (1, 1):
                 graph.replace(node, aten.mean.dim, (node.args[0], [-2, -1], True))
@@ -208,12 +214,12 @@ def plain_batch_norms(graph: Graph) -> None:
         # In float64: the fold must not cost the logits a digit.
         w = (var.double() + arguments["eps"]).rsqrt() * (1 if gamma is None else gamma.double())
         b = (0 if beta is None else beta.double()) - mean.double() * w
-        source: fx.Node = arguments["input"]
+        source: Node = arguments["input"]
         dims = len(source.meta["shape"]) - 2
         made = []
         for value, suffix in ((w, "weight"), (b, "bias")):
-            shaped = ops.per_channel(value, dims)
-            made.append(graph.constant(shaped, f"{node.name}_{suffix}", node))  # type: ignore[arg-type]
+            shaped: Any = ops.per_channel(value, dims)
+            made.append(graph.constant(shaped, f"{node.name}_{suffix}", node))
         users = list(node.users)
         if ops.name_of(node) == "batch_norm":
             graph.replace(node, scale_shift, (source, *made))
@@ -229,14 +235,14 @@ def fold_scale_into_producer(graph: Graph) -> None:
     for node in list(graph.fx.nodes):
         if node.target is not scale_shift:
             continue
-        conv: fx.Node = node.args[0]  # type: ignore[assignment]
+        conv: Node = node.args[0]
         if conv.op != "call_function" or ops.name_of(conv) not in CONVS + ("linear",) or len(conv.users) > 1:
             continue
         arguments = ops.arguments_of(conv)
         weight, bias = graph.value(arguments["weight"]), graph.value(arguments["bias"])
         if weight is None or (arguments["bias"] is not None and bias is None):
             continue
-        w, b = (graph.value(v).flatten() for v in node.args[1:])  # type: ignore[union-attr]
+        w, b = (graph.value(v).flatten() for v in node.args[1:])
         if len(w) != len(weight) or (ops.name_of(conv) == "linear" and len(conv.meta["shape"]) > 2):
             continue  # a norm over another axis than the outputs of the layer
         weight = weight.double() * w.reshape(-1, *[1] * (weight.dim() - 1))
@@ -255,10 +261,10 @@ def fold_scale_into_consumers(graph: Graph) -> None:
             or not all(_takes_scale(user, node) for user in node.users)
         ):
             continue
-        w, b = (graph.value(v).flatten() for v in node.args[1:])  # type: ignore[union-attr]
+        w, b = (graph.value(v).flatten() for v in node.args[1:])
         for user in list(node.users):
             arguments = ops.arguments_of(user)
-            weight = graph.value(arguments["weight"]).double()  # type: ignore[union-attr]
+            weight = graph.value(arguments["weight"]).double()
             old = graph.value(arguments["bias"])
             groups = arguments.get("groups", 1)
             inputs, per = weight.shape[1], weight.shape[0] // groups
@@ -271,25 +277,25 @@ def fold_scale_into_consumers(graph: Graph) -> None:
                 shift.append((part * b[own].reshape(shape)).flatten(1).sum(1))
             bias = torch.cat(shift) + (0 if old is None else old.double())
             _set_weights(graph, user, torch.cat(scaled), bias)
-        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+        node.replace_all_uses_with(node.args[0])
         graph.fx.erase_node(node)
 
 
 CONVS = ("conv1d", "conv2d", "conv3d")
 
 
-def _takes_scale(user: fx.Node, norm: fx.Node) -> bool:
+def _takes_scale(user: Node, norm: Node) -> bool:
     if user.op != "call_function" or ops.name_of(user) not in CONVS + ("linear",) or user.args[0] is not norm:
         return False
     arguments = ops.arguments_of(user)
-    constant = all(isinstance(v, fx.Node) and v.op == "get_attr" for v in (arguments["weight"],))
+    constant = all(isinstance(v, Node) and v.op == "get_attr" for v in (arguments["weight"],))
     if ops.name_of(user) == "linear":
         return constant and len(user.meta["shape"]) == 2
     padding = arguments["padding"]
     return constant and all(p == 0 for p in (padding if isinstance(padding, (list, tuple)) else [padding]))
 
 
-def _set_weights(graph: Graph, conv: fx.Node, weight: Tensor, bias: Tensor) -> None:
+def _set_weights(graph: Graph, conv: Node, weight: Tensor, bias: Tensor) -> None:
     """Give a layer weights of its own; another call of the same module keeps the module's."""
     new_weight = graph.constant(weight, f"{conv.name}_weight", conv)
     new_bias = graph.constant(bias, f"{conv.name}_bias", conv)
@@ -304,7 +310,7 @@ def merge_zero_pads(graph: Graph) -> None:
             continue
         arguments = ops.arguments_of(node)
         pad = arguments["input"]
-        if not (isinstance(pad, fx.Node) and pad.op == "call_function"):
+        if not (isinstance(pad, Node) and pad.op == "call_function"):
             continue
         if ops.name_of(pad) not in ("constant_pad_nd", "pad"):
             continue
@@ -344,7 +350,7 @@ REWRITES = (
 def _recognise(graph: Graph) -> None:
     """Name every operation on data, its family, and the facts composites ask for."""
     data, nonneg = data_nodes(graph.fx), nonnegative(graph.fx, graph.constants)
-    behind: set[fx.Node] = set()  # nodes that read, near or far, the output of a conv or linear
+    behind: set[Node] = set()  # nodes that read, near or far, the output of a conv or linear
     index = 0
     for node in graph.fx.nodes:
         if node not in data or node.op != "call_function" or node.target is operator.getitem:
@@ -370,6 +376,3 @@ def _recognise(graph: Graph) -> None:
             graph.operations[node] = operation
         else:
             graph.unknown.append(operation)
-
-
-__all__ = ["Batch", "Graph", "Shape", "Size", "canonize", "data_nodes"]

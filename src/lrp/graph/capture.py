@@ -8,6 +8,7 @@ changes its input. The model comes out as it went in.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import warnings
@@ -94,6 +95,19 @@ def as_found(model: nn.Module) -> Iterator[None]:
                     module.__dict__[name] = value
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export logs pages about what it then raises; our error says it in one line."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
 def capture(model: nn.Module, example: Tensor) -> Captured:
     """Write down what `model` computes from images of `example`'s shape.
 
@@ -106,8 +120,7 @@ def capture(model: nn.Module, example: Tensor) -> Captured:
     """
     example = example.detach()
     pair = example[:1].repeat(2, *[1] * (example.dim() - 1))  # a free batch needs an example of two
-    with as_found(model), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with as_found(model), torch.no_grad(), _quiet():
         try:
             program = _export(model, pair, ({0: Dim("N", min=1)},))
             free = True
@@ -148,7 +161,8 @@ def _without_writes(graph: fx.Graph) -> bool:
         if not all(map(_allocates, [written, *earlier])):
             return False
         node.target = functional
-        written.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: user > node)
+        for user in [user for user in written.users if user > node]:
+            user.replace_input_with(written, node)
     return True
 
 
@@ -161,7 +175,9 @@ ALLOCATE = frozenset({
 
 def _allocates(node: fx.Node) -> bool:
     target: Any = node.target
-    return isinstance(target, torch._ops.OpOverload) and target._schema.name.removeprefix("aten::") in ALLOCATE
+    return (
+        isinstance(target, torch._ops.OpOverload) and target._schema.name.removeprefix("aten::") in ALLOCATE
+    )
 
 
 def _check_sizes(program: Any) -> None:
@@ -192,7 +208,7 @@ def _size(size: Any) -> Size:
 
 def _to_graph(program: Any, free: bool) -> Captured:
     """The exported program as a plain graph: parameters become `get_attr`, only the image is a placeholder."""
-    graph, new = fx.Graph(), {}
+    graph, new = fx.Graph(), dict[fx.Node, fx.Node]()
     captured = Captured(graph, {}, free_batch=free)
     inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for node in program.graph.nodes:

@@ -245,10 +245,10 @@ def _conv(op: Operation) -> Affine:
         for d in range(n)
     ]
 
-    def forward(a: Any, w: Weight) -> Any:
+    def forward(a: Any, w: Any) -> Any:
         return conv(F.pad(a, pad) if any(pad) else a, w, None, stride, padding, dilation, groups)
 
-    def adjoint(s: Any, w: Weight) -> Any:
+    def adjoint(s: Any, w: Any) -> Any:
         c = transposed(s, w, None, stride, padding, left, groups, dilation)
         return F.pad(c, [-p for p in pad]) if any(pad) else c
 
@@ -257,12 +257,13 @@ def _conv(op: Operation) -> Affine:
 
 @register("linear", family="linear")
 def _linear(op: Operation) -> Affine:
-    return Affine(
-        lambda a, w: F.linear(a, w),
-        lambda s, w: F.linear(s, w.t()),
-        op["weight"],
-        op["bias"],
-    )
+    def forward(a: Any, w: Any) -> Any:
+        return F.linear(a, w)
+
+    def adjoint(s: Any, w: Any) -> Any:
+        return F.linear(s, w.t())
+
+    return Affine(forward, adjoint, op["weight"], op["bias"])
 
 
 @register("scale_shift", family="norm")
