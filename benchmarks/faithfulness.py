@@ -27,7 +27,7 @@ from torch import Tensor
 import lrp
 
 SQUARES = 14
-STEPS = 14
+STEPS = 7
 
 
 def photos(folder: Path | None, count: int) -> list[np.ndarray]:
@@ -35,7 +35,14 @@ def photos(folder: Path | None, count: int) -> list[np.ndarray]:
         import skimage.data
 
         folder = Path(skimage.data.__file__).parent
-        names = ["chelsea.png", "coffee.png", "camera.png", "motorcycle_left.png", "rocket.jpg", "astronaut.png"]
+        names = [
+            "chelsea.png",
+            "coffee.png",
+            "camera.png",
+            "motorcycle_left.png",
+            "rocket.jpg",
+            "astronaut.png",
+        ]
         return [lrp.open_photo(folder / name).pixels for name in names]
     found = lrp.find_photos([folder])
     return [lrp.open_photo(f.path).pixels for f in found[:: max(1, len(found) // count)][:count]]
@@ -56,7 +63,8 @@ def curve(model: torch.nn.Module, x: Tensor, blurred: Tensor, order: Tensor, tar
         gone = (rank < step * total // STEPS).view(n, 1, SQUARES, SQUARES).float()
         mask = F.interpolate(gone, size=x.shape[-2:], mode="nearest")
         with torch.no_grad():
-            logits.append(model(x * (1 - mask) + blurred * mask).gather(1, target[:, None])[:, 0])
+            mixed = (x * (1 - mask) + blurred * mask).contiguous(memory_format=torch.channels_last)
+            logits.append(model(mixed).gather(1, target[:, None])[:, 0])
     return torch.stack(logits, 1)
 
 
@@ -78,7 +86,13 @@ def methods(loaded: lrp.LoadedModel) -> dict[str, Callable[[Tensor, Tensor], Ten
 
     everything, conv, linear = lrp.family("conv", "linear", "norm"), lrp.family("conv"), lrp.family("linear")
     for bias in ("absorb", "ignore"):
-        for preset in ("epsilon", "epsilon_plus", "epsilon_plus_flat", "epsilon_gamma_box", "epsilon_alpha2_beta1"):
+        for preset in (
+            "epsilon",
+            "epsilon_plus",
+            "epsilon_plus_flat",
+            "epsilon_gamma_box",
+            "epsilon_alpha2_beta1",
+        ):
             add(f"{preset}, {bias}", lrp.preset(preset, bias=bias, low=pre.low, high=pre.high))
     for gamma in (0.5, 1.0, 4.0):
         add(f"epsilon_gamma_box γ={gamma:g}, ignore",
@@ -91,7 +105,9 @@ def methods(loaded: lrp.LoadedModel) -> dict[str, Callable[[Tensor, Tensor], Ten
     add("z⁺, γ=1 depthwise, flat first, ignore", lrp.Composite(depthwise + ends))
 
     gradient_input, integrated = InputXGradient(model), IntegratedGradients(model)
-    rows["gradient × input"] = lambda x, t: gradient_input.attribute(x.clone().requires_grad_(), target=t).detach()
+    rows["gradient × input"] = lambda x, t: gradient_input.attribute(
+        x.clone().requires_grad_(), target=t
+    ).detach()
     rows["integrated gradients, 20 steps"] = lambda x, t: integrated.attribute(
         x, target=t, n_steps=20, internal_batch_size=len(x)
     ).detach()
@@ -109,10 +125,12 @@ def methods(loaded: lrp.LoadedModel) -> dict[str, Callable[[Tensor, Tensor], Ten
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="efficientnet_lite0")
     parser.add_argument("--photos", type=Path)
-    parser.add_argument("--count", type=int, default=48)
+    parser.add_argument("--count", type=int, default=32)
     parser.add_argument("--only", default="", help="only rows that contain this")
     chosen = parser.parse_args()
     torch.manual_seed(0)
@@ -144,7 +162,9 @@ def main() -> None:
             shares.append(relevance.flatten(1).sum(1) / logit)
         area, same, share = (float(torch.cat(v).mean()) for v in (areas, classes, shares))
         results.append((area, name))
-        print(f"{name:<42} {area:6.2f} {same:6.2f} {100 * share:6.1f} %   {seconds / len(x):7.3f}", flush=True)
+        print(
+            f"{name:<42} {area:6.2f} {same:6.2f} {100 * share:6.1f} %   {seconds / len(x):7.3f}", flush=True
+        )
 
 
 if __name__ == "__main__":

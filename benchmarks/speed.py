@@ -17,6 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torchvision
@@ -141,7 +142,7 @@ def peak(name: str, what: str) -> float:
     else:
         gradient(model, x[:1])()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    held = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1024
+    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1024
     run()
     return (max(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) - held) / 1024
 
@@ -166,7 +167,9 @@ def capture_time(name: str) -> None:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default="vgg16,resnet50")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
@@ -174,7 +177,9 @@ def main() -> None:
     if chosen.peak:
         print(peak(chosen.models, chosen.peak))
         return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}, float32, random weights")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {BATCH}, float32, random weights"
+    )
     capture_time("vgg19")
     for name in chosen.models.split(","):
         print(name)

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+torch.set_num_threads(1)  # the tensors here are small: threads would only wait for each other
+
 
 @dataclass
 class Affine:
@@ -44,13 +46,10 @@ class Handed:
 
 
 def dense(linear: Callable, shape: Sequence[int]) -> np.ndarray:
-    """The matrix [K, n] of a linear map of [1, *shape]: column j is what the j-th unit vector gives."""
-    columns = []
-    for j in range(int(np.prod(shape))):
-        unit = torch.zeros(int(np.prod(shape)), dtype=torch.float64)
-        unit[j] = 1.0
-        columns.append(linear(unit.reshape(1, *shape)).reshape(-1).numpy())
-    return np.stack(columns, axis=1)
+    """The matrix [K, n] of a linear map of [N, *shape]: column j is what the j-th unit vector gives."""
+    n = int(np.prod(shape))
+    units = torch.eye(n, dtype=torch.float64).reshape(n, *shape)
+    return linear(units).reshape(n, -1).numpy().T.copy()
 
 
 def affine(linear: Callable, shape: Sequence[int], bias=None, ones: Callable | None = None) -> Affine:

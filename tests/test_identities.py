@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 import lrp
 
+torch.set_num_threads(1)  # the nets are small: threads would only wait for each other
+
 LOW, HIGH = -3.0, 3.0
 PRESETS = {
     "epsilon": {},

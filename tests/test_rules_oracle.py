@@ -62,13 +62,6 @@ for eps in EPSILONS:
     SUM_RULES[f"Magnitude({eps})"] = lrp.Magnitude(epsilon=eps), oracle.magnitude(eps)
 ALL_RULES = ELEMENTWISE_RULES | SUM_RULES
 CONSTANT_RULES = tuple(name for name in SUM_RULES if not name.startswith("Magnitude"))
-# each rule once or twice, for the operations beside the eight that get all of them
-SHORT = tuple(
-    name
-    for name in RULES
-    if "0.25, " in name.removeprefix("Gamma(0.25, ") or name.endswith("(0.25)")
-    or name.startswith(("Zero", "Gamma(7", "AlphaBeta(2, 1, 0.0", "Flat(0.0", "Epsilon(1e-06, absorb"))
-)  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------- operations
@@ -84,7 +77,7 @@ class Case:
     prepare: Callable = lambda x: (x,)  # must keep the order of the elements
     before: Callable = lambda x: x  # what stands before and
     after: Callable = lambda z: z  # after the operation: only activations, which pass
-    rules: tuple[str, ...] = SHORT
+    rules: tuple[str, ...] = tuple(RULES)
 
 
 class Call(nn.Module):
@@ -182,9 +175,9 @@ def constant(op, spread_to=(3, 4, 4)):
 
 
 OPERATIONS = {
-    "linear": plain(lambda: nn.Linear(6, 5), 6, 1, 1, view=(6,), rules=tuple(RULES)),
+    "linear": plain(lambda: nn.Linear(6, 5), 6, 1, 1, view=(6,)),
     "linear_no_bias": plain(lambda: nn.Linear(6, 5, bias=False), 6, 1, 1, view=(6,)),
-    "linear_exact": plain(lambda: dyadic(nn.Linear(6, 40)), 6, 1, 1, view=(6,), rules=tuple(RULES)),
+    "linear_exact": plain(lambda: dyadic(nn.Linear(6, 40)), 6, 1, 1, view=(6,)),
     "linear_on_tokens": Case(
         lambda: nn.Linear(4, 3),
         (3, 2, 4),
@@ -200,8 +193,8 @@ OPERATIONS = {
         normed_matrix((6, 1, 1), (6,)),
         prepare=lambda x: (x.flatten(1),),
     ),
-    "conv2d": plain(lambda: nn.Conv2d(3, 4, 3, padding=1), 3, 4, 4, rules=tuple(RULES)),
-    "conv2d_exact": plain(lambda: dyadic(nn.Conv2d(3, 4, 2)), 3, 4, 4, rules=tuple(RULES)),
+    "conv2d": plain(lambda: nn.Conv2d(3, 4, 3, padding=1), 3, 4, 4),
+    "conv2d_exact": plain(lambda: dyadic(nn.Conv2d(3, 4, 2)), 3, 4, 4),
     "conv2d_no_bias": plain(lambda: nn.Conv2d(3, 4, 3, bias=False), 3, 4, 4),
     "conv2d_rows_left_over": plain(lambda: nn.Conv2d(2, 3, 3, stride=3), 2, 5, 4),
     "conv2d_stride_padding": plain(lambda: nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(2, 1)), 2, 5, 4),
@@ -248,7 +241,7 @@ OPERATIONS = {
     "add_after_relu": called(
         lambda: Call(torch.add), 4, 3, 2, prepare=halves, before=F.relu, rules=tuple(SUM_RULES)
     ),
-    "avg_pool2d": plain(lambda: nn.AvgPool2d(2), 2, 4, 5, rules=tuple(RULES)),
+    "avg_pool2d": plain(lambda: nn.AvgPool2d(2), 2, 4, 5),
     "avg_pool2d_overlap_padding": plain(lambda: nn.AvgPool2d(3, 2, 1), 2, 5, 5),
     "avg_pool2d_padding_not_counted": plain(lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False), 2, 5, 5),
     "avg_pool2d_ceil": plain(lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True), 2, 4, 6),
@@ -269,7 +262,7 @@ OPERATIONS = {
         lambda: Call(lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear")), 2, 2, 3
     ),
     "times_constant": called(lambda: Call(lambda x, c: x * c, c=torch.randn(1, 3, 1, 1)), 3, 2, 2,
-                             rules=(*SHORT, "Pass")),
+                             rules=tuple(ELEMENTWISE_RULES)),
     "matmul_constant": called(lambda: Call(lambda x, c: x @ c, c=torch.randn(4, 3)), 2, 3, 4),
     "times_number": called(lambda: Call(lambda x: x * -1.5), 2, 2, 2),
     "divided_by_number": called(lambda: Call(lambda x: x / -1.5), 2, 2, 2),
@@ -835,6 +828,8 @@ def test_two_layers_by_path():
             agrees(float(row.relevance_out[i]), handed[k].relevance.sum(), "out", scale)
             entering = R[i].sum() if k == 4 else handed[1].relevance.sum()
             agrees(float(row.relevance_in[i]), float(entering), "in", scale)
+        largest = max(scale, *(float(np.abs(h.relevance).sum()) for h in handed))
+        assert total(e.ledger, "largest", i) == pytest.approx(largest, rel=1e-9)
 
 
 # ------------------------------------------------------------------------------------------------- top_k
@@ -944,6 +939,92 @@ def test_preset(name):
         scale = max(np.abs(h.relevance).sum() for h in handed)
         for term, value in totals.items():
             agrees(total(e.ledger, term, i), value, term, scale)
+
+
+class TwoStems(nn.Module):
+    """The image reaches two convolutions first; one of them is called again further on, and is not first there."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 2, 1)
+        self.out = nn.Linear(5 * 12, 4)
+
+    def forward(self, x):
+        y, z = F.relu(self.one(x)), self.other(x)
+        return self.out(torch.cat([self.one(y), z], dim=1).relu().flatten(1))
+
+
+@pytest.mark.parametrize("preset", ["epsilon_plus_flat", "epsilon_gamma_box", "epsilon_alpha2_beta1_flat"])
+def test_first_is_a_call_and_may_be_several(preset):
+    torch.manual_seed(19)
+    model, x = TwoStems().double().eval(), torch.randn(2, 3, 3, 4).double()
+    R = torch.randn(2, 4).double()
+    options, first, later, _ = PRESETS[preset]
+    e = lrp.Explainer(model, composite=lrp.preset(preset, **options), dtype=torch.float64)(x, target=R)
+    one, other = oracle.of_module(model.one, (3, 3, 4)), oracle.of_module(model.other, (3, 3, 4))
+    for i in range(2):
+        a = x[i].reshape(-1).numpy()
+        y = np.maximum(one(a), 0)
+        last = np.maximum(np.concatenate([one(y), other(a)]), 0)
+        relevance = oracle.distribute(
+            oracle.epsilon(), oracle.of_module(model.out, (60,)), last, R[i]
+        ).relevance
+        through_one = oracle.distribute(later, one, y, relevance[:36]).relevance
+        expected = (
+            oracle.distribute(first, one, a, through_one).relevance
+            + oracle.distribute(first, other, a, relevance[36:]).relevance
+        )
+        agrees(e.relevance[i].reshape(-1).numpy(), expected, "relevance")
+
+
+@pytest.mark.parametrize(
+    ("preset", "norm_rule"),
+    [
+        ("epsilon", oracle.epsilon()),
+        ("epsilon_plus", oracle.z_plus()),
+        ("epsilon_plus_flat", oracle.z_plus()),
+        ("epsilon_alpha2_beta1", oracle.z_plus()),
+        ("excitation_backprop", oracle.z_plus()),
+    ],
+)
+def test_preset_on_a_batch_norm_that_cannot_be_folded(preset, norm_rule):
+    """BN -> ReLU -> conv: the batch norm has a rule of its own, and the convolution is the first one."""
+    torch.manual_seed(20)
+    norm, conv, linear = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1), nn.Linear(48, 5)
+    model = nn.Sequential(uneven(norm), nn.ReLU(), conv, nn.ReLU(), nn.Flatten(), linear).double().eval()
+    x, R = torch.randn(2, 3, 3, 4).double(), torch.randn(2, 5).double()
+    _, first, _, last = PRESETS[preset]
+    e = lrp.Explainer(model, composite=preset, dtype=torch.float64)(x, target=R)
+    scale, shift = oracle.batch_norm(norm, (3, 3, 4))
+    diagonal = oracle.Affine(np.diag(scale), shift, np.eye(36) != 0)
+    stages = [diagonal, oracle.of_module(conv, (3, 3, 4)), oracle.of_module(linear, (48,))]
+    for i in range(2):
+        a = [x[i].reshape(-1).numpy()]
+        for stage in stages:
+            a.append(np.maximum(stage(a[-1]), 0))
+        relevance = R[i].numpy()
+        for k, rule in ((2, last), (1, first), (0, norm_rule)):
+            relevance = oracle.distribute(rule, stages[k], a[k], relevance).relevance
+        agrees(e.relevance[i].reshape(-1).numpy(), relevance, "relevance")
+
+
+@pytest.mark.parametrize("seed", ["one", "softmax"])
+def test_other_starts(seed):
+    model, x = vgg_like()
+    e = lrp.Explainer(model, composite="epsilon_plus", seed=seed, dtype=torch.float64)(x, target=2)
+    z = model(x).detach()
+    R = z.softmax(1) if seed == "softmax" else torch.eye(6).double()[2].expand(3, 6)
+    expected = lrp.Explainer(model, composite="epsilon_plus", dtype=torch.float64)(x, target=R)
+    for i in range(3):
+        agrees(e.relevance[i].numpy(), expected.relevance[i].numpy(), "relevance")
+        agrees(total(e.ledger, "start", i), 1.0, "start")
+
+
+def test_in_one_call():
+    model, x = vgg_like()
+    ours = lrp.explain(model, x, target=1, composite="epsilon_plus").relevance
+    assert torch.equal(ours, lrp.Explainer(model, composite="epsilon_plus")(x, target=1).relevance)
+    assert ours.dtype == torch.float64  # the model's own
 
 
 @pytest.mark.parametrize("target", ["predicted", 2, [0, 5, 3]])
@@ -1075,6 +1156,15 @@ def test_pencil_sums_and_pools():
     pool = explain_alone(Alone(nn.AvgPool2d(2)), lrp.Epsilon(1.0), x, R)
     assert pool.relevance.flatten().tolist() == pytest.approx([1.5, 7.5, 6, 3])
     assert total(pool.ledger, "epsilon") == pytest.approx(6)
+
+
+def test_pencil_a_summand_twice():
+    # x + x = 6, R = 8, ε = 2: each gets 8 · 3 / 8. x - x = 0: nothing to share
+    x, R = torch.tensor([3.0]).double().reshape(1, 1, 1, 1), torch.tensor([[8.0]]).double()
+    double = explain_alone(Alone(Call(lambda x: x + x)), lrp.Epsilon(2.0), x, R)
+    assert double.relevance.item() == pytest.approx(6) and total(double.ledger, "epsilon") == pytest.approx(2)
+    nothing = explain_alone(Alone(Call(lambda x: x - x)), lrp.Epsilon(2.0), x, R)
+    assert nothing.relevance.item() == 0 and total(nothing.ledger, "dropped") == 8
 
 
 def test_pencil_overlapping_max_pool():

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from lrp.errors import CompositeError, RuleError
 from lrp.graph.canonize import Graph
-from lrp.graph.ops import Operation
+from lrp.graph.ops import Operation, one, size_of
 from lrp.rules import (
     AlphaBeta,
     Epsilon,
@@ -160,7 +160,7 @@ class Composite:
                 isinstance(pair, tuple) and len(pair) == 2 and callable(pair[0]) and isinstance(pair[1], Rule)
             ):
                 raise CompositeError(
-                    f"Composite takes (predicate, rule) pairs, got {pair!r}: "
+                    f"Composite takes (predicate, rule) pairs, got {pair}: "
                     "for example Composite([(family('conv'), Gamma(0.25)), (first, Flat())])."
                 )
         if not 0 <= top_k <= 1:
@@ -177,7 +177,7 @@ class Composite:
         Raises:
             CompositeError: a pair names a path that is not there, or a rule that fits nothing it names.
         """
-        rules = {node: DEFAULTS[o.family] for node, o in graph.operations.items()}
+        rules = {node: DEFAULTS[o.family] for node, o in graph.operations.items() if o.family in DEFAULTS}
         for predicate, rule in self.pairs:
             matched = [o for o in graph.operations.values() if predicate(o)]
             taken = [o for o in matched if o.family in rule.families]
@@ -187,10 +187,22 @@ class Composite:
                 rules[o.node] = rule
         for node, rule in rules.items():
             o = graph.operations[node]
-            if isinstance(rule, Pass) and o.data and o.input_shape() != o.shape:
+            if isinstance(rule, Proportional) and rule.window:
+                side, stride = rule.window
+                shape = tuple((n - side) // stride + 1 for n in one(o.input_shape())[-2:])
+                if shape != tuple(o.shape[-2:]):
+                    raise CompositeError(
+                        f"{rule} at {o}: it turns {size_of(o.input_shape()[-2:])} into {size_of(o.shape[-2:])}, and an "
+                        f"average pool over {side} x {side} would give {size_of(shape)}; use Proportional()."
+                    )
+            if isinstance(rule, Pass) and len(o.data) != 1:
                 raise CompositeError(
-                    f"Pass() at {o}: it changes the shape from {_shape(o.input_shape())} to {_shape(o.shape)}, and "
-                    "Pass hands relevance on element by element; use Epsilon()."
+                    f"Pass() at {o}: it has {len(o.data)} inputs, and Pass needs to know which."
+                )
+            if isinstance(rule, Pass) and o.input_shape() != o.shape:
+                raise CompositeError(
+                    f"Pass() at {o}: it changes the shape from {size_of(o.input_shape())} to {size_of(o.shape)}, "
+                    "and Pass hands relevance on element by element; use Epsilon()."
                 )
         return rules
 
@@ -218,10 +230,6 @@ class Composite:
             chosen = ", ".join(f"{k}={v}" for k, v in sorted(self.settings.items()) if k != "preset")
             return f"{self.name}({chosen})" if chosen else self.name
         return f"{self.name}[{'; '.join(f'{_text(p)}: {r}' for p, r in self.pairs)}]"
-
-
-def _shape(shape: Sequence[Any]) -> str:
-    return "[" + ", ".join(str(s) for s in shape) + "]"
 
 
 # ---------------------------------------------------------------- the presets

@@ -26,7 +26,7 @@ from lrp.errors import UnsupportedError
 from lrp.graph import ops
 from lrp.graph.canonize import Graph
 from lrp.graph.capture import Batch, Shape
-from lrp.graph.ops import Activation, Affine, MaxPool, Movement, Operation, Sum
+from lrp.graph.ops import Affine, MaxPool, Movement, Operation, Sum
 from lrp.rules import AffineRule, Epsilon, Flow, Pass, Proportional, Rule, SumRule, Weight, total
 
 SEEDS = ("logit", "one", "softmax")
@@ -91,7 +91,7 @@ class Builder:
     kept: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        refuse_unknown(self.graph)
+        refuse_unknown(self.graph, self.rules)
 
     def program(self, *, ledger: bool = False) -> Program:
         """Write the program.
@@ -186,13 +186,13 @@ class Builder:
 
     def _flow(self, operation: Operation, value: dict[fx.Node, Any], outputs: list[Any]) -> Flow:
         rule = self.rules[operation.node]
+        r = outputs[0]
+        if isinstance(rule, Pass):
+            return Flow((r,))
         entry = ops.entry(operation.name)
-        assert entry is not None  # unknown operations were refused before anything was built
+        assert entry is not None  # operations without a rule were refused before anything was built
         algebra = entry.lower(operation)
         inputs = [value[n] for n in operation.data]
-        r = outputs[0]
-        if isinstance(rule, Pass) or isinstance(algebra, Activation):
-            return Flow((r,))
         if isinstance(algebra, Movement):
             return Flow(
                 tuple(algebra.back(outputs)), bias=algebra.constant(outputs) if algebra.constant else 0.0
@@ -206,7 +206,7 @@ class Builder:
             average = self._equipped(algebra.average(rule.window), operation, rule.window)
             epsilon = Epsilon(rule.epsilon, relative=rule.relative)
             return epsilon.propagate(average, inputs[0], average.forward(inputs[0], 1.0), r)
-        assert isinstance(rule, AffineRule)
+        assert isinstance(algebra, Affine) and isinstance(rule, AffineRule)
         return rule.propagate(self._equipped(algebra, operation), inputs[0], value[operation.node], r)
 
     def _equipped(self, affine: Affine, operation: Operation, window: Any = None) -> Affine:
@@ -298,18 +298,19 @@ def _stacked(rows: list[tuple[Any, ...]], like: Any) -> Any:
     return torch.stack([torch.stack([zero + term for term in row]) for row in rows])
 
 
-def refuse_unknown(graph: Graph) -> None:
-    """Raise for operations that the vocabulary does not have, all at once, before anything runs."""
-    if not graph.unknown:
+def refuse_unknown(graph: Graph, rules: dict[fx.Node, Rule]) -> None:
+    """Raise for operations that have no rule, all at once, before anything runs."""
+    without = [o for o in graph.operations.values() if o.node not in rules]
+    if not without:
         return
-    names = sorted({o.name for o in graph.unknown})
-    columns = [(o.path or "(model)", o.name, ops.size_of(o.shape), o.source) for o in graph.unknown]
+    columns = [(o.path or "(model)", o.name, ops.size_of(o.shape), o.source) for o in without]
     widths = [max(len(row[i]) for row in columns) for i in range(4)]
     lines = [
         "  " + "   ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in columns
     ]
-    count = len(graph.unknown) + len(graph.operations)
+    names = ", ".join(f'"{name}"' for name in sorted({o.name for o in without}))
     raise UnsupportedError(
-        f"no rule for {len(graph.unknown)} of {count} operations:\n" + "\n".join(lines) + "\n"
-        f"Give them one: lrp.register({', '.join(map(repr, names))}, family=...), or see `lrp rules --known`."
+        f"no rule for {len(without)} of {len(graph.operations)} operations:\n" + "\n".join(lines) + "\n"
+        f"Give them one: Composite([(op({names}), Pass())]) where they act element by element, "
+        "`lrp.register` otherwise; `lrp rules --known` lists what has one."
     )

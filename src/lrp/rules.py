@@ -519,7 +519,7 @@ class WPlus(AffineRule):
 class Pass(Rule):
     """Relevance passes unchanged, element by element: activations, affine operations that keep the shape."""
 
-    families: ClassVar[frozenset[str]] = frozenset({*AFFINE, "activation"})
+    families: ClassVar[frozenset[str]] = frozenset({*AFFINE, "activation", "unknown"})
 
 
 @dataclass(frozen=True)

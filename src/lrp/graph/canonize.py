@@ -31,8 +31,8 @@ class Graph:
     Attributes:
         fx: nodes; one placeholder, constants as `get_attr`, one output.
         constants: values of the `get_attr` nodes, in `dtype`.
-        operations: the nodes that relevance passes through, in order of execution.
-        unknown: operations on data that the vocabulary does not have.
+        operations: the nodes that relevance passes through, in order of execution; those that the
+            vocabulary does not have are of family "unknown".
     """
 
     fx: FxGraph
@@ -40,7 +40,6 @@ class Graph:
     dtype: torch.dtype
     device: torch.device
     operations: dict[Node, Operation] = field(default_factory=dict)
-    unknown: list[Operation] = field(default_factory=list)
 
     @property
     def image(self) -> Node:
@@ -372,7 +371,4 @@ def _recognise(graph: Graph) -> None:
         if affine or reached:
             behind.add(node)
         index += 1
-        if entry:
-            graph.operations[node] = operation
-        else:
-            graph.unknown.append(operation)
+        graph.operations[node] = operation

@@ -1,0 +1,89 @@
+"""Who may know whom: the import rules of CONTRIBUTING.md."""
+
+import ast
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[1] / "src" / "lrp"
+GRAPH = {"graph.capture", "graph.ops", "graph.signs", "graph.canonize"}
+ENGINE = {"errors", "rules", "composite", "program", "targets", "ledger", "rules_table", "explainer", *GRAPH}
+PICTURES = {"errors", "images", "heatmap", "lettering"}
+MODELS = {"models", "weights", "classes"}
+
+MAY_IMPORT = {
+    "errors": set(),
+    "rules": {"errors"},
+    "graph.capture": {"errors"},
+    "graph.ops": {"errors", "rules", "graph.capture"},
+    "graph.signs": {"graph.ops"},
+    "graph.canonize": GRAPH,
+    "composite": {"errors", "rules", *GRAPH},
+    "program": {"errors", "rules", *GRAPH},
+    "targets": {"errors", "classes"},
+    "ledger": set(),
+    "rules_table": {"composite", "rules", *GRAPH},
+    "explainer": ENGINE,
+    "images": {"errors"},
+    "lettering": {"errors"},
+    "heatmap": {"errors", "lettering"},
+    "classes": {"errors"},
+    "weights": {"errors"},
+    "models": {"errors", "images", *MODELS},
+    "gallery": {"explainer", "targets", *PICTURES, *MODELS},
+}
+WITHOUT_TORCH = {"errors", "images", "lettering", "heatmap", "classes"}
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(p.relative_to(SOURCE).with_suffix("").parts): p
+        for p in SOURCE.rglob("*.py")
+        if p.name not in ("__init__.py", "__main__.py")
+    }
+
+
+def imports(path: Path) -> tuple[set[str], set[str]]:
+    """(modules of ours, packages of others) that a file imports when it is imported."""
+    ours, others = set(), set()
+    known = modules()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            inner = name.removeprefix("lrp.")
+            if name.startswith("lrp.") and inner in known:
+                ours.add(inner)
+            elif not name.startswith("lrp") and node.col_offset == 0:
+                others.add(name.split(".")[0])
+    return ours, others
+
+
+def test_imports_follow_the_rooms():
+    for name, path in modules().items():
+        ours, _ = imports(path)
+        if name.startswith("cli."):
+            continue
+        assert name in MAY_IMPORT, f"{path} belongs to no room: add it to CONTRIBUTING.md and here"
+        assert ours - {name} <= MAY_IMPORT[name], f"{name} imports {ours - MAY_IMPORT[name]}"
+
+
+def test_nothing_imports_the_command_line():
+    for name, path in modules().items():
+        if not name.startswith("cli."):
+            assert not any(o.startswith("cli") for o in imports(path)[0]), name
+
+
+def test_the_picture_side_knows_no_torch():
+    for name in WITHOUT_TORCH:
+        assert "torch" not in imports(modules()[name])[1], name
+
+
+def test_only_capture_uses_torch_export():
+    users = [n for n, p in modules().items() if "torch.export" in p.read_text() and "import" in p.read_text()]
+    importing = [n for n in users if any(
+        isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch.export")
+        for node in ast.walk(ast.parse(modules()[n].read_text()))
+    )]  # fmt: skip
+    assert importing == ["graph.capture"]
