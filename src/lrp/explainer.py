@@ -133,7 +133,9 @@ class Explanation:
         """Whether this is computed correctly, with notes; from the ledger and the model's own logits."""
         ledger = self.ledger
         own = self._explainer._own_logits(self._images)
-        return judge(ledger, self.logits, own, self.relevance, self._explainer.dtype, self._explainer.seed)
+        explained = self.logits.gather(1, self.target[:, None])
+        negative = self._explainer.seed == "one" and bool((explained < 0).any())
+        return judge(ledger, self.logits, own, self.relevance, negative)
 
     def __str__(self) -> str:
         reached = self.relevance.flatten(1).sum(1)

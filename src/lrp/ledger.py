@@ -117,10 +117,12 @@ class Health:
         return "\n".join(["ok" if self.ok else "NOT OK", *self.problems, *self.notes])
 
 
-def judge(
-    ledger: Ledger, logits: Tensor, own: Tensor, relevance: Tensor, dtype: torch.dtype, seed: str
-) -> Health:
-    """Health from a ledger, the program's and the model's own logits [N, K], and the relevance."""
+def judge(ledger: Ledger, logits: Tensor, own: Tensor, relevance: Tensor, negative: bool) -> Health:
+    """Health from a ledger, the program's and the model's own logits [N, K], and the relevance.
+
+    `negative`: a target's logit is negative, and the start is 1 all the same.
+    """
+    dtype = relevance.dtype
     limit = max(AGREES[dtype], AGREES.get(own.dtype, HALF))
     own = own.to(logits)
     largest = float(own.abs().max()) or 1.0
@@ -149,7 +151,7 @@ def judge(
         notes.append(
             f"image {i}: of a start of {float(t['start'][i]):.4g}: {parts}; largest Σ|R| {float(amplification[i]):.3g} × start"
         )
-    if seed == "one" and bool(((own * (relevance.new_ones(()))).amax(1) < 0).any()):
+    if negative:
         notes.append(
             "seed 'one' on a negative logit turns the signs around: what speaks for the class looks negative"
         )
