@@ -30,7 +30,7 @@ PRESETS = {
 }
 TERMS = ("bias", "epsilon", "dropped")
 few = settings(
-    max_examples=5,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     database=None,
@@ -348,6 +348,40 @@ def test_batch_linear_and_repeatable(plan, seed, preset):
     close(explainer(x, 2 * R - 3 * S).relevance, 2 * e.relevance - 3 * S_relevance, 1e-10, "linear")
     shuffled = explainer(x.flip(0), R.flip(0)).relevance.flip(0)
     close(shuffled, e.relevance, 1e-10, "order")
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded"])
+def test_memory_layout_does_not_matter(layout):
+    model, x = net(["beside", "residual", "avg_pool"], 6), images(3)
+    if layout == "expanded":
+        x = x[:1].expand(3, -1, -1, -1)
+    R = start_of(model, x)
+    expected = explainer_of(model)(x.contiguous(), R).relevance
+    other = {
+        "channels_last": lambda: x.to(memory_format=torch.channels_last),
+        "strided": lambda: torch.stack([x, -x], dim=-1)[..., 0],
+        "expanded": lambda: x,
+    }[layout]()
+    assert not other.is_contiguous()
+    e = explainer_of(model)(other, R)
+    close(e.relevance, expected, 1e-12)
+    closes(e, R)
+    if layout == "channels_last":
+        close(explainer_of(model.to(memory_format=torch.channels_last))(other, R).relevance, expected, 1e-12)
+
+
+def test_dtypes():
+    """float64 on request, from a float32 model that stays one; half precision raised to float32."""
+    model = net(["conv_norm", "residual"], 9)
+    single, half = copy.deepcopy(model).float(), copy.deepcopy(model).half()
+    x, before = images(2).float(), Snapshot(single)
+    e = lrp.Explainer(single, composite="epsilon_plus", dtype=torch.float64)(x, target=1)
+    same = copy.deepcopy(single).double()
+    close(e.relevance, explainer_of(same)(x.double(), target=1).relevance, 1e-12)
+    close(e.logits, same(x.double()), 1e-12)
+    before.assert_same(single)
+    assert lrp.Explainer(single, composite="epsilon_plus")(x, target=1).relevance.dtype == torch.float32
+    assert lrp.Explainer(half, composite="epsilon_plus")(x.half(), target=1).relevance.dtype == torch.float32
 
 
 def test_first_call_with_one_image_then_many():
