@@ -180,6 +180,10 @@ def test_a_branch_on_pixels_cannot_be_captured_and_is_named():
             "dtype=torch.float16: relevance is computed in torch.float32 or torch.float64; ε vanishes in less.",
         ),
         (
+            lambda: lrp.Explainer(small(), precision="mixed"), lrp.LrpError,
+            "precision='mixed': only 'exact' is there so far; bfloat16 products come later.",
+        ),
+        (
             lambda: lrp.Explainer(small(), seed="logits"), lrp.LrpError,
             "seed='logits': expected one of 'logit', 'one', 'softmax'.",
         ),
@@ -432,6 +436,13 @@ def test_train_mode_is_said_once_and_put_back():
     ):
         explainer(X)
     assert all(m.training for m in model.modules())
+
+
+def test_hooks_are_left_out_and_that_is_said():
+    model = small()
+    model[1].register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.warns(UserWarning, match="the model has forward hooks: it is explained without them"):
+        lrp.Explainer(model, "epsilon")(X)
 
 
 def test_compiled_program_gives_the_same():

@@ -39,7 +39,7 @@ class Stamp:
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         modules = tuple((name, id(m), *_plain(m)) for name, m in model.named_modules())
         facts = tuple(
-            (n, t.data_ptr(), t._version, tuple(t.shape), t.dtype, t.device) for n, t in tensors.items()
+            (n, t.data_ptr(), _version(t), tuple(t.shape), t.dtype, t.device) for n, t in tensors.items()
         )
         picked = [_sample(t.detach()) for t in tensors.values()]
         sample = torch.cat(picked) if picked else torch.zeros(0)
@@ -55,6 +55,11 @@ class Stamp:
             and self.tensors == other.tensors
             and torch.equal(self.sample, other.sample)
         )
+
+
+def _version(t: Tensor) -> int:
+    """How often a tensor was written to; tensors made in inference mode do not count."""
+    return 0 if t.is_inference() else t._version
 
 
 def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -120,7 +125,7 @@ class Explanation:
         Raises:
             LedgerError: the model's weights or the images have changed since.
         """
-        if self._images._version != self._images_version:
+        if _version(self._images) != self._images_version:
             raise LedgerError("the images were written to after they were explained: explain them again.")
         if not Stamp.of(self._explainer.model).same(self._stamp):
             raise LedgerError(
@@ -174,7 +179,7 @@ class Explainer:
         seed: what the relevance starts from: "logit" (the target's logit), "one", or "softmax" (of all
             classes; the target then only names the map).
         dtype: torch.float32 or torch.float64; None: the model's own, half precision raised to float32.
-        precision: "exact", or "mixed": products whose terms all have one sign in bfloat16.
+        precision: "exact", the only one so far.
         compile: run the program through torch.compile.
         class_names: K names, so that targets may be names.
 
@@ -198,8 +203,10 @@ class Explainer:
             raise LrpError(
                 f"dtype={dtype}: relevance is computed in torch.float32 or torch.float64; ε vanishes in less."
             )
-        if precision not in ("exact", "mixed"):
-            raise LrpError(f"precision={precision!r}: expected 'exact' or 'mixed'.")
+        if precision != "exact":
+            raise LrpError(
+                f"precision={precision!r}: only 'exact' is there so far; bfloat16 products come later."
+            )
         if isinstance(composite, str):
             composite = composites.preset(composite)
         elif composite is not None and not isinstance(composite, Composite) and not callable(composite):
@@ -278,7 +285,7 @@ class Explainer:
     ) -> Explanation:
         asked = torch.where((request.weight == 0).all(1, keepdim=True), start, request.weight)
         target = torch.where(request.predicted > 0, logits.argmax(1), asked.argmax(1))
-        return Explanation(relevance, logits, target, start, self, x, x._version, prepared.stamp, request)
+        return Explanation(relevance, logits, target, start, self, x, _version(x), prepared.stamp, request)
 
     # ------------------------------------------------------------ preparing
 
@@ -304,7 +311,14 @@ class Explainer:
                 return known[place][0]
         if self.model.training or any(m.training for m in self.model.modules()):
             _once_said(self, "the model is in train mode: it is explained in eval mode, and left as it was.")
+        if any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules()):
+            _once_said(self, "the model has forward hooks: it is explained without them.")
         captured = capture(self.model, self._as_model_takes(x))
+        if not captured.free_batch:
+            _once_said(
+                self,
+                f"the model can be captured for a fixed number of images only: each batch size is new, now {len(x)}.",
+            )
         known[key if captured.free_batch else (*key, len(x))] = (captured, Stamp.of(self.model))
         return captured
 
@@ -375,7 +389,7 @@ class Explainer:
 
     def _own_logits(self, x: Tensor) -> Tensor:
         with as_found(self.model), torch.no_grad():
-            return torch.as_tensor(self.model(self._as_model_takes(x)))
+            return torch.as_tensor(self.model(self._as_model_takes(x).clone()))  # it may write into its input
 
     def _ledger(self, x: Tensor, request: Start) -> Ledger:
         """One image at a time: then a sum over everything is a sum over the image, whatever the layout."""

@@ -298,7 +298,7 @@ class Gallery:
         x = torch.stack([pre(photo.pixels) for _, photo, *_ in waiting]).to(self.device)
         if self.request.kind == "top":
             with torch.no_grad():
-                ranked = self.loaded.model(x).topk(self.request.count, dim=1).indices
+                ranked = self.loaded.model(x.clone()).topk(self.request.count, dim=1).indices
             many = self.explainer.many(x, [ranked[:, k].tolist() for k in range(self.request.count)])
             explained: list[Explanation] = list(many)
         else:

@@ -205,7 +205,7 @@ class Builder:
                 return Flow((algebra.route(r, inputs[0], value[operation.node][1]),))
             average = self._equipped(algebra.average(rule.window), operation, rule.window)
             epsilon = Epsilon(rule.epsilon, relative=rule.relative)
-            return epsilon.propagate(average, inputs[0], average.forward(inputs[0], 1.0), r)
+            return epsilon.propagate(average, inputs[0], average.forward(inputs[0], average.weight), r)
         assert isinstance(algebra, Affine) and isinstance(rule, AffineRule)
         return rule.propagate(self._equipped(algebra, operation), inputs[0], value[operation.node], r)
 

@@ -31,10 +31,25 @@ from torch import Tensor
 
 from lrp.errors import RuleError
 
-Weight = Tensor | float  # a float is one weight shared by all inputs of an output, as in a mean or a sum
-
 AFFINE = frozenset({"conv", "linear", "norm", "pool", "scale"})
-EVERY = frozenset({*AFFINE, "maxpool", "sum", "activation", "movement"})
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Weights that are equal for all inputs of an output, as in a mean or a sum: factor · u^power, where u is
+    the operation's own weight of that output, 1 / (size of its window)."""
+
+    factor: float = 1.0
+    power: int = 1
+
+    def __add__(self, other: Uniform) -> Uniform:
+        return Uniform(self.factor + other.factor, self.power)
+
+    def __rmul__(self, number: float) -> Uniform:
+        return Uniform(number * self.factor, self.power)
+
+
+Weight = Tensor | Uniform
 
 
 def unchanged(w: Weight) -> Weight:
@@ -42,19 +57,19 @@ def unchanged(w: Weight) -> Weight:
 
 
 def positive(w: Weight) -> Weight:
-    return max(w, 0.0) if isinstance(w, float) else w.clamp(min=0)
+    return Uniform(max(w.factor, 0.0), w.power) if isinstance(w, Uniform) else w.clamp(min=0)
 
 
 def negative(w: Weight) -> Weight:
-    return min(w, 0.0) if isinstance(w, float) else w.clamp(max=0)
+    return Uniform(min(w.factor, 0.0), w.power) if isinstance(w, Uniform) else w.clamp(max=0)
 
 
 def square(w: Weight) -> Weight:
-    return w * w
+    return Uniform(w.factor**2, 2 * w.power) if isinstance(w, Uniform) else w * w
 
 
 def ones(w: Weight) -> Weight:
-    return 1.0 if isinstance(w, float) else torch.ones_like(w)
+    return Uniform(1.0, 0) if isinstance(w, Uniform) else torch.ones_like(w)
 
 
 class Flow(NamedTuple):
@@ -77,7 +92,7 @@ class Affine:
     Attributes:
         forward: (a, w) -> Σ a w, without bias. A zero padding happens inside: it has no share.
         adjoint: (s, w) -> Σ_k w_jk s_k, of the input's shape.
-        weight: as `forward` takes it; a float where all weights of an output are equal.
+        weight: as `forward` takes it; `Uniform` where all weights of an output are equal.
         bias: broadcasts against the output, or None.
         nonneg: the input is provably >= 0, so its a⁻ terms need no computing.
         bounds: (low, high) of the input, [1, *in]; only ZBox asks.
@@ -229,7 +244,7 @@ class AffineRule(AnyStabilised):
                 for part, version in branch.terms
                 if not (part == "a-" and op.nonneg)
             ]
-            terms = [(part, w) for part, w in terms if not (isinstance(w, float) and w == 0)]
+            terms = [(part, w) for part, w in terms if not (isinstance(w, Uniform) and w.factor == 0)]
             c = branch.bias(b) if branch.bias is not None and b is not None else None
             d = z if branch.exact else _denominator(op, a, terms, c)
             if d is None:  # no term at all, as in z⊖ of a mean of values >= 0: empty everywhere

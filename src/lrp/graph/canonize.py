@@ -229,6 +229,33 @@ def plain_batch_norms(graph: Graph) -> None:
                 graph.replace(user, scale_shift, (source, *made))
 
 
+def plain_paddings(graph: Graph) -> None:
+    """padding="same" in numbers; where its two sides differ, a zero pad in front."""
+    for node in list(graph.fx.nodes):
+        if node.op != "call_function" or ops.name_of(node) not in CONVS:
+            continue
+        a = ops.arguments_of(node)
+        if not isinstance(a["padding"], str):
+            continue
+        kernel, n = a["weight"].meta["shape"][2:], len(node.meta["shape"]) - 2
+        total = [
+            ops.listed(a["dilation"], n)[d] * (kernel[d] - 1) * (a["padding"] == "same") for d in range(n)
+        ]
+        source, padding = a["input"], [t // 2 for t in total]
+        if any(t % 2 for t in total):
+            pads = [p for t in reversed(total) for p in (t // 2, t - t // 2)]
+            with graph.fx.inserting_before(node):
+                source = graph.fx.call_function(aten.constant_pad_nd.default, (source, pads))
+            shape = a["input"].meta["shape"]
+            grown = (*shape[:2], *(s + t for s, t in zip(shape[2:], total, strict=True)))
+            source.meta = {**node.meta, "shape": grown}
+            padding = [0] * n
+        conv = getattr(aten, ops.name_of(node)).default
+        graph.replace(
+            node, conv, (source, a["weight"], a["bias"], a["stride"], padding, a["dilation"], a["groups"])
+        )
+
+
 def fold_scale_into_producer(graph: Graph) -> None:
     """conv or linear, then batch norm, and nobody else reads the conv: one conv with other weights."""
     for node in list(graph.fx.nodes):
@@ -337,6 +364,7 @@ REWRITES = (
     fold_constants,
     plain_pools,
     plain_batch_norms,
+    plain_paddings,
     fold_scale_into_producer,
     merge_zero_pads,
     fold_scale_into_consumers,

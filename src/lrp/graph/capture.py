@@ -272,7 +272,7 @@ def _explained(model: nn.Module, example: Tensor, error: Exception) -> str:
     """Why capture failed. The plain model is asked first: its own error beats torch.export's account of it."""
     shape = list(example.shape)
     try:
-        model(example)
+        model(example.clone())
     except Exception as own:
         reason = str(own).strip().splitlines()[0] if str(own).strip() else type(own).__name__
         return f"{type(model).__name__} itself fails on an input of shape {shape}: {type(own).__name__}: {reason}"

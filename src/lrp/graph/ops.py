@@ -11,6 +11,7 @@ part of the explanation program.
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from torch import Tensor, fx
 
 from lrp.errors import RuleError
 from lrp.graph.capture import Batch, Shape, Size
-from lrp.rules import Affine, Weight, total
+from lrp.rules import Affine, Uniform, total
 
 # ---------------------------------------------------------------- what the algebra of a family is
 
@@ -220,7 +221,7 @@ def per_channel(values: Tensor | None, dims: int) -> Tensor | None:
     return None if values is None else values.reshape(-1, *[1] * dims)
 
 
-def _listed(value: Any, n: int) -> list[int]:
+def listed(value: Any, n: int) -> list[int]:
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     return values * n if len(values) == 1 else values
 
@@ -229,7 +230,7 @@ def _listed(value: Any, n: int) -> list[int]:
 def _conv(op: Operation) -> Affine:
     weight, bias = op["weight"], op["bias"]
     n = weight.dim() - 2
-    stride, padding, dilation = (_listed(op[key], n) for key in ("stride", "padding", "dilation"))
+    stride, padding, dilation = (listed(op[key], n) for key in ("stride", "padding", "dilation"))
     groups = op["groups"]
     pad = list(op["pad"]) if op.name == "padded_conv" else [0] * 2 * n
     conv = (torch.conv1d, torch.conv2d, torch.conv3d)[n - 1]
@@ -271,28 +272,34 @@ def _norm(op: Operation) -> Affine:
     return Affine(lambda a, w: a * w, lambda s, w: s * w, op["weight"], op["bias"])
 
 
-def _times(w: Weight, value: Any) -> Any:
-    return value if isinstance(w, float) and w == 1 else value * w
+def _uniform(average: Callable[[Any], Any], back: Callable[[Any], Any], own: Any) -> Affine:
+    """An operation whose outputs weigh their inputs alike.
+
+    average: a -> Σ u a; back: its adjoint; own: u of each output, a number or a tensor that broadcasts.
+    """
+
+    def scaled(z: Any, w: Any) -> Any:
+        extra = w.factor if w.power == 1 else w.factor * own ** (w.power - 1)
+        return z if isinstance(extra, float) and extra == 1 else z * extra
+
+    return Affine(lambda a, w: scaled(average(a), w), lambda s, w: back(scaled(s, w)), Uniform())
 
 
 @register("mean", family="pool")
 def _mean(op: Operation) -> Affine:
-    shape, given = op.input_shape(), op["dim"]
+    shape, given, keep = op.input_shape(), op["dim"], op["keepdim"]
     dims = sorted(d % len(shape) for d in (given if given else range(len(shape))))
     count = 1
     for d in dims:
         count *= one(shape)[d]
 
-    def forward(a: Any, w: Weight) -> Any:
-        return _times(w, a.mean(dim=dims, keepdim=op["keepdim"]))
-
-    def adjoint(s: Any, w: Weight) -> Any:
-        if not op["keepdim"]:
+    def back(s: Any) -> Any:
+        if not keep:
             for d in dims:
                 s = s.unsqueeze(d)
-        return (s * (w / count)).expand([-1 if d not in dims else one(shape)[d] for d in range(len(shape))])
+        return (s / count).expand([-1 if d not in dims else one(shape)[d] for d in range(len(shape))])
 
-    return Affine(forward, adjoint, 1.0)
+    return _uniform(lambda a: a.mean(dim=dims, keepdim=keep), back, 1 / count)
 
 
 @register("avg_pool2d", family="pool")
@@ -312,31 +319,31 @@ def average_pool(
     include_pad: bool,
     divisor: int | None,
 ) -> Affine:
-    windows = (_listed(kernel, 2), _listed(stride, 2), _listed(padding, 2), ceil_mode, include_pad, divisor)
+    cuts = (listed(kernel, 2), listed(stride, 2), listed(padding, 2), ceil_mode)
+    windows = (*cuts, include_pad, divisor)
     height, width = one(op.input_shape())[-2:]
+    blank = torch.ones(1, 1, height, width, dtype=op.node.meta["dtype"], device=op.node.meta["device"])
+    # A window holds as many real inputs as the sum of ones in it; the padding has no share.
+    own = F.avg_pool2d(blank, *windows) / F.avg_pool2d(blank, *cuts, True, 1)
 
-    def adjoint(s: Any, w: Weight) -> Any:
+    def back(s: Any) -> Any:
         # Its second argument gives nothing but the size to come back to.
         like = s.new_empty((1, 1, 1, 1)).expand(s.shape[0], s.shape[1], height, width)
-        return _times(w, torch.ops.aten.avg_pool2d_backward(s, like, *windows))
+        return torch.ops.aten.avg_pool2d_backward(s, like, *windows)
 
-    return Affine(lambda a, w: _times(w, F.avg_pool2d(a, *windows)), adjoint, 1.0)
+    return _uniform(lambda a: F.avg_pool2d(a, *windows), back, own)
 
 
 @register("adaptive_avg_pool2d", family="pool")
 def _adaptive_avg_pool2d(op: Operation) -> Affine:
     # Cell i of `out` averages the inputs from floor(i·in/out) to ceil((i+1)·in/out): one matrix a side.
-    (h, w_in), (oh, ow) = one(op.input_shape())[-2:], one(op.shape)[-2:]
-    rows, columns = _cells(h, oh), _cells(w_in, ow)
-
-    def at(matrix: Tensor, like: Any) -> Any:
-        return matrix.to(dtype=op.node.meta["dtype"], device=op.node.meta["device"])
-
-    return Affine(
-        lambda a, w: _times(w, at(rows, a) @ a @ at(columns, a).t()),
-        lambda s, w: _times(w, at(rows, s).t() @ s @ at(columns, s)),
-        1.0,
+    meta = {"dtype": op.node.meta["dtype"], "device": op.node.meta["device"]}
+    rows, columns = (
+        _cells(size, out).to(**meta)
+        for size, out in zip(one(op.input_shape())[-2:], one(op.shape)[-2:], strict=True)
     )
+    own = rows.amax(1)[:, None] * columns.amax(1)
+    return _uniform(lambda a: rows @ a @ columns.t(), lambda s: rows.t() @ s @ columns, own)
 
 
 def _cells(size: int, out: int) -> Tensor:
@@ -367,9 +374,9 @@ def _activation(op: Operation) -> Activation:
 
 @register("max_pool2d", family="maxpool")
 def _max_pool2d(op: Operation) -> MaxPool:
-    kernel = _listed(op["kernel_size"], 2)
-    stride = _listed(op["stride"] or kernel, 2)
-    padding, dilation = _listed(op["padding"], 2), _listed(op["dilation"], 2)
+    kernel = listed(op["kernel_size"], 2)
+    stride = listed(op["stride"] or kernel, 2)
+    padding, dilation = listed(op["padding"], 2), listed(op["dilation"], 2)
     height, width = one(op.input_shape())[-2:]
 
     def route(relevance: Any, a: Any, indices: Any) -> Any:
@@ -446,11 +453,29 @@ def _pads(dims: int, dim: int, before: int, after: int) -> list[int]:
 @register("constant_pad_nd", "pad", family="movement")
 def _pad(op: Operation) -> Movement:
     pads = list(op["pad"])
+    if op.arguments.get("mode", "constant") != "constant":
+        return _copying_pad(op, pads)
 
     def back(r: list[Any]) -> list[Any]:
         return [F.pad(r[0], [-p for p in pads])]
 
     return Movement(back, lambda r: total(r[0] - F.pad(back(r)[0], pads)))
+
+
+def _copying_pad(op: Operation, pads: list[int]) -> Movement:
+    """Reflected, replicated and circular pads: each copy gives its relevance to its source."""
+    shape, n = op.input_shape(), len(pads) // 2
+    inner = one(shape)[len(shape) - n :]
+    places = torch.arange(math.prod(inner), dtype=torch.float64).reshape(1, 1, *inner)
+    source = F.pad(places, pads, mode=op["mode"]).flatten().long().to(op.node.meta["device"])
+
+    def back(r: list[Any]) -> list[Any]:
+        flat = r[0].flatten(len(shape) - n)
+        lead = [flat.shape[d] for d in range(len(shape) - n)]
+        received = flat.new_zeros(()).expand(*lead, math.prod(inner)).index_add(-1, source, flat)
+        return [received.unflatten(-1, inner)]
+
+    return Movement(back)
 
 
 @register("cat", family="movement")
