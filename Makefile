@@ -15,7 +15,7 @@ test: $(STAMP)  ## ruff, mypy, pytest
 	$(BIN)/python -m pytest $(TESTS)
 
 bench: $(STAMP)  ## time and memory against one input gradient, zennit and captum
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py $(BENCH)
 
 faithfulness: $(STAMP)  ## how well the maps of the candidate presets find what the decision hangs on
 	$(BIN)/python benchmarks/faithfulness.py

@@ -89,7 +89,8 @@ class Prepared:
     rules: dict[fx.Node, Rule]
     builder: Builder
     stamp: Stamp
-    program: Any
+    plain: Program
+    program: Any  # the same, or compiled
     ledger_program: Program | None = None
 
 
@@ -259,17 +260,17 @@ class Explainer:
             raise InputError(f"targets={targets!r}: expected a sequence of at least one target.")
         prepared = self.prepare(x)
         requests = [self._request(target, x, prepared) for target in targets]
-        stacked = [torch.stack(parts) for parts in zip(*requests, strict=True)]
-        image = x.detach().to(self.dtype)
-        # vmap over the start alone: whatever does not depend on it is computed once.
-        unbatched: Any = (0, None, 0)  # the logits are the same for all targets
-        run = torch.vmap(prepared.program, in_dims=(None, 0, 0, 0), out_dims=unbatched)
-        relevance, logits, start = run(image, *stacked)
+        with torch.no_grad():
+            shared, one_target = prepared.plain.halves
+            kept = shared(x.detach().to(self.dtype))
+            results = [one_target(*request, *kept)[:3] for request in requests]
         entries = [
-            self._explanation(x, prepared, request, relevance[t], logits, start[t])
-            for t, request in enumerate(requests)
+            self._explanation(x, prepared, request, *result)
+            for request, result in zip(requests, results, strict=True)
         ]
-        return Explanations(relevance, logits, torch.stack([e.target for e in entries]), start, entries)
+        relevance, _, start = (torch.stack(parts) for parts in zip(*results, strict=True))
+        target = torch.stack([e.target for e in entries])
+        return Explanations(relevance, results[0][1], target, start, entries)
 
     def _request(self, target: Any, x: Tensor, prepared: Prepared) -> Start:
         classes = prepared.graph.logits.meta["shape"][1]
@@ -334,10 +335,9 @@ class Explainer:
             chosen = wanted if isinstance(wanted, Composite) else wanted(graph)
             rules = chosen.assign(graph)
             builder = Builder(graph, rules, chosen.top_k, self.seed)
-            program: Any = builder.program()
-        if self.compile:
-            program = torch.compile(program.module, fullgraph=True)
-        return Prepared(captured, graph, chosen, rules, builder, stamp, program)
+            plain = builder.program()
+        program: Any = torch.compile(plain.module, fullgraph=True) if self.compile else plain
+        return Prepared(captured, graph, chosen, rules, builder, stamp, plain, program)
 
     def _as_model_takes(self, x: Tensor) -> Tensor:
         floating = [t for t in self.model.parameters() if t.is_floating_point()]
@@ -385,7 +385,7 @@ class Explainer:
             raise InputError(
                 "there is no program before the first explanation: call the explainer, or prepare(x)."
             )
-        return next(reversed(self._prepared.values())).builder.program()
+        return next(reversed(self._prepared.values())).plain
 
     def _own_logits(self, x: Tensor) -> Tensor:
         with as_found(self.model), torch.no_grad():

@@ -12,6 +12,7 @@ every kind of target is data and one program serves them all.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -77,6 +78,36 @@ class Program:
 
     def __str__(self) -> str:
         return self.module.code
+
+    @functools.cached_property
+    def halves(self) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """The program in two: what no target changes, and the rest.
+
+        (image) -> kept, and (given, weight, predicted, *kept) -> (relevance, logits, start). The first holds
+        the forward pass and every denominator, so that several targets share them.
+        """
+        late: set[fx.Node] = set()
+        for node in self.module.graph.nodes:
+            if node.name in ("given", "weight", "predicted") or any(n in late for n in node.all_input_nodes):
+                late.add(node)
+        kept = [
+            node for node in self.module.graph.nodes
+            if node not in late and node.op != "get_attr" and any(user in late for user in node.users)
+        ]  # fmt: skip
+        first, second = fx.Graph(), fx.Graph()
+        made: dict[fx.Node, fx.Node] = {}
+        for node in self.module.graph.nodes:
+            if node not in late:
+                made[node] = first.node_copy(node, lambda n: made[n])
+        first.output(tuple(made[node] for node in kept))
+        first.eliminate_dead_code()
+        seeds = [n for n in self.module.graph.nodes if n.op == "placeholder" and n in late]
+        rest = {node: second.placeholder(node.name) for node in [*seeds, *kept]}
+        for node in self.module.graph.nodes:
+            if node.op == "get_attr" or (node in late and node not in rest):
+                rest[node] = second.node_copy(node, lambda n: rest[n])
+        second.eliminate_dead_code()
+        return fx.GraphModule(self.module, first), fx.GraphModule(self.module, second)
 
 
 @dataclass
