@@ -10,7 +10,7 @@ Memory is measured in processes of their own, as growth of the peak resident set
 from __future__ import annotations
 
 import argparse
-import resource
+import gc
 import statistics
 import subprocess
 import sys
@@ -141,10 +141,17 @@ def peak(name: str, what: str) -> float:
         run = lambda: small(x, 0)  # noqa: E731
     else:
         gradient(model, x[:1])()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1024
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
+    held = status("VmRSS")
     run()
-    return (max(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) - held) / 1024
+    return (status("VmHWM") - held) / 1024
+
+
+def status(key: str) -> int:
+    """A line of /proc/self/status, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
 
 
 def memory(name: str) -> None:
