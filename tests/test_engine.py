@@ -40,7 +40,11 @@ def with_statistics(model: nn.Module, size: int) -> nn.Module:
 def build(name: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     size = {"inception_v3": 96, "alexnet": 96}.get(name, 64)
-    options = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+    options = (
+        {"init_weights": False, "aux_logits": False, "transform_input": True}
+        if name in ("googlenet", "inception_v3")
+        else {}
+    )
     model = torchvision.models.get_model(name, weights=None, num_classes=10, **options)
     return with_statistics(model, size).double(), torch.randn(2, 3, size, size, dtype=torch.float64)
 
@@ -279,6 +283,15 @@ def test_errors_word_for_word(call, kind, text):
 
 def test_alpha_minus_beta_is_not_compared_exactly():
     assert lrp.AlphaBeta(1.1, 0.1).alpha == 1.1  # 1.1 - 0.1 is not 1.0 in floating point
+
+
+def test_a_product_of_data_has_no_rule_yet():
+    class Squared(nn.Module):
+        def forward(self, x):
+            return (x * x.flip(0)).flatten(1)
+
+    with pytest.raises(lrp.UnsupportedError, match=r"no rule for 2 of 3 operations:\n.* flip .*\n.* mul "):
+        lrp.Explainer(Squared().eval())(X)
 
 
 # ---------------------------------------------------------------- printed forms

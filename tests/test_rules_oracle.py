@@ -374,7 +374,7 @@ def explain_branches(operation: str):
 # What the engine does not know yet (see `test_refused`): in the product as soon as it is taken out of here.
 REFUSED = {
     "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "sum_positions", "upsample_nearest",
-    "upsample_bilinear", "times_constant", "matmul_constant", "times_number", "divided_by_number",
+    "upsample_bilinear", "matmul_constant",
 }  # fmt: skip
 KNOWN = [operation for operation in OPERATIONS if operation not in REFUSED]
 PRODUCT = [(operation, rule) for operation in KNOWN for rule in OPERATIONS[operation].rules]

@@ -417,7 +417,7 @@ def _without_photo(sheet: Sheet) -> Sheet:
 def _account(panel: dict[str, Any], unit: str) -> str:
     """How much reached the pixels, in words: "4.1 of 11.4 logits (36 %), the rest: bias 61 %, ε 3 %"."""
     start, shares = panel["start"], panel["health"]["shares"]
-    words = {"bias": "bias", "epsilon": "ε", "dropped": "no input to go to"}
+    words = {"bias": "bias", "epsilon": "ε", "dropped": "dropped"}
     rest = [f"{words[k]} {100 * shares[k]:.0f} %" for k in words if abs(shares[k]) >= 0.005]
     text = f"{panel['relevance_sum']:.3g} of {start:.3g} {unit} ({100 * shares['input']:.0f} %) reached the pixels"
     text += f", the rest: {', '.join(rest)}" if rest else ""

@@ -388,10 +388,12 @@ def _recognise(graph: Graph) -> None:
         entry = ops.entry(name)
         meta = node.meta
         operation = Operation(
-            node, name, entry.family if entry else "unknown", meta["path"], meta["module"], meta["shape"] or (),
-            meta["source"], index, arguments=ops.arguments_of(node), constants=graph.constants,
+            node, name, "unknown", meta["path"], meta["module"], meta["shape"] or (), meta["source"], index,
+            arguments=ops.arguments_of(node), constants=graph.constants,
             data=[n for n in node.all_input_nodes if n in data],
         )  # fmt: skip
+        if entry and entry.when(operation):
+            operation.family = entry.family
         operation.nonneg = all(n in nonneg for n in operation.data)
         affine = operation.family in ("conv", "linear")
         reached = any(n in behind for n in node.all_input_nodes)

@@ -144,17 +144,24 @@ Lower = Callable[[Operation], Algebra]
 class Entry:
     family: str
     lower: Lower
+    when: Callable[[Operation], bool]
 
 
 _VOCABULARY: dict[str, Entry] = {}
 
 
-def register(*names: str, family: str) -> Callable[[Lower], Lower]:
-    """Teach the vocabulary an operation: `@register("relu", "relu6", family="activation")`."""
+def register(
+    *names: str, family: str, when: Callable[[Operation], bool] = lambda op: True
+) -> Callable[[Lower], Lower]:
+    """Teach the vocabulary an operation: `@register("relu", "relu6", family="activation")`.
+
+    Args:
+        when: for which uses of the operation; the others stay unknown.
+    """
 
     def add(lower: Lower) -> Lower:
         for name in names:
-            _VOCABULARY[name] = Entry(family, lower)
+            _VOCABULARY[name] = Entry(family, lower, when)
         return lower
 
     return add
@@ -270,6 +277,23 @@ def _linear(op: Operation) -> Affine:
 @register("scale_shift", family="norm")
 def _norm(op: Operation) -> Affine:
     return Affine(lambda a, w: a * w, lambda s, w: s * w, op["weight"], op["bias"])
+
+
+def _times_constant(op: Operation) -> bool:
+    """Whether it is data times (or over) a constant that does not enlarge it."""
+    return (
+        len(op.data) == 1
+        and op.input_shape() == op.shape
+        and op.is_data(op.arguments["self"]) | (op.name == "mul")
+    )
+
+
+@register("mul", "div", family="scale", when=_times_constant)
+def _scale(op: Operation) -> Affine:
+    constant = op["other"] if op.is_data(op.arguments["self"]) else op["self"]
+    meta = {"dtype": op.node.meta["dtype"], "device": op.node.meta["device"]}
+    weight = torch.as_tensor(constant, **meta)
+    return Affine(lambda a, w: a * w, lambda s, w: s * w, 1 / weight if op.name == "div" else weight)
 
 
 def _uniform(average: Callable[[Any], Any], back: Callable[[Any], Any], own: Any) -> Affine:
