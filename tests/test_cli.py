@@ -266,6 +266,14 @@ def test_shared_scale_is_one_scale(inside, capsys):
     assert limits > 0
     assert main(["explain", "input", "-o", "out", "--shared-scale", "--json"]) == 0
     assert [r["status"] for r in records(capsys)] == ["kept", "kept"]
+    whole = {r["output"]: np.asarray(Image.open(r["output"])).astype(int) for r in first}
+    for (
+        output
+    ) in whole:  # as after an interruption: what is missing is drawn on the scale of all, not its own
+        Path(output).unlink()
+        assert main(["explain", "input", "-o", "out", "--shared-scale", "-q"]) == 0
+        assert np.abs(np.asarray(Image.open(output)) - whole[output]).max() <= 2  # batches round differently
+        assert json.loads(heatmap.read_metadata(output)["facts"])["scale"] == pytest.approx(limits)
     shutil.copy("input/espresso/coffee.png", "input/espresso/another.png")
     assert main(["explain", "input", "-o", "out", "--shared-scale", "--json"]) == 0
     assert [r["status"] for r in records(capsys)] == ["ok", "ok", "ok"]  # another photo moves the scale

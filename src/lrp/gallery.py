@@ -106,7 +106,7 @@ class Result:
 
 FACTS = (
     "predicted", "predicted_index", "confidence", "target", "target_index", "target_confidence", "top5", "logit",
-    "start", "relevance_sum", "health", "panels",
+    "start", "relevance_sum", "health", "panels", "scale",
 )  # fmt: skip
 
 
@@ -207,7 +207,9 @@ class Gallery:
         # One scale needs all maps first; they are small, at the model's input size. Photos are read again.
         waiting = [one if isinstance(one, Result) else _without_photo(one) for one in made]
         maps = [m for one in waiting if isinstance(one, Sheet) for m in one.maps]
-        limit = heatmap.scale(maps, self.drawing.percentile) if maps else None
+        # An interrupted run left some pictures: they are kept, and theirs is the scale of all.
+        known = [one.facts["scale"] for one in waiting if isinstance(one, Result) and one.status == "kept"]
+        limit = known[0] if known else heatmap.scale(maps, self.drawing.percentile) if maps else None
         for one in waiting:
             yield one if isinstance(one, Result) else self._write(one, limit)
 
@@ -376,6 +378,7 @@ class Gallery:
 
     def _write(self, sheet: Sheet, limit: float | None) -> Result:
         source = sheet.photo.path
+        sheet.facts["scale"] = limit
         try:
             pixels = sheet.photo.pixels
             if not pixels.size:
