@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lrp.composite import Composite as Composite
-    from lrp.composite import composites as composites
-    from lrp.composite import preset as preset
     from lrp.explainer import Explainer as Explainer
     from lrp.explainer import Explanation as Explanation
     from lrp.explainer import explain as explain
     from lrp.models import load_model as load_model
+    from lrp.presets import composites as composites
+    from lrp.presets import preset as preset
 
 __version__ = "0.1.0"
 
@@ -24,14 +24,16 @@ _ROOMS = {
     "explainer": ("Explainer", "Explanation", "Explanations", "explain"),
     "targets": ("Contrast",),
     "ledger": ("Health", "Ledger"),
-    "composite": (
-        "Composite", "composites", "preset", "depthwise", "everything", "family", "first", "module", "op", "path",
-    ),
+    "composite": ("Composite",),
+    "presets": ("composites", "preset"),
+    "predicates": ("depthwise", "everything", "family", "first", "module", "op", "path"),
     "rules": (
-        "AlphaBeta", "Epsilon", "Flat", "Gamma", "Magnitude", "Pass", "Proportional", "Rule", "WPlus", "WSquare",
-        "WinnerTakesAll", "ZBox", "ZPlus", "Zero",
+        "AlphaBeta", "Constant", "Epsilon", "Flat", "Gamma", "Halves", "Magnitude", "Pass", "Proportional", "Rule",
+        "SignalTakesAll", "SoftmaxTaylor", "Values", "WPlus", "WSquare", "WinnerTakesAll", "ZBox", "ZPlus", "Zero",
     ),
-    "graph.ops": ("register",),
+    "graph.ops": ("Operation", "register"),
+    "graph.algebra": ("Activation", "Movement", "Product", "Sum"),
+    "affine": ("Affine",),
     "models": ("LoadedModel", "Preprocessing", "load_model"),
     "images": ("find_photos", "open_photo"),
     "errors": (

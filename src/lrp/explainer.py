@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lrp import composite as composites
+from lrp import presets
 from lrp.composite import Composite
 from lrp.errors import CaptureError, CompositeError, InputError, LedgerError, LrpError
-from lrp.graph.canonize import Graph, canonize
+from lrp.graph.canonical import Graph
+from lrp.graph.canonize import canonize
 from lrp.graph.capture import Captured, as_found, capture
 from lrp.ledger import Health, Ledger, Row, judge
 from lrp.program import SEEDS, TERMS, Builder, Program
@@ -209,10 +210,10 @@ class Explainer:
                 f"precision={precision!r}: only 'exact' is there so far; bfloat16 products come later."
             )
         if isinstance(composite, str):
-            composite = composites.preset(composite)
+            composite = presets.preset(composite)
         elif composite is not None and not isinstance(composite, Composite) and not callable(composite):
             raise CompositeError(
-                f"composite={composite!r}: expected a preset's name ({', '.join(composites.PRESETS)}), "
+                f"composite={composite!r}: expected a preset's name ({', '.join(presets.PRESETS)}), "
                 "an lrp.Composite, or None."
             )
         if isinstance(composite, Composite) and composite.seed and seed == "logit":
@@ -331,7 +332,7 @@ class Explainer:
                 raise CaptureError(
                     f"the model returns a tensor of shape {list(shape or ())}; logits [N, K] are expected."
                 )
-            wanted = self.composite or composites.default
+            wanted = self.composite or presets.default
             chosen = wanted if isinstance(wanted, Composite) else wanted(graph)
             rules = chosen.assign(graph)
             builder = Builder(graph, rules, chosen.top_k, self.seed)

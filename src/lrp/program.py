@@ -23,12 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import GraphAppendingTracer, Proxy
 
+from lrp.affine import Affine, Flow, total
 from lrp.errors import UnsupportedError
 from lrp.graph import ops
-from lrp.graph.canonize import Graph
-from lrp.graph.capture import Batch, Shape
-from lrp.graph.ops import Affine, MaxPool, Movement, Operation, Sum
-from lrp.rules import AffineRule, Epsilon, Flow, Pass, Proportional, Rule, SumRule, Weight, total
+from lrp.graph.algebra import Step
+from lrp.graph.canonical import Graph
+from lrp.graph.capture import Batch
+from lrp.graph.ops import Operation
+from lrp.rules import AffineRule, Pass, Rule
 
 SEEDS = ("logit", "one", "softmax")
 TERMS = ("relevance_in", "absolute", "relevance_out", "bias", "epsilon", "dropped")
@@ -118,7 +120,7 @@ class Builder:
     rules: dict[fx.Node, Rule]
     top_k: float = 0.0
     seed: str = "logit"
-    versions: dict[tuple[int, Any], Weight] = field(default_factory=dict)
+    versions: dict[tuple[int, Any], Any] = field(default_factory=dict)
     kept: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -217,28 +219,21 @@ class Builder:
 
     def _flow(self, operation: Operation, value: dict[fx.Node, Any], outputs: list[Any]) -> Flow:
         rule = self.rules[operation.node]
-        r = outputs[0]
         if isinstance(rule, Pass):
-            return Flow((r,))
-        entry = ops.entry(operation.name)
-        assert entry is not None  # operations without a rule were refused before anything was built
-        algebra = entry.lower(operation)
-        inputs = [value[n] for n in operation.data]
-        if isinstance(algebra, Movement):
-            return Flow(
-                tuple(algebra.back(outputs)), bias=algebra.constant(outputs) if algebra.constant else 0.0
-            )
-        if isinstance(algebra, Sum):
-            assert isinstance(rule, SumRule)
-            return self._sum(algebra, rule, inputs, value[operation.node], r)
-        if isinstance(algebra, MaxPool):
-            if not isinstance(rule, Proportional):
-                return Flow((algebra.route(r, inputs[0], value[operation.node][1]),))
-            average = self._equipped(algebra.average(rule.window), operation, rule.window)
-            epsilon = Epsilon(rule.epsilon, relative=rule.relative)
-            return epsilon.propagate(average, inputs[0], average.forward(inputs[0], average.weight), r)
-        assert isinstance(algebra, Affine) and isinstance(rule, AffineRule)
-        return rule.propagate(self._equipped(algebra, operation), inputs[0], value[operation.node], r)
+            return Flow((outputs[0],))
+        algebra, inputs = operation.algebra, [value[n] for n in operation.data]
+        if isinstance(algebra, Affine):
+            assert isinstance(rule, AffineRule)
+            equipped = self._equipped(algebra, operation)
+            return rule.propagate(equipped, inputs[0], value[operation.node], outputs[0])
+
+        def read(argument: Any) -> Any:
+            return value[argument] if isinstance(argument, fx.Node) else argument
+
+        def equip(affine: Affine, window: Any) -> Affine:
+            return self._equipped(affine, operation, window)
+
+        return algebra.hand_down(Step(rule, inputs, value[operation.node], outputs, read, equip))
 
     def _equipped(self, affine: Affine, operation: Operation, window: Any = None) -> Affine:
         """An operation's algebra with what the rules may ask about it."""
@@ -259,24 +254,11 @@ class Builder:
             self.versions[key] = make()
         return self.versions[key]
 
-    def _version(self, w: Weight, version: Callable[[Weight], Weight]) -> Weight:
+    def _version(self, w: Any, version: Callable[[Any], Any]) -> Any:
         if not isinstance(w, Tensor):
             return version(w)
         self.kept.append(w)  # its id is the key: it must stay alive
         return self._once((id(w), version), lambda: version(w))
-
-    def _sum(self, algebra: Sum, rule: SumRule, inputs: list[Any], z: Any, r: Any) -> Flow:
-        summands = []
-        for operand, factor in algebra.terms:
-            x = inputs[operand] if isinstance(operand, ops.Place) else operand
-            summands.append((x if factor == 1 else x * factor, isinstance(operand, ops.Place)))
-        flow = rule.propagate_sum(summands, z, r, len(algebra.shape))
-        shares: list[Any] = [None] * len(inputs)
-        places = [operand for operand, _ in algebra.terms if isinstance(operand, ops.Place)]
-        for place, share in zip(places, flow.relevance, strict=True):
-            share = _sum_to(share, algebra.shape, algebra.shapes[place])
-            shares[place] = share if shares[place] is None else shares[place] + share
-        return flow._replace(relevance=tuple(shares))
 
     # ------------------------------------------------------------ the box of a first layer
 
@@ -314,24 +296,28 @@ def _sum(parts: list[Any]) -> Any:
     return sum((total(p) for p in parts), start=0.0)
 
 
-def _sum_to(r: Any, shape: Shape, wanted: Shape) -> Any:
-    """Sum relevance back over the dimensions along which an operand of shape `wanted` was broadcast."""
-    extra = len(shape) - len(wanted)
-    if extra:
-        r = r.sum(dim=list(range(extra)))
-    grown = [i for i, size in enumerate(wanted) if size == 1 and shape[i + extra] != 1]
-    return r.sum(dim=grown, keepdim=True) if grown else r
-
-
 def _stacked(rows: list[tuple[Any, ...]], like: Any) -> Any:
     """The ledger as one tensor [rows, 6]."""
     zero = like.new_zeros((), dtype=torch.float64)
     return torch.stack([torch.stack([zero + term for term in row]) for row in rows])
 
 
+def reached(graph: Graph, rules: dict[fx.Node, Rule]) -> set[fx.Node]:
+    """The operations that relevance arrives at: not those that only make a gate, a scale or attention."""
+    holds, arrives = {graph.logits}, set()
+    for node, operation in reversed(graph.operations.items()):
+        if node in holds or any(user in holds for user in node.users if user.target is operator.getitem):
+            arrives.add(node)
+            rule, data = rules.get(node), operation.data
+            plain = rule is None or isinstance(rule, Pass) or isinstance(operation.algebra, Affine)
+            holds.update(data if plain else [data[i] for i in operation.algebra.receivers(rule, len(data))])
+    return arrives
+
+
 def refuse_unknown(graph: Graph, rules: dict[fx.Node, Rule]) -> None:
-    """Raise for operations that have no rule, all at once, before anything runs."""
-    without = [o for o in graph.operations.values() if o.node not in rules]
+    """Raise for operations that relevance would reach and that have no rule, all at once, before anything runs."""
+    arrives = reached(graph, rules)
+    without = [o for o in graph.operations.values() if o.node not in rules and o.node in arrives]
     if not without:
         return
     columns = [(o.path or "(model)", o.name, ops.size_of(o.shape), o.source) for o in without]

@@ -1,167 +1,28 @@
 r"""The rules of layer-wise relevance propagation, as frozen values: equations, nothing about graphs.
 
 Letters, as in the papers: a input, w weights, b bias, z = Σ a w + b output, R relevance,
-x⁺ = max(x, 0), x⁻ = min(x, 0). Every rule for affine operations has one form,
-
-    R_j = Σ_k  part_j v_jk  R_k / s(D_k),      D_k = Σ_i part_i v_ik + c_k,
-
-with `part` some part of the input (a, a⁺, a⁻, 1), v some version of the weights, c of the bias.
-A rule says only which (`branches`); `AffineRule.propagate` is the one place that runs it.
-
-The stabiliser is s(D) = D + ε sgn(D). An exactly empty denominator (D = 0) has nothing to share:
-what reached it is *dropped*, and booked so. Each loss has a formula of its own:
-
-    bias     Σ R c / s(D)              the share of the bias
-    epsilon  Σ R (s(D) − D) / s(D)     what the stabiliser took
-    dropped  Σ R [D = 0]
+x⁺ = max(x, 0), x⁻ = min(x, 0). A rule for affine operations only says which parts of the input meet which
+version of the weights (`branches`); `affine.hand_down` is the one place that runs it, and explains its form.
 
 Sources: Bach et al. 2015 (LRP, ε, αβ); Montavon et al. 2017 (z⁺, w², zᴮ) and 2019 (γ, composites);
-Kohlbrenner et al. 2020 (flat).
+Kohlbrenner et al. 2020 (flat); Ali et al. 2022 (CP-LRP); Achtibat et al. 2024 (AttnLRP).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from lrp.affine import Affine, Branch, Flow, fraction, hand_down, total
 from lrp.errors import RuleError
+from lrp.structured import negative, ones, positive, square, unchanged
 
-AFFINE = frozenset({"conv", "linear", "norm", "pool", "scale"})
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """Weights that are equal for all inputs of an output, as in a mean or a sum: factor · u^power, where u is
-    the operation's own weight of that output, 1 / (size of its window)."""
-
-    factor: float = 1.0
-    power: int = 1
-
-    def __add__(self, other: Uniform) -> Uniform:
-        return Uniform(self.factor + other.factor, self.power)
-
-    def __rmul__(self, number: float) -> Uniform:
-        return Uniform(number * self.factor, self.power)
-
-
-Weight = Tensor | Uniform
-
-
-def unchanged(w: Weight) -> Weight:
-    return w
-
-
-def positive(w: Weight) -> Weight:
-    return Uniform(max(w.factor, 0.0), w.power) if isinstance(w, Uniform) else w.clamp(min=0)
-
-
-def negative(w: Weight) -> Weight:
-    return Uniform(min(w.factor, 0.0), w.power) if isinstance(w, Uniform) else w.clamp(max=0)
-
-
-def square(w: Weight) -> Weight:
-    return Uniform(w.factor**2, 2 * w.power) if isinstance(w, Uniform) else w * w
-
-
-def ones(w: Weight) -> Weight:
-    return Uniform(1.0, 0) if isinstance(w, Uniform) else torch.ones_like(w)
-
-
-class Flow(NamedTuple):
-    """What one operation does with the relevance at its output.
-
-    `relevance` goes to its data inputs; the others are sums in relevance units over everything in
-    the batch, float64, computed only where a ledger asks for them.
-    """
-
-    relevance: tuple[Tensor | None, ...]
-    bias: Tensor | float = 0.0
-    epsilon: Tensor | float = 0.0
-    dropped: Tensor | float = 0.0
-
-
-@dataclass
-class Affine:
-    """One affine operation z = forward(a, w) + b, as the rules need it.
-
-    Attributes:
-        forward: (a, w) -> Σ a w, without bias. A zero padding happens inside: it has no share.
-        adjoint: (s, w) -> Σ_k w_jk s_k, of the input's shape.
-        weight: as `forward` takes it; `Uniform` where all weights of an output are equal.
-        bias: broadcasts against the output, or None.
-        nonneg: the input is provably >= 0, so its a⁻ terms need no computing.
-        bounds: (low, high) of the input, [1, *in]; only ZBox asks.
-        blank: an input of ones, [1, *in]: for rules whose denominators do not see the input.
-        transform: remembers fn(weight), so that a program and its ledger share the positive parts.
-        where: how to name the operation in an error.
-        dims: the number of dimensions of its output.
-    """
-
-    forward: Callable[[Any, Weight], Any]
-    adjoint: Callable[[Any, Weight], Any]
-    weight: Weight
-    bias: Tensor | None = None
-    nonneg: bool = False
-    bounds: Callable[[], tuple[Tensor, Tensor]] | None = None
-    blank: Callable[[], Tensor] | None = None
-    transform: Callable[[Weight, Callable[[Weight], Weight]], Weight] = lambda w, fn: fn(w)
-    where: str = "the operation"
-    dims: int = 2
-
-
-class Branch(NamedTuple):
-    """One fraction of a rule: its terms (part of a, version of w), version of b, and factor.
-
-    `side` "+" or "-" lets only outputs with z > 0 or z < 0 through. `sign` says that D is known to be
-    >= 0 (+1) or <= 0 (-1). `exact` says that D is the operation's own output z.
-    """
-
-    terms: tuple[tuple[str, Callable[[Weight], Weight]], ...]
-    bias: Callable[[Tensor], Any] | None
-    factor: float = 1.0
-    side: str = ""
-    sign: int = 0
-    exact: bool = False
-
-
-def total(relevance: Any) -> Any:
-    return relevance.sum(dtype=torch.float64)
-
-
-def stabilise(d: Any, epsilon: float, *, sign: int = 0, relative: bool = False, dims: int = 2) -> Any:
-    """s(D) = D + ε sgn(D), sgn(0) = +1; relative: ε times the root mean square of each sample's D.
-
-    `dims` is D's number of dimensions: a proxy does not tell.
-    """
-    if epsilon == 0:
-        return d
-    if relative:
-        rms = d.square().mean(dim=list(range(1, dims)), keepdim=True).sqrt()
-        return d + torch.where(d < 0, -epsilon * rms, epsilon * rms)
-    if sign:
-        return d + sign * epsilon
-    return d + torch.copysign(torch.full((), epsilon, dtype=d.dtype, device=d.device), d)
-
-
-def fraction(
-    relevance: Any, d: Any, rule: AnyStabilised, sign: int = 0, dims: int = 2
-) -> tuple[Any, Any, Any]:
-    """R / s(D), 0 where D = 0; with what ε took and what was dropped.
-
-    A denominator of one sign is empty only where all its terms are 0: then any finite quotient
-    gives every input its share of 0, and the guard against D = 0 can be saved.
-    """
-    s = stabilise(d, rule.epsilon, sign=sign, relative=rule.relative, dims=dims)
-    quotient = relevance / s
-    if sign == 0 or rule.epsilon == 0 or rule.relative:
-        quotient = torch.where(d == 0, 0.0, quotient)
-    filled = torch.where(d == 0, 0.0, quotient)
-    return quotient, total(filled * (s - d)), total(torch.where(d == 0, relevance, 0.0))
+AFFINE = frozenset({"conv", "linear", "norm", "layer_norm", "pool", "scale"})
 
 
 @dataclass(frozen=True)
@@ -231,39 +92,7 @@ class AffineRule(AnyStabilised):
         Returns:
             Relevance at the input, [N, *in]: `relevance` less what bias, ε and empty denominators took.
         """
-        b = op.bias
-        if self.bias == "ignore" and b is not None:
-            z, b = z - b, None
-        received, bias, epsilon, dropped = None, 0.0, 0.0, 0.0
-        for branch in self.branches():
-            r = relevance if branch.factor == 1 else relevance * branch.factor
-            if branch.side:
-                r = torch.where(z > 0 if branch.side == "+" else z < 0, r, 0.0)
-            terms = [
-                (part, op.transform(op.weight, version))
-                for part, version in branch.terms
-                if not (part == "a-" and op.nonneg)
-            ]
-            terms = [(part, w) for part, w in terms if not (isinstance(w, Uniform) and w.factor == 0)]
-            c = branch.bias(b) if branch.bias is not None and b is not None else None
-            d = z if branch.exact else _denominator(op, a, terms, c)
-            if d is None:  # no term at all, as in z⊖ of a mean of values >= 0: empty everywhere
-                dropped = dropped + total(r)
-                continue
-            s, by_epsilon, by_nothing = fraction(r, d, self, branch.sign, op.dims)
-            for part, w in terms:
-                share = op.adjoint(s, w)
-                if part != "1":
-                    share = _part(op, a, part) * share
-                received = share if received is None else received + share
-            epsilon, dropped = epsilon + by_epsilon, dropped + by_nothing
-            if c is not None:
-                bias = bias + total(torch.where(d == 0, 0.0, s * c))
-        if self.branches()[0].side:
-            dropped = dropped + total(torch.where(z == 0, relevance, 0.0))
-        if received is None:
-            received = torch.zeros_like(a)
-        return Flow((received,), bias, epsilon, dropped)
+        return hand_down(self.branches(), self, self.bias == "ignore", op, a, z, relevance)
 
     def _shown(self) -> list[Any]:
         return super()._shown() + ([] if self.bias == "absorb" else [f"bias={self.bias}"])
@@ -297,31 +126,6 @@ class SumRule(AnyStabilised):
             (total(torch.where(d == 0, 0.0, share)) for share, is_data in shares if not is_data), start=0.0
         )
         return Flow(tuple(share for share, is_data in shares if is_data), bias, epsilon, dropped)
-
-
-def _part(op: Affine, a: Any, part: str) -> Any:
-    if part == "a" or (part == "a+" and op.nonneg):
-        return a
-    if part == "a+":
-        return a.clamp(min=0)
-    if part == "a-":
-        return a.clamp(max=0)
-    if part == "1":
-        return op.blank() if op.blank is not None else torch.ones_like(a)
-    if op.bounds is None:
-        raise RuleError(
-            f"ZBox needs the range of the input of {op.where}, and it is known only at the first layer."
-        )
-    low, high = op.bounds()
-    return -low if part == "low" else -high
-
-
-def _denominator(op: Affine, a: Any, terms: Sequence[tuple[str, Weight]], bias: Any) -> Any:
-    d = None
-    for part, w in terms:
-        z = op.forward(_part(op, a, part), w)
-        d = z if d is None else d + z
-    return d if bias is None or d is None else d + bias
 
 
 @dataclass(frozen=True)
@@ -530,6 +334,9 @@ class WPlus(AffineRule):
         return AnyStabilised._shown(self)
 
 
+# ---------------------------------------------------------------- everything that is not affine
+
+
 @dataclass(frozen=True)
 class Pass(Rule):
     """Relevance passes unchanged, element by element: activations, affine operations that keep the shape."""
@@ -546,7 +353,7 @@ class Move(Rule):
 
 @dataclass(frozen=True)
 class WinnerTakesAll(Rule):
-    """Max pool: the largest input of a window gets all. Source: Bach et al. 2015."""
+    """Max pool, max over dimensions: the largest input of a window gets all. Source: Bach et al. 2015."""
 
     families: ClassVar[frozenset[str]] = frozenset({"maxpool"})
 
@@ -574,3 +381,78 @@ class Magnitude(SumRule):
 
     def measure(self, summand: Any) -> Any:
         return abs(summand)
+
+
+@dataclass(frozen=True)
+class SignalTakesAll(Rule):
+    """Signal × gate: the gate is a constant, the signal takes all of the relevance.
+
+    Args:
+        signal: which operand is the signal, 0 or 1; None: the one that the graph tells (`graph.gates`). Of
+            a quotient x / y it is x.
+
+    Source: Arras et al. 2017, for the gates of an LSTM.
+    """
+
+    signal: int | None = None
+    families: ClassVar[frozenset[str]] = frozenset({"product"})
+
+    def __post_init__(self) -> None:
+        if self.signal not in (None, 0, 1):
+            raise RuleError(f"SignalTakesAll(signal={self.signal!r}): signal must be 0, 1 or None.")
+
+    def _shown(self) -> list[Any]:
+        return [] if self.signal is None else [f"signal={self.signal}"]
+
+
+@dataclass(frozen=True)
+class Halves(AnyStabilised):
+    """Half to each operand. x · y: R / 2 each; a matrix product: each half by its ε share.
+
+    Source: Achtibat et al. 2024 (AttnLRP), the uniform rule.
+    """
+
+    epsilon: float = 1e-6
+    families: ClassVar[frozenset[str]] = frozenset({"product", "matmul"})
+
+
+@dataclass(frozen=True)
+class Values(AnyStabilised):
+    """Attention × values: attention is a constant, the values take all by their ε share (CP-LRP).
+
+    Source: Ali et al. 2022.
+    """
+
+    epsilon: float = 1e-6
+    families: ClassVar[frozenset[str]] = frozenset({"matmul"})
+
+    def as_affine(self) -> Epsilon:
+        return Epsilon(self.epsilon, relative=self.relative)
+
+
+@dataclass(frozen=True)
+class Constant(Rule):
+    """The output counts as a constant: what it gets is booked under bias (softmax in CP-LRP).
+
+    Source: Ali et al. 2022.
+    """
+
+    families: ClassVar[frozenset[str]] = frozenset({"softmax"})
+
+
+@dataclass(frozen=True)
+class SoftmaxTaylor(Rule):
+    r"""Softmax p(x) by its tangent at x: R_i = x_i (R_i − p_i Σ_j R_j), 0 where x_i = −inf.
+
+    The tangent's constant takes Σ_i R_i (1 − x_i + Σ_j p_j x_j), booked under bias.
+    Source: Achtibat et al. 2024 (AttnLRP).
+    """
+
+    families: ClassVar[frozenset[str]] = frozenset({"softmax"})
+
+    def propagate(self, x: Any, p: Any, relevance: Any, dim: int) -> Flow:
+        """x: what the softmax reads, p: softmax(x), relevance: at p; all of one shape."""
+        x = torch.where(x == -torch.inf, 0.0, x)
+        mean = (p * x).sum(dim=dim, keepdim=True)
+        received = x * (relevance - p * relevance.sum(dim=dim, keepdim=True))
+        return Flow((received,), bias=total(relevance * (1 - x + mean)))

@@ -8,19 +8,24 @@ from typing import NamedTuple
 from torch import fx
 
 from lrp.composite import Composite
-from lrp.graph.canonize import Graph
+from lrp.graph.canonical import Graph
+from lrp.program import reached
 from lrp.graph.ops import size_of
 from lrp.rules import Rule
 
 
+NOTHING = "–"  # no relevance arrives: it only makes a gate, a scale or attention
+
+
 class Line(NamedTuple):
-    """One operation: where, what, its output's shape, its rule, and what is known of its input's sign."""
+    """One operation: where, what, its output's shape, its rule, and what is known of it: which operand is the
+    gate, and that its input is >= 0."""
 
     path: str
     op: str
     shape: str
     rule: str
-    sign: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -33,23 +38,20 @@ class RulesTable:
 
     @staticmethod
     def of(graph: Graph, rules: dict[fx.Node, Rule], composite: Composite) -> RulesTable:
-        lines = [
-            Line(
-                o.path or "(model)",
-                o.name,
-                size_of(o.shape),
-                str(rules[node]),
-                "input >= 0" if o.nonneg else "",
-            )
-            for node, o in graph.operations.items()
-        ]
+        arrives = reached(graph, rules)
+        lines = []
+        for node, o in graph.operations.items():
+            notes = [o.note] if o.note and node in arrives else []
+            notes += ["input >= 0"] if o.nonneg else []
+            rule = str(rules[node]) if node in arrives else NOTHING
+            lines.append(Line(o.path or "(model)", o.name, size_of(o.shape), rule, "; ".join(notes)))
         return RulesTable(composite.describe(), composite.reason, lines)
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def __str__(self) -> str:
-        head = Line("module", "operation", "output", "rule", "sign")
+        head = Line("module", "operation", "output", "rule", "note")
         widths = [max(len(line[i]) for line in [head, *self.lines]) for i in range(5)]
         text = [
             "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()

@@ -105,7 +105,7 @@ def composite(
     name: str | None, preprocessing: Preprocessing, bias: str | None, epsilon: float | None, top_k: float
 ) -> Any:
     """The preset of that name for inputs so preprocessed; None: chosen for the architecture."""
-    from lrp.composite import default, preset
+    from lrp.presets import default, preset
 
     options: dict[str, Any] = {"low": preprocessing.low, "high": preprocessing.high}
     options |= {"epsilon": epsilon, "top_k": top_k}

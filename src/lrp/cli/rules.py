@@ -25,11 +25,10 @@ def rules(
 ) -> None:
     """Print the table operation -> rule: module path, operation, output's shape, rule, sign of its input."""
     if known:
-        from lrp.composite import DEFAULTS
         from lrp.graph.ops import known as vocabulary
 
         for name, family in vocabulary().items():
-            print(f"{name:<24} {family:<12} {DEFAULTS[family]}")
+            print(f"{name:<24} {family}")
         return
     import torch
 

@@ -8,13 +8,16 @@ from torch import Tensor, fx
 
 from lrp.graph import ops
 
-ALWAYS = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "_softmax", "exp", "abs", "square"})
+ALWAYS = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "_softmax", "_safe_softmax", "exp", "abs", "square",
+                    "softplus", "linalg_vector_norm"})  # fmt: skip
 # Where all data inputs are >= 0, so is the output: it holds their elements, averages or sums of them, or zeros.
 KEEPS = frozenset({
     "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "sum", "cat", "stack", "view", "reshape",
     "_unsafe_view", "flatten", "unsqueeze", "squeeze", "permute", "transpose", "slice", "select", "split",
     "split_with_sizes", "chunk", "unbind", "expand", "getitem", "roll", "index", "hardswish", "silu", "gelu", "tanh",
-    "leaky_relu",
+    "leaky_relu", "unflatten", "repeat", "repeat_interleave", "flip", "im2col", "col2im", "cumsum", "amax", "max",
+    "upsample_nearest2d", "upsample_bilinear2d", "movedim", "pixel_shuffle", "pixel_unshuffle", "index_select",
+    "matmul", "bmm", "sqrt", "mish",
 })  # fmt: skip
 # Here a number among the arguments decides as well.
 NUMBERS = {"add": ("other", "alpha"), "mul": ("other",), "pad": ("value",), "constant_pad_nd": ("value",)}

@@ -1,0 +1,168 @@
+"""Weights with a structure, and the versions of weights that rules ask for: w⁺, w⁻, w², 1, w + γ w⁺.
+
+A mean, a layer norm or an upsampling is a matrix too, but nobody wants to write it out. A structure holds
+it in few numbers, and knows its own positive part.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Structured(ABC):
+    """A matrix in few numbers. Versions of it are structures of the same kind."""
+
+    empty: bool = False  # all entries are known to be 0
+
+    @abstractmethod
+    def positive(self) -> Structured: ...
+    @abstractmethod
+    def negative(self) -> Structured: ...
+    @abstractmethod
+    def square(self) -> Structured: ...
+    @abstractmethod
+    def ones(self) -> Structured: ...
+    @abstractmethod
+    def __add__(self, other: Any) -> Any: ...
+    @abstractmethod
+    def __rmul__(self, number: float) -> Any: ...
+
+
+def unchanged(w: Any) -> Any:
+    return w
+
+
+def positive(w: Any) -> Any:
+    return w.positive() if isinstance(w, Structured) else w.clamp(min=0)
+
+
+def negative(w: Any) -> Any:
+    return w.negative() if isinstance(w, Structured) else w.clamp(max=0)
+
+
+def square(w: Any) -> Any:
+    return w.square() if isinstance(w, Structured) else w * w
+
+
+def ones(w: Any) -> Any:
+    return w.ones() if isinstance(w, Structured) else torch.ones_like(w)
+
+
+@dataclass(frozen=True)
+class Uniform(Structured):
+    """Weights that are equal for all inputs of an output, as in a mean or a sum: factor · u^power, where u is
+    the operation's own weight of that output, 1 / (size of its window)."""
+
+    factor: float = 1.0
+    power: int = 1
+
+    @property
+    def empty(self) -> bool:  # type: ignore[override]
+        return self.factor == 0
+
+    def positive(self) -> Uniform:
+        return Uniform(max(self.factor, 0.0), self.power)
+
+    def negative(self) -> Uniform:
+        return Uniform(min(self.factor, 0.0), self.power)
+
+    def square(self) -> Uniform:
+        return Uniform(self.factor**2, 2 * self.power)
+
+    def ones(self) -> Uniform:
+        return Uniform(1.0, 0)
+
+    def __add__(self, other: Any) -> Uniform:
+        return Uniform(self.factor + other.factor, self.power)
+
+    def __rmul__(self, number: float) -> Uniform:
+        return Uniform(number * self.factor, self.power)
+
+
+@dataclass(frozen=True)
+class Separable(Structured):
+    """Σ rows ⊗ columns: what acts along height and width one after the other, as an upsampling does.
+
+    terms: (rows [H', H], columns [W', W]) each.
+    """
+
+    terms: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def empty(self) -> bool:  # type: ignore[override]
+        return not any(bool(r.any()) and bool(c.any()) for r, c in self.terms)
+
+    def _single(self) -> tuple[Tensor, Tensor]:
+        (term,) = self.terms  # versions are asked of the operation's own weight, which is one product
+        return term
+
+    def positive(self) -> Separable:
+        r, c = self._single()
+        return Separable(_nonzero((r.clamp(min=0), c.clamp(min=0)), (r.clamp(max=0), c.clamp(max=0))))
+
+    def negative(self) -> Separable:
+        r, c = self._single()
+        return Separable(_nonzero((r.clamp(min=0), c.clamp(max=0)), (r.clamp(max=0), c.clamp(min=0))))
+
+    def square(self) -> Separable:
+        r, c = self._single()
+        return Separable(((r * r, c * c),))
+
+    def ones(self) -> Separable:
+        r, c = self._single()
+        return Separable((((r != 0).to(r.dtype), (c != 0).to(c.dtype)),))
+
+    def __add__(self, other: Any) -> Separable:
+        return Separable(self.terms + other.terms)
+
+    def __rmul__(self, number: float) -> Separable:
+        return Separable(tuple((number * r, c) for r, c in self.terms))
+
+    def forward(self, a: Any) -> Any:
+        parts = [r @ a @ c.t() for r, c in self.terms]
+        return sum(parts[1:], start=parts[0])
+
+    def adjoint(self, s: Any) -> Any:
+        parts = [r.t() @ s @ c for r, c in self.terms]
+        return sum(parts[1:], start=parts[0])
+
+
+def _nonzero(*terms: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
+    return tuple((r, c) for r, c in terms if bool(r.any()) and bool(c.any())) or terms[:1]
+
+
+@dataclass(frozen=True)
+class Centred(Structured):
+    """z_k = own_k a_k + shared_k Σ_j a_j: a layer norm whose scale is a constant.
+
+    own, shared: per output; tensors or proxies. The entry on the diagonal is own + shared.
+    """
+
+    own: Any
+    shared: Any
+
+    def _of(self, diagonal: Any, shared: Any) -> Centred:
+        return Centred(diagonal - shared, shared)
+
+    def positive(self) -> Centred:
+        return self._of((self.own + self.shared).clamp(min=0), self.shared.clamp(min=0))
+
+    def negative(self) -> Centred:
+        return self._of((self.own + self.shared).clamp(max=0), self.shared.clamp(max=0))
+
+    def square(self) -> Centred:
+        return self._of((self.own + self.shared).square(), self.shared.square())
+
+    def ones(self) -> Centred:
+        return Centred(torch.zeros_like(self.own), torch.ones_like(self.shared))
+
+    def __add__(self, other: Any) -> Centred:
+        return Centred(self.own + other.own, self.shared + other.shared)
+
+    def __rmul__(self, number: float) -> Centred:
+        return Centred(number * self.own, number * self.shared)
