@@ -128,7 +128,13 @@ def fraction(relevance: Any, d: Any, rule: Stabiliser, sign: int = 0, dims: int 
 
 
 def hand_down(
-    branches: Sequence[Branch], rule: Stabiliser, ignore_bias: bool, op: Affine, a: Any, z: Any, relevance: Any
+    branches: Sequence[Branch],
+    rule: Stabiliser,
+    ignore_bias: bool,
+    op: Affine,
+    a: Any,
+    z: Any,
+    relevance: Any,
 ) -> Flow:
     """Hand relevance from one affine operation's output down to its input, by a rule's branches.
 

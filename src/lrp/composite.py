@@ -61,7 +61,6 @@ def default_rule(operation: Operation, attention: str) -> Rule:
     return DEFAULTS[operation.family]
 
 
-
 def _says(rule: Rule) -> bool:
     return isinstance(rule, SignalTakesAll) and rule.signal is not None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from lrp.errors import CaptureError, CompositeError, InputError, LedgerError, Lr
 from lrp.graph.canonical import Graph
 from lrp.graph.canonize import canonize
 from lrp.graph.capture import Captured, as_found, capture
+from lrp.graph.outputs import HEADS, Output, logits_among
 from lrp.ledger import Health, Ledger, Row, judge
 from lrp.program import SEEDS, TERMS, Builder, Program
 from lrp.rules import Rule
@@ -31,26 +32,36 @@ class Stamp:
     its tensors' identity and a sample of values. Writes through `.data` raise no version counter, hence that.
     """
 
+    names: frozenset[str]  # of the tensors that count: those that the captured graph reads
     modules: tuple[Any, ...]
     tensors: tuple[Any, ...]
     sample: Tensor
 
     @staticmethod
-    def of(model: nn.Module) -> Stamp:
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    def of(model: nn.Module, names: Iterable[str]) -> Stamp:
+        every = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
+        names = frozenset(names)
+        tensors = {name: every[name] for name in sorted(names) if name in every}
         modules = tuple((name, id(m), *_plain(m)) for name, m in model.named_modules())
         facts = tuple(
             (n, t.data_ptr(), _version(t), tuple(t.shape), t.dtype, t.device) for n, t in tensors.items()
         )
         picked = [_sample(t.detach()) for t in tensors.values()]
         sample = torch.cat(picked) if picked else torch.zeros(0)
-        return Stamp(modules, facts, sample)
+        return Stamp(names, modules, facts, sample)
 
-    def same_structure(self, other: Stamp) -> bool:
+    def fits(self, model: nn.Module) -> bool:
+        """Whether a graph captured then is the model's still, whatever its weights are now."""
+        other = Stamp.of(model, self.names)
         mine, theirs = ([(f[0], *f[3:]) for f in s.tensors] for s in (self, other))
         return self.modules == other.modules and mine == theirs
 
-    def same(self, other: Stamp) -> bool:
+    def holds(self, model: nn.Module) -> bool:
+        """Whether the model is as it was."""
+        other = Stamp.of(model, self.names)
         return (
             self.modules == other.modules
             and self.tensors == other.tensors
@@ -129,7 +140,7 @@ class Explanation:
         """
         if _version(self._images) != self._images_version:
             raise LedgerError("the images were written to after they were explained: explain them again.")
-        if not Stamp.of(self._explainer.model).same(self._stamp):
+        if not self._stamp.holds(self._explainer.model):
             raise LedgerError(
                 "the model's weights changed after the explanation: explain again for a ledger."
             )
@@ -139,10 +150,11 @@ class Explanation:
     def health(self) -> Health:
         """Whether this is computed correctly, with notes; from the ledger and the model's own logits."""
         ledger = self.ledger
-        own = self._explainer._own_logits(self._images)
+        own = self._explainer._own_output(self._images)
         explained = self.logits.gather(1, self.target[:, None])
         negative = self._explainer.seed == "one" and bool((explained < 0).any())
-        return judge(ledger, self.logits, own, self.relevance, negative)
+        as_the_model = self._explainer._as_output(self.logits)
+        return judge(ledger, as_the_model, own, self.relevance, negative)
 
     def __str__(self) -> str:
         reached = self.relevance.flatten(1).sum(1)
@@ -184,8 +196,11 @@ class Explainer:
         precision: "exact", the only one so far.
         compile: run the program through torch.compile.
         class_names: K names, so that targets may be names.
+        output: which of the model's outputs holds the logits: an index, a key, an attribute, or a tuple of
+            these to go down one after the other. None: the only tensor, or the one called "logits".
 
-    The model is captured at the first call, once per input shape; any number of images goes through. If
+    A softmax or sigmoid that the model ends in is left out: its input, the logits, is explained. DataParallel
+    and torch.compile wrappers are looked through. The model is captured at the first call, once per input shape; any number of images goes through. If
     the weights change, the next call notices.
     """
 
@@ -198,6 +213,7 @@ class Explainer:
         precision: str = "exact",
         compile: bool = False,
         class_names: Sequence[str] | None = None,
+        output: Output = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise LrpError(f"Explainer takes a torch.nn.Module, got {type(model).__name__}.")
@@ -220,7 +236,8 @@ class Explainer:
             seed = composite.seed
         if seed not in SEEDS:
             raise LrpError(f"seed={seed!r}: expected one of {', '.join(map(repr, SEEDS))}.")
-        self.model, self.composite, self.seed = model, composite, seed
+        model = _unwrapped(model)
+        self.model, self.composite, self.seed, self.output = model, composite, seed, output
         self.precision, self.compile, self.class_names = precision, compile, class_names
         floating = [t for t in model.parameters() if t.is_floating_point()]
         own = floating[0].dtype if floating else torch.float32
@@ -295,33 +312,37 @@ class Explainer:
         """Capture the model for images like `x`, assign rules, write the program; all of it kept."""
         self._check(x)
         key = (tuple(x.shape[1:]), x.device)
-        stamp = Stamp.of(self.model)
         found = self._prepared.get(key) or self._prepared.get((*key, len(x)))
-        if found is not None and found.stamp.same(stamp):
+        if found is not None and found.stamp.holds(self.model):
             return found
-        captured = self._capture(x, key, stamp)
-        # Capture ran the model's code, which may have changed a counter of its own.
-        prepared = self._prepare(captured, Stamp.of(self.model), x.device)
+        captured = self._capture(x, key)
+        prepared = self._prepare(captured, self._stamp(captured), x.device)
         self._prepared[key if captured.free_batch else (*key, len(x))] = prepared
         return prepared
 
-    def _capture(self, x: Tensor, key: Any, stamp: Stamp) -> Captured:
+    def _stamp(self, captured: Captured) -> Stamp:
+        return Stamp.of(self.model, captured.parameters.values())
+
+    def _capture(self, x: Tensor, key: Any) -> Captured:
         """The model's graph: of an earlier capture if only weights have changed since."""
         known = _CAPTURES.setdefault(self.model, {})
+        key = (*key, self.output)
         for place in (key, (*key, len(x))):
-            if place in known and known[place][1].same_structure(stamp):
+            if place in known and known[place][1].fits(self.model):
                 return known[place][0]
         if self.model.training or any(m.training for m in self.model.modules()):
             _once_said(self, "the model is in train mode: it is explained in eval mode, and left as it was.")
         if any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules()):
             _once_said(self, "the model has forward hooks: it is explained without them.")
-        captured = capture(self.model, self._as_model_takes(x))
+        captured = capture(self.model, self._as_model_takes(x), self.output)
         if not captured.free_batch:
             _once_said(
                 self,
                 f"the model can be captured for a fixed number of images only: each batch size is new, now {len(x)}.",
             )
-        known[key if captured.free_batch else (*key, len(x))] = (captured, Stamp.of(self.model))
+        if captured.head:
+            _once_said(self, f"the model ends in a {captured.head}: its input, the logits, is explained.")
+        known[key if captured.free_batch else (*key, len(x))] = (captured, self._stamp(captured))
         return captured
 
     def _prepare(self, captured: Captured, stamp: Stamp, device: torch.device) -> Prepared:
@@ -388,16 +409,25 @@ class Explainer:
             )
         return next(reversed(self._prepared.values())).plain
 
-    def _own_logits(self, x: Tensor) -> Tensor:
+    def _own_output(self, x: Tensor) -> Tensor:
+        """What the model itself returns, [N, K]; after a softmax or sigmoid, if it ends in one."""
         with as_found(self.model), torch.no_grad():
-            return torch.as_tensor(self.model(self._as_model_takes(x).clone()))  # it may write into its input
+            own = logits_among(
+                self.model(self._as_model_takes(x).clone()), self.output
+            )  # it may write into x
+        return own.detach().reshape(len(x), -1)
+
+    def _as_output(self, logits: Tensor) -> Tensor:
+        """Logits as the model returns them."""
+        head = next(reversed(self._prepared.values())).captured.head
+        return HEADS[head](logits) if head else logits
 
     def _ledger(self, x: Tensor, request: Start) -> Ledger:
         """One image at a time: then a sum over everything is a sum over the image, whatever the layout."""
         prepared = self.prepare(x[:1] if self.prepare(x).captured.free_batch else x)
         if not prepared.captured.free_batch and len(x) > 1:
             prepared = self._prepare(
-                capture(self.model, self._as_model_takes(x[:1])), prepared.stamp, x.device
+                capture(self.model, self._as_model_takes(x[:1]), self.output), prepared.stamp, x.device
             )
         if prepared.ledger_program is None:
             with torch.no_grad():
@@ -430,6 +460,18 @@ class Explainer:
             "largest": torch.maximum(absolute.amax(0), spread) if len(absolute) else spread,
         }
         return Ledger(rows, totals)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, where it comes wrapped for several devices or by torch.compile."""
+    inner: Any = model
+    while True:
+        if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = inner.module
+        elif isinstance(getattr(inner, "_orig_mod", None), nn.Module):
+            inner = inner._orig_mod
+        else:
+            return inner
 
 
 def _once_said(explainer: Explainer, sentence: str) -> None:

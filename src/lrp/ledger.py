@@ -10,6 +10,7 @@ from torch import Tensor
 
 CLOSES = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the Σ|R| entering a node
 AGREES = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest logit, by the coarser of both types
+LEAST = 1e-30  # below this Σ|R|, float32 has no digits left to close with, and nobody looks
 HALF = 3e-2  # where the model itself runs in half precision
 
 
@@ -37,8 +38,8 @@ class Row:
 
     @property
     def closing_error(self) -> Tensor:
-        """|unexplained| as a fraction of the Σ|R| entering; 0 where nothing enters."""
-        return torch.where(self.absolute == 0, self.unexplained.abs(), self.unexplained.abs() / self.absolute)
+        """|unexplained| as a fraction of the Σ|R| entering; of `LEAST` where less than that enters."""
+        return self.unexplained.abs() / self.absolute.clamp(min=LEAST)
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def judge(ledger: Ledger, logits: Tensor, own: Tensor, relevance: Tensor, negati
     dtype = relevance.dtype
     limit = max(AGREES[dtype], AGREES.get(own.dtype, HALF))
     own = own.to(logits)
-    largest = float(own.abs().max()) or 1.0
+    largest = max(float(own.abs().max()), LEAST)
     logit_error = float((logits - own).abs().max()) / largest
     worst = max(ledger.rows, key=lambda r: float(r.closing_error.nan_to_num(torch.inf).max()), default=None)
     closing = float(worst.closing_error.max()) if worst else 0.0

@@ -15,7 +15,6 @@ from lrp.graph.ops import FAMILIES, Operation
 Predicate = Callable[[Operation], Any]
 
 
-
 @dataclass(frozen=True)
 class Where:
     """A named predicate; combine with &, | and ~."""

@@ -10,8 +10,7 @@ from typing import Any
 from lrp.composite import Composite
 from lrp.errors import CompositeError, RuleError
 from lrp.graph.canonical import Graph
-from lrp.graph.ops import Operation
-from lrp.predicates import Predicate, Where, depthwise, family, first
+from lrp.predicates import Predicate, Where, family, first
 from lrp.rules import (
     AlphaBeta,
     Epsilon,

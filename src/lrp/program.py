@@ -309,8 +309,10 @@ def reached(graph: Graph, rules: dict[fx.Node, Rule]) -> set[fx.Node]:
         if node in holds or any(user in holds for user in node.users if user.target is operator.getitem):
             arrives.add(node)
             rule, data = rules.get(node), operation.data
-            plain = rule is None or isinstance(rule, Pass) or isinstance(operation.algebra, Affine)
-            holds.update(data if plain else [data[i] for i in operation.algebra.receivers(rule, len(data))])
+            if rule is None or isinstance(rule, Pass) or isinstance(operation.algebra, Affine):
+                holds.update(data)
+            else:
+                holds.update(data[i] for i in operation.algebra.receivers(rule, len(data)))
     return arrives
 
 

@@ -9,10 +9,9 @@ from torch import fx
 
 from lrp.composite import Composite
 from lrp.graph.canonical import Graph
-from lrp.program import reached
 from lrp.graph.ops import size_of
+from lrp.program import reached
 from lrp.rules import Rule
-
 
 NOTHING = "–"  # no relevance arrives: it only makes a gate, a scale or attention
 

@@ -1,19 +1,41 @@
-"""`lrp models`: the names that --model takes."""
+"""`lrp models`: the names that --model takes; with --check, how well each architecture is explained."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lrp.cli import common
 
+if TYPE_CHECKING:
+    from lrp.check import Result
+
 
 @common.example("lrp models vgg")
 def models(
     part: Annotated[str, typer.Argument(help="Only names that contain this.")] = "",
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Measure torchvision's classifiers and one of each timm family instead; hours."
+        ),
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="With --check: models measured at a time.")] = 1,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="With --check: folder for models.md and models.json.")
+    ] = Path("docs"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="With --check: also measure again what is up to date.")
+    ] = False,
 ) -> None:
     """List the models that have a name here: source of the weights, download size, ImageNet top-1."""
+    if check:
+        measure(part, jobs, output, overwrite)
+        return
     from lrp.models import model_names
 
     print(f"{'name':<22} {'top-1':>6} {'download':>9}  weights")
@@ -22,3 +44,45 @@ def models(
             top1 = f"{entry.top1:.1f} %" if entry.top1 else ""
             download = f"{entry.megabytes:.0f} MB" if entry.megabytes else ""
             print(f"{entry.name:<22} {top1:>6} {download:>9}  {entry.source}")
+
+
+def measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
+    """Measure and print, a line per model. Exit code 3: the goals are not met."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    from lrp import survey, zoo
+
+    names = zoo.names(part)
+    console = Console(stderr=True)
+    bar = Progress(
+        "measuring", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=console, transient=True, disable=not console.is_terminal, redirect_stdout=sys.stdout.isatty(),
+    )  # fmt: skip
+    results = []
+    with bar:
+        task = bar.add_task("", total=len(names))
+        for result, kept in survey.survey(names, output, jobs=jobs, overwrite=overwrite):
+            results.append(result)
+            print(_line(result, kept), flush=True)
+            bar.advance(task)
+    if unlisted := zoo.unlisted():
+        common.complain(f"timm has families that lrp.zoo does not list: {', '.join(unlisted)}.")
+    print(survey.summary(results))
+    for miss in (r for r in results if not r.ok):
+        print(f"missed: {miss.name}: {textwrap.shorten(miss.reason, 200)}")
+    print(f"-> {output / 'models.md'}, {output / 'models.json'}")
+    if not survey.met(results, everything=not part):
+        raise common.Skipped
+
+
+def _line(result: Result, kept: bool) -> str:
+    """One model on one line."""
+    status = "miss" if not result.ok else "kept" if kept else "ok"
+    if not result.ok:
+        return f"{status:<4}  {result.name}: {textwrap.shorten(result.reason, 200)}"
+    return (
+        f"{status:<4}  {result.name}: {result.operations} operations, logits {result.logit_error:.0e}, "
+        f"worst node {result.closing_error:.0e}, reached {result.reached:.3g} of the start"
+        + (f", {result.times:.1f} × gradient" if result.times is not None else "")
+    )

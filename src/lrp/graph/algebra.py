@@ -14,7 +14,16 @@ from typing import Any
 from lrp.affine import Affine, Flow, fraction, total
 from lrp.graph.capture import Shape
 from lrp.rules import (
-    AffineRule, Constant, Epsilon, Halves, Proportional, Rule, SignalTakesAll, SoftmaxTaylor, SumRule, Values,
+    AffineRule,
+    Constant,
+    Epsilon,
+    Halves,
+    Proportional,
+    Rule,
+    SignalTakesAll,
+    SoftmaxTaylor,
+    SumRule,
+    Values,
 )  # fmt: skip
 
 

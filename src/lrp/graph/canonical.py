@@ -87,8 +87,8 @@ def data_nodes(graph: FxGraph) -> set[Node]:
     """The nodes whose value depends on pixels, not only on how many images there are."""
     data: set[Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder":
-            data.add(node)
-        elif node.op == "call_function" and any(n in data for n in ops.read_by(node)):
+        if node.op == "placeholder" or (
+            node.op == "call_function" and any(n in data for n in ops.read_by(node))
+        ):
             data.add(node)
     return data

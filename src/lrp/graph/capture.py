@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import os
 import re
 import warnings
@@ -21,7 +22,8 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, export
 from torch.export.graph_signature import InputKind, OutputKind
 
-from lrp.errors import CaptureError
+from lrp.errors import CaptureError, InputError, LrpError
+from lrp.graph.outputs import HEADS, Output, logits_among
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
 
@@ -52,12 +54,14 @@ class Captured:
         parameters: constant's name in the graph -> the parameter's or buffer's name in the model.
         constants: constants that belong to the graph, not to the model.
         free_batch: whether any number of images goes through; else only as many as captured with.
+        head: what the model does to its logits last, and the graph does not: "softmax", "sigmoid", ...; or "".
     """
 
     graph: fx.Graph
     parameters: dict[str, str]
     constants: dict[str, Tensor] = field(default_factory=dict)
     free_batch: bool = True
+    head: str = ""
 
     def values(self, model: nn.Module) -> dict[str, Tensor]:
         """The constants as they are now: the model's own storage, detached."""
@@ -70,17 +74,18 @@ class Captured:
 
 @contextlib.contextmanager
 def as_found(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode and without hooks inside; every flag and hook back afterwards, whatever happens.
+    """The model in eval mode and without hooks inside; as it was afterwards, whatever happens.
 
-    Hooks come off because they would run on fake tensors, and may not be part of the function anyway.
+    Hooks come off because they would run on fake tensors, and may not be part of the function anyway. What
+    the forward pass itself puts on its modules (caches, counters, tables for this input size) is taken off.
     """
-    kept: list[tuple[nn.Module, bool, dict[str, Any]]] = []
+    kept: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []
     hooks = (
         "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
     )  # fmt: skip
     try:
         for module in model.modules():
-            kept.append((module, module.training, {name: module.__dict__.get(name) for name in hooks}))
+            kept.append((module, dict(module.__dict__), dict(module._buffers)))
             for name in hooks:
                 if module.__dict__.get(name):
                     module.__dict__[name] = type(module.__dict__[name])()
@@ -88,11 +93,11 @@ def as_found(model: nn.Module) -> Iterator[None]:
             module.__dict__["training"] = False
         yield
     finally:
-        for module, training, found in kept:
-            module.__dict__["training"] = training
-            for name, value in found.items():
-                if value is not None:
-                    module.__dict__[name] = value
+        for module, attributes, buffers in kept:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
 
 
 @contextlib.contextmanager
@@ -108,29 +113,55 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def capture(model: nn.Module, example: Tensor) -> Captured:
+class _Chosen(nn.Module):
+    """The model with one output: the one that holds the logits."""
+
+    def __init__(self, model: nn.Module, output: Output) -> None:
+        super().__init__()
+        self.model, self.output = model, output
+
+    def forward(self, image: Tensor) -> Any:
+        return logits_among(self.model(image), self.output)
+
+
+def capture(model: nn.Module, example: Tensor, output: Output = None) -> Captured:
     """Write down what `model` computes from images of `example`'s shape.
 
     Args:
-        model: any module that takes one tensor and returns logits [N, K]. Not changed.
+        model: any module that takes one tensor. Not changed.
         example: [N, C, H, W] on the model's device and in its dtype. Only shape, dtype and device count.
+        output: which of the model's outputs holds the logits, as `logits_among` takes it.
 
     Raises:
         CaptureError: torch.export cannot follow the model; names the line of the model's code.
+        InputError: the model's first convolution takes another number of channels.
     """
     example = example.detach()
     pair = example[:1].repeat(2, *[1] * (example.dim() - 1))  # a free batch needs an example of two
-    with as_found(model), torch.no_grad(), _quiet():
+    with as_found(model), torch.no_grad(), _quiet(), _written_out_attention():
+        chosen = _Chosen(model, output)
+        chosen.__dict__["training"] = False
         try:
-            program = _export(model, pair, ({0: Dim("N", min=1)},))
+            program = _export(chosen, pair, ({0: Dim("N", min=1)},))
             free = True
         except Exception:
             try:
-                program = _export(model, example, None)
+                program = _export(chosen, example, None)
                 free = False
             except Exception as error:
-                raise CaptureError(_explained(model, example, error)) from error
-    return _to_graph(program, free)
+                raise _explained(chosen, example, error) from error
+    return _without_head(_to_graph(program, free))
+
+
+@contextlib.contextmanager
+def _written_out_attention() -> Iterator[None]:
+    """Without torch's fused transformer layer, which would hide the model's operations in one."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _export(model: nn.Module, example: Tensor, dynamic: Any) -> Any:
@@ -209,6 +240,7 @@ def _size(size: Any) -> Size:
 def _to_graph(program: Any, free: bool) -> Captured:
     """The exported program as a plain graph: parameters become `get_attr`, only the image is a placeholder."""
     graph, new = fx.Graph(), dict[fx.Node, fx.Node]()
+    inlined: dict[fx.Node, list[fx.Node]] = {}
     captured = Captured(graph, {}, free_batch=free)
     inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for node in program.graph.nodes:
@@ -222,18 +254,21 @@ def _to_graph(program: Any, free: bool) -> Captured:
                 if spec.kind is InputKind.CONSTANT_TENSOR or spec.target in program.constants:
                     captured.constants[name] = program.constants[spec.target].detach()
                 else:
-                    captured.parameters[name] = spec.target
+                    captured.parameters[name] = spec.target.removeprefix("model.")
         elif node.op == "output":
             wanted = {
                 s.arg.name for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT
             }
-            outputs = [n for n in node.args[0] if isinstance(n, fx.Node) and n.name in wanted]
-            if len(outputs) != 1:
-                raise CaptureError(
-                    f"the model returns {len(outputs)} tensors; one is expected: the logits [N, K]. "
-                    "Wrap the model in one that returns the logits alone."
-                )
-            made = graph.output(new[outputs[0]])
+            (logits,) = [n for n in node.args[0] if isinstance(n, fx.Node) and n.name in wanted]
+            made = graph.output(new[logits])
+        elif node.op == "get_attr":
+            continue  # the graph of a region
+        elif getattr(node.target, "__name__", "").startswith("wrap_with_"):
+            inlined[node] = _inline(graph, program.graph_module, node, new)
+            continue
+        elif node.target is operator.getitem and node.args[0] in inlined:
+            new[node] = inlined[node.args[0]][node.args[1]]
+            continue
         else:
             made = graph.node_copy(node, lambda n: new[n])
         made.meta = _meta(node)
@@ -246,9 +281,65 @@ def _to_graph(program: Any, free: bool) -> Captured:
     return captured
 
 
+def _inline(
+    graph: fx.Graph, owner: fx.GraphModule, call: fx.Node, new: dict[fx.Node, fx.Node]
+) -> list[fx.Node]:
+    """A region of autocast or no_grad is the same operations without it: the explainer sets the type itself."""
+    place = next(i for i, a in enumerate(call.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+    region: Any = owner.get_submodule(str(getattr(call.args[place], "target", "")))
+    operands = iter(call.args[place + 1 :])
+    inner: dict[fx.Node, Any] = {}
+    for node in region.graph.nodes:
+        if node.op == "placeholder":
+            operand = next(operands)
+            inner[node] = new[operand] if isinstance(operand, fx.Node) else operand
+        elif node.op == "output":
+            return [inner[n] for n in node.args[0]]
+        else:
+            inner[node] = graph.node_copy(node, lambda n: inner[n])
+            inner[node].meta = _meta(node)
+    raise CaptureError("a region without output")
+
+
+def _without_head(captured: Captured) -> Captured:
+    """Logits as [N, K], and before the softmax or sigmoid that the model may end in."""
+    graph = captured.graph
+    output = graph.output_node()
+    last: Any = output.args[0]
+    node = last
+    while (
+        _name(node) in ("squeeze", "view", "reshape", "flatten", "clone", "contiguous")
+        and len(node.users) == 1
+    ):
+        node = node.args[0]
+    if _name(node) in HEADS and len(node.users) == 1 and _over_classes(node):
+        captured.head = _name(node)
+        node.replace_all_uses_with(node.args[0])
+        last = output.args[0]
+        graph.erase_node(node)
+    if len(last.meta["shape"] or ()) == 1:  # one logit an image
+        with graph.inserting_before(output):
+            column = graph.call_function(torch.ops.aten.unsqueeze.default, (last, 1))
+        column.meta = {**last.meta, "shape": (*last.meta["shape"], 1)}
+        column.meta["shapes"] = [column.meta["shape"]]
+        output.args = (column,)
+    return captured
+
+
+def _name(node: fx.Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    return schema.name.removeprefix("aten::").removeprefix("_") if schema else ""
+
+
+def _over_classes(node: fx.Node) -> bool:
+    """Whether a softmax runs over the classes, the second of two dimensions."""
+    return "softmax" not in _name(node) or (len(node.meta["shape"]) == 2 and node.args[1] in (1, -1))
+
+
 def _meta(node: fx.Node) -> dict[str, Any]:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path, module = stack[-1] if stack else ("", "")
+    path = "" if path == "model" else path.removeprefix("model.")
     value = node.meta.get("val")
     tensors = _tensors(value)
     return {
@@ -268,21 +359,43 @@ def _source(trace: str) -> str:
     return f"{os.path.basename(own[-1][0])}:{own[-1][1]}" if own else ""
 
 
-def _explained(model: nn.Module, example: Tensor, error: Exception) -> str:
+def _explained(chosen: _Chosen, example: Tensor, error: Exception) -> LrpError:
     """Why capture failed. The plain model is asked first: its own error beats torch.export's account of it."""
-    shape = list(example.shape)
+    shape, name = list(example.shape), type(chosen.model).__name__
     try:
-        model(example.clone())
+        chosen(example.clone())
+    except LrpError as own:
+        return own
     except Exception as own:
-        reason = str(own).strip().splitlines()[0] if str(own).strip() else type(own).__name__
-        return f"{type(model).__name__} itself fails on an input of shape {shape}: {type(own).__name__}: {reason}"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        wrong = _wrong_channels(chosen.model, example)
+        if wrong:
+            return InputError(wrong)
+        return CaptureError(
+            f"{name} itself fails on an input of shape {shape}: {type(own).__name__}: {_line(own)}"
+        )
     where = [line for line in _frames(error) if not line.startswith(TORCH)]
     at = f" at {os.path.basename(where[-1])}" if where else ""
-    return (
-        f"{type(model).__name__} could not be captured for an input of shape {shape}{at}: {reason} "
+    return CaptureError(
+        f"{name} could not be captured for an input of shape {shape}{at}: {_line(error)} "
         "(torch.export must be able to follow the forward pass: no branch may depend on pixel values)."
     )
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _wrong_channels(model: nn.Module, example: Tensor) -> str:
+    """What to say if the images have another number of channels than the model's first convolution takes."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            if example.dim() == 4 and example.shape[1] != module.in_channels:
+                return (
+                    f"the images have {example.shape[1]} channels, shape {list(example.shape)}, and the model's first "
+                    f"convolution, {path}, takes {module.in_channels}: x must be [N, {module.in_channels}, H, W]."
+                )
+            return ""
+    return ""
 
 
 def _frames(error: BaseException) -> list[str]:
@@ -290,5 +403,5 @@ def _frames(error: BaseException) -> list[str]:
     while tb is not None:
         frames.append(f"{tb.tb_frame.f_code.co_filename}:{tb.tb_lineno}")
         tb = tb.tb_next
-    here = os.path.abspath(__file__)
+    here = os.path.dirname(os.path.abspath(__file__))
     return [f for f in frames if not f.startswith(here) and os.sep + "lrp" + os.sep + "explainer" not in f]

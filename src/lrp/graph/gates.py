@@ -109,7 +109,9 @@ def values_of(operation: Operation, before: Operations) -> Found:
     if attention[0] != attention[1]:
         place = attention.index(True)
         return 1 - place, f"attention: {_ordinal(place)} operand"
-    return None, "half each: neither operand is attention" if not attention[0] else "half each: both are attention"
+    return None, "half each: neither operand is attention" if not attention[
+        0
+    ] else "half each: both are attention"
 
 
 def _operands(operation: Operation) -> list[fx.Node]:

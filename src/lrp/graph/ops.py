@@ -113,7 +113,7 @@ def one(shape: Shape) -> list[int]:
     return [size.times if isinstance(size, Batch) else size for size in shape]
 
 
-def count(sizes_: Sequence[int]) -> int:
+def count(sizes_: Sequence[Any]) -> int:
     product = 1
     for size in sizes_:
         product *= size
@@ -192,7 +192,10 @@ def _pass(op: Operation) -> Algebra:
 
 def known() -> dict[str, str]:
     """Operation -> its families, of everything that has a rule."""
-    return {name: ", ".join(dict.fromkeys(e.family for e in reversed(found))) for name, found in sorted(_VOCABULARY.items())}
+    return {
+        name: ", ".join(dict.fromkeys(e.family for e in reversed(found)))
+        for name, found in sorted(_VOCABULARY.items())
+    }
 
 
 def entries(name: str) -> list[Entry]:
@@ -234,5 +237,3 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
     bound = inspect.signature(target).bind(*node.args, **node.kwargs)
     bound.apply_defaults()
     return dict(bound.arguments)
-
-

@@ -23,12 +23,12 @@ from lrp.graph.written_out import write_out
 aten = torch.ops.aten
 
 
-
 def retype(graph: Graph) -> None:
     """Operations that name a floating type name the explainer's: a half-precision model runs in float32."""
     for node in graph.fx.nodes:
-        if node.op == "call_function" and floating(node.kwargs.get("dtype")):
-            node.kwargs = {**node.kwargs, "dtype": graph.dtype}
+        if node.op == "call_function":
+            node.args = tuple(graph.dtype if floating(a) else a for a in node.args)
+            node.kwargs = {k: graph.dtype if floating(a) else a for k, a in node.kwargs.items()}
 
 
 NO_OPS = frozenset({
@@ -51,7 +51,10 @@ def drop_no_ops(graph: Graph) -> None:
         retyped = name in ("_to_copy", "to", "type_as", "float", "double", "half", "bfloat16")
         retyped = retyped and all(floating(n.meta.get("dtype")) for n in (node, source))
         whole = name in SAME_SIZE or (name == "slice" and arguments["step"] == 1)
-        if node.target is aten.view.default:  # without the copies, memory may lie otherwise
+        if node.target in (
+            aten.view.default,
+            aten._unsafe_view.default,
+        ):  # without the copies, memory may lie otherwise
             node.target = aten.reshape.default
         if (name in NO_OPS and not arguments.get("train")) or retyped or (whole and same):
             node.replace_all_uses_with(source)

@@ -70,11 +70,13 @@ def _attention(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     shape: Shape = (*lead, length, keys)
     k = graph.insert(node, aten.transpose.int, (k, -2, -1), turned)
     scores = graph.insert(node, aten.matmul.default, (q, k), shape)
-    scale = width**-0.5 if a["scale"] is None else a["scale"]
+    scale = _size(width) ** -0.5 if a["scale"] is None else a["scale"]
     scores = graph.insert(node, aten.mul.Tensor, (scores, scale), shape)
     mask = a["attn_mask"]
     if a["is_causal"]:
-        mask = graph.constant(torch.ones(length, keys, dtype=torch.bool, device=graph.device).tril(), "causal", node)
+        mask = graph.constant(
+            torch.ones(_size(length), _size(keys), dtype=torch.bool, device=graph.device).tril(), "causal", node
+        )
     if mask is not None:
         if mask.meta["dtype"] == torch.bool:
             closed = graph.insert(node, aten.logical_not.default, (mask,), _shape(mask))
@@ -190,13 +192,17 @@ def _fused_product(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     both = torch.broadcast_shapes(*(tuple(ops.one(_shape(a[k]))) for k in ("tensor1", "tensor2")))
     shape = _lifted(both, _shape(node))
     product = graph.insert(node, target, (a["tensor1"], a["tensor2"]), shape)
-    return graph.insert(node, aten.add.Tensor, (a["self"], _times(graph, node, product, a["value"])), _shape(node))
+    return graph.insert(
+        node, aten.add.Tensor, (a["self"], _times(graph, node, product, a["value"])), _shape(node)
+    )
 
 
 def _lifted(shape: tuple[int, ...], like: Shape) -> Shape:
     """A shape for one image, with the sizes of `like` where they are the batch's."""
     own = like[len(like) - len(shape) :]
-    return tuple(w if ops.one((w,))[0] == s and s != 1 or w == s else s for s, w in zip(shape, own, strict=True))
+    return tuple(
+        w if (ops.one((w,))[0] == s and s != 1) or w == s else s for s, w in zip(shape, own, strict=True)
+    )
 
 
 def _times(graph: Graph, node: Node, x: Node, factor: Any) -> Node:
@@ -209,7 +215,9 @@ def _fused_matmul(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     x, y = (a[k] for k in (("mat1", "mat2") if "mat1" in a else ("batch1", "batch2")))
     product = graph.insert(node, aten.matmul.default, (x, y), _shape(node))
     added = _times(graph, node, a["self"], a["beta"])
-    return graph.insert(node, aten.add.Tensor, (added, _times(graph, node, product, a["alpha"])), _shape(node))
+    return graph.insert(
+        node, aten.add.Tensor, (added, _times(graph, node, product, a["alpha"])), _shape(node)
+    )
 
 
 @writes_out("lerp")

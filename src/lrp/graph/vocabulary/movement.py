@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import fx
 
 from lrp.affine import total
 from lrp.graph.algebra import Movement, sum_to
@@ -121,7 +121,14 @@ def _pads(dims: int, dim: int, before: int, after: int) -> list[int]:
 
 
 @register(
-    "split", "split_with_sizes", "chunk", "unbind", "unsafe_chunk", "unsafe_split", "tensor_split", family="movement"
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "unbind",
+    "unsafe_chunk",
+    "unsafe_split",
+    "tensor_split",
+    family="movement",
 )
 def _split(op: Operation) -> Movement:
     shapes: list[Shape] = op.node.meta["shapes"]
@@ -186,11 +193,11 @@ def _unfold(op: Operation) -> Movement:
     space = one(op.input_shape())[-2:]
 
     def back(r: list[Any]) -> list[Any]:
-        return [F.fold(r[0], space, *options)]
+        return [torch.ops.aten.col2im(r[0], space, *options)]
 
     # Windows over the padding read zeros, and what those get is a constant's.
     blank = torch.ones(1, *one(op.input_shape())[1:], **op.meta)
-    outside = 1 - F.unfold(blank, *options)
+    outside = 1 - torch.ops.aten.im2col(blank, *options)
     return Movement(back, (lambda r: total(r[0] * outside)) if any(options[2]) else None)
 
 
@@ -253,7 +260,9 @@ def _scatter(op: Operation) -> Movement:
 
     whole = isinstance(shape[dim], Batch)
     if whole:  # an assignment to x[:] takes everything
-        return Movement(*_pieces(op, [a["self"], a["src"]], lambda r, i: torch.zeros_like(r) if i == 0 else r))
+        return Movement(
+            *_pieces(op, [a["self"], a["src"]], lambda r, i: torch.zeros_like(r) if i == 0 else r)
+        )
     return Movement(*_pieces(op, [a["self"], a["src"]], take))
 
 
@@ -376,4 +385,3 @@ def _by_places(op: Operation) -> Movement:
         return [received.reshape(back)]
 
     return Movement(moved)
-

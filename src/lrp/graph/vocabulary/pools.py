@@ -224,7 +224,8 @@ def _fold(op: Operation) -> Affine:
     """Windows laid over each other: each output sums what the windows put there."""
     options = [listed(op[key], 2) for key in ("kernel_size", "dilation", "padding", "stride")]
     size = listed(op["output_size"], 2)
-    return _uniform(lambda a: F.fold(a, size, *options), lambda s: F.unfold(s, *options), 1.0)
+    aten = torch.ops.aten
+    return _uniform(lambda a: aten.col2im(a, size, *options), lambda s: aten.im2col(s, *options), 1.0)
 
 
 # ---------------------------------------------------------------- maxima
