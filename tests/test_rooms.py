@@ -4,23 +4,50 @@ import ast
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "lrp"
-GRAPH = {"graph.capture", "graph.ops", "graph.signs", "graph.canonize"}
-ENGINE = {"errors", "rules", "composite", "program", "targets", "ledger", "rules_table", "explainer", *GRAPH}
+OPERATIONS = {"graph.ops", "graph.algebra", "graph.capture"}  # what an operation is
+VOCABULARY = {
+    f"graph.vocabulary.{n}" for n in ("attention", "elementwise", "layers", "movement", "norms", "pools")
+}
+GRAPH = OPERATIONS | VOCABULARY | {
+    "graph.outputs", "graph.signs", "graph.gates", "graph.canonical", "graph.written_out", "graph.rewrites",
+    "graph.canonize",
+}  # fmt: skip
+RULES = {"errors", "structured", "affine", "rules"}
+COMPOSITES = {"predicates", "composite", "presets"}
+ENGINE = (
+    RULES
+    | COMPOSITES
+    | GRAPH
+    | {"program", "targets", "ledger", "rules_table", "stamp", "explanation", "explainer"}
+)
 PICTURES = {"errors", "images", "heatmap", "lettering"}
 MODELS = {"models", "weights", "classes"}
 
 MAY_IMPORT = {
     "errors": set(),
-    "rules": {"errors"},
-    "graph.capture": {"errors"},
-    "graph.ops": {"errors", "rules", "graph.capture"},
+    "structured": set(),
+    "affine": {"errors"},
+    "rules": RULES,
+    "graph.outputs": {"errors"},
+    "graph.capture": {"errors", "graph.outputs"},
+    "graph.algebra": RULES | {"graph.capture"},
+    "graph.ops": RULES | OPERATIONS,
+    **dict.fromkeys(VOCABULARY, RULES | OPERATIONS),
     "graph.signs": {"graph.ops"},
+    "graph.gates": {"graph.ops"},
+    "graph.canonical": OPERATIONS,
+    "graph.written_out": OPERATIONS | {"graph.canonical"},
+    "graph.rewrites": OPERATIONS | VOCABULARY | {"graph.canonical", "graph.written_out"},
     "graph.canonize": GRAPH,
-    "composite": {"errors", "rules", *GRAPH},
-    "program": {"errors", "rules", *GRAPH},
+    "predicates": {"errors", "graph.ops"},
+    "composite": {"errors", "rules", "predicates", "graph.ops", "graph.canonical"},
+    "presets": {"errors", "rules", "predicates", "composite", "graph.ops", "graph.canonical"},
+    "program": RULES | OPERATIONS | {"graph.canonical"},
     "targets": {"errors", "classes"},
     "ledger": set(),
-    "rules_table": {"composite", "rules", *GRAPH},
+    "rules_table": {"composite", "rules", "program", "graph.ops", "graph.canonical"},
+    "stamp": set(),
+    "explanation": {"errors", "ledger", "stamp", "targets", "explainer"},  # the last for its type alone
     "explainer": ENGINE,
     "images": {"errors"},
     "lettering": {"errors"},
@@ -28,6 +55,9 @@ MAY_IMPORT = {
     "classes": {"errors"},
     "weights": {"errors"},
     "models": {"errors", "images", *MODELS},
+    "check": {"errors", "explainer", "ledger", "zoo", *MODELS},
+    "zoo": set(),
+    "survey": {"check", "zoo"},
     "gallery": {"explainer", "targets", *PICTURES, *MODELS},
 }
 WITHOUT_TORCH = {"errors", "images", "lettering", "heatmap", "classes"}

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lrp.composite import Composite as Composite
     from lrp.explainer import Explainer as Explainer
-    from lrp.explainer import Explanation as Explanation
     from lrp.explainer import explain as explain
+    from lrp.explanation import Explanation as Explanation
     from lrp.models import load_model as load_model
     from lrp.presets import composites as composites
     from lrp.presets import preset as preset
@@ -21,7 +21,8 @@ __version__ = "0.1.0"
 
 # Imported at first use: torch takes seconds, and `lrp --help` needs none of it.
 _ROOMS = {
-    "explainer": ("Explainer", "Explanation", "Explanations", "explain"),
+    "explainer": ("Explainer", "explain"),
+    "explanation": ("Explanation", "Explanations"),
     "targets": ("Contrast",),
     "ledger": ("Health", "Ledger"),
     "composite": ("Composite",),

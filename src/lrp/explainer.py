@@ -1,12 +1,11 @@
-"""Explainer and Explanation: the public face of the engine."""
+"""Explainer: the public face of the engine."""
 
 from __future__ import annotations
 
-import functools
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,81 +13,22 @@ from torch import Tensor, fx, nn
 
 from lrp import presets
 from lrp.composite import Composite
-from lrp.errors import CaptureError, CompositeError, InputError, LedgerError, LrpError
+from lrp.errors import CaptureError, CompositeError, InputError, LrpError
+from lrp.explanation import Explanation, Explanations
 from lrp.graph.canonical import Graph
 from lrp.graph.canonize import canonize
 from lrp.graph.capture import Captured, as_found, capture
 from lrp.graph.outputs import HEADS, Output, logits_among
-from lrp.ledger import Health, Ledger, Row, judge
+from lrp.ledger import Ledger, Row
 from lrp.program import SEEDS, TERMS, Builder, Program
 from lrp.rules import Rule
 from lrp.rules_table import RulesTable
+from lrp.stamp import Stamp, version
 from lrp.targets import Start, resolve
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """What tells whether the model is as it was: its modules with their plain attributes (strides, flags),
-    its tensors' identity and a sample of values. Writes through `.data` raise no version counter, hence that.
-    """
-
-    names: frozenset[str]  # of the tensors that count: those that the captured graph reads
-    modules: tuple[Any, ...]
-    tensors: tuple[Any, ...]
-    sample: Tensor
-
-    @staticmethod
-    def of(model: nn.Module, names: Iterable[str]) -> Stamp:
-        every = {
-            **dict(model.named_parameters(remove_duplicate=False)),
-            **dict(model.named_buffers(remove_duplicate=False)),
-        }
-        names = frozenset(names)
-        tensors = {name: every[name] for name in sorted(names) if name in every}
-        modules = tuple((name, id(m), *_plain(m)) for name, m in model.named_modules())
-        facts = tuple(
-            (n, t.data_ptr(), _version(t), tuple(t.shape), t.dtype, t.device) for n, t in tensors.items()
-        )
-        picked = [_sample(t.detach()) for t in tensors.values()]
-        sample = torch.cat(picked) if picked else torch.zeros(0)
-        return Stamp(names, modules, facts, sample)
-
-    def fits(self, model: nn.Module) -> bool:
-        """Whether a graph captured then is the model's still, whatever its weights are now."""
-        other = Stamp.of(model, self.names)
-        mine, theirs = ([(f[0], *f[3:]) for f in s.tensors] for s in (self, other))
-        return self.modules == other.modules and mine == theirs
-
-    def holds(self, model: nn.Module) -> bool:
-        """Whether the model is as it was."""
-        other = Stamp.of(model, self.names)
-        return (
-            self.modules == other.modules
-            and self.tensors == other.tensors
-            and torch.equal(self.sample, other.sample)
-        )
-
-
-def _version(t: Tensor) -> int:
-    """How often a tensor was written to; tensors made in inference mode do not count."""
-    return 0 if t.is_inference() else t._version
-
-
-def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Attributes that a forward pass may branch on or compute with."""
-    for name, value in module.__dict__.items():
-        if name != "training" and isinstance(value, (bool, int, float, str, tuple)):
-            yield name, value
-
 
 # What was captured of a model serves every explainer of it: fifteen presets need one capture.
 _Captures = dict[Any, tuple[Captured, Stamp]]
 _CAPTURES: weakref.WeakKeyDictionary[nn.Module, _Captures] = weakref.WeakKeyDictionary()
-
-
-def _sample(t: Tensor) -> Tensor:
-    flat = t.reshape(-1) if t.is_contiguous() else t.flatten()
-    return flat[:: max(1, flat.numel() // 32)].to(torch.float32).nan_to_num(0.5)
 
 
 @dataclass
@@ -104,83 +44,6 @@ class Prepared:
     plain: Program
     program: Any  # the same, or compiled
     ledger_program: Program | None = None
-
-
-@dataclass
-class Explanation:
-    """What of the targets' logits reached the pixels.
-
-    Attributes:
-        relevance: [N, C, H, W], in logits (in units of the start); its sum over an image is what reached
-            the pixels.
-        logits: [N, K], the model's.
-        target: [N], the class explained; of a contrast its first, of a given start its largest entry.
-        start: [N, K], the relevance that was handed in at the logits.
-    """
-
-    relevance: Tensor
-    logits: Tensor
-    target: Tensor
-    start: Tensor
-    _explainer: Explainer = field(repr=False)
-    _images: Tensor = field(repr=False)
-    _images_version: int = field(repr=False)
-    _stamp: Stamp = field(repr=False)
-    _request: Start = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.relevance)
-
-    @functools.cached_property
-    def ledger(self) -> Ledger:
-        """The account of every operation; computed on first access, from a reference to the images.
-
-        Raises:
-            LedgerError: the model's weights or the images have changed since.
-        """
-        if _version(self._images) != self._images_version:
-            raise LedgerError("the images were written to after they were explained: explain them again.")
-        if not self._stamp.holds(self._explainer.model):
-            raise LedgerError(
-                "the model's weights changed after the explanation: explain again for a ledger."
-            )
-        return self._explainer._ledger(self._images, self._request)
-
-    @functools.cached_property
-    def health(self) -> Health:
-        """Whether this is computed correctly, with notes; from the ledger and the model's own logits."""
-        ledger = self.ledger
-        own = self._explainer._own_output(self._images)
-        explained = self.logits.gather(1, self.target[:, None])
-        negative = self._explainer.seed == "one" and bool((explained < 0).any())
-        as_the_model = self._explainer._as_output(self.logits)
-        return judge(ledger, as_the_model, own, self.relevance, negative)
-
-    def __str__(self) -> str:
-        reached = self.relevance.flatten(1).sum(1)
-        lines = [
-            f"image {i}: class {int(self.target[i])}, logit {float(self.logits[i, self.target[i]]):.4g}, "
-            f"reached the pixels: {float(reached[i]):.4g} of {float(self.start[i].sum()):.4g}"
-            for i in range(len(self))
-        ]
-        return "\n".join(lines)
-
-
-@dataclass
-class Explanations(Sequence[Explanation]):
-    """T explanations of the same images; `relevance` is [T, N, C, H, W]."""
-
-    relevance: Tensor
-    logits: Tensor
-    target: Tensor
-    start: Tensor
-    entries: list[Explanation] = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __getitem__(self, place: Any) -> Any:
-        return self.entries[place]
 
 
 class Explainer:
@@ -304,7 +167,7 @@ class Explainer:
     ) -> Explanation:
         asked = torch.where((request.weight == 0).all(1, keepdim=True), start, request.weight)
         target = torch.where(request.predicted > 0, logits.argmax(1), asked.argmax(1))
-        return Explanation(relevance, logits, target, start, self, x, _version(x), prepared.stamp, request)
+        return Explanation(relevance, logits, target, start, self, x, version(x), prepared.stamp, request)
 
     # ------------------------------------------------------------ preparing
 

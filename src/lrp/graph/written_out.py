@@ -75,7 +75,9 @@ def _attention(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     mask = a["attn_mask"]
     if a["is_causal"]:
         mask = graph.constant(
-            torch.ones(_size(length), _size(keys), dtype=torch.bool, device=graph.device).tril(), "causal", node
+            torch.ones(_size(length), _size(keys), dtype=torch.bool, device=graph.device).tril(),
+            "causal",
+            node,
         )
     if mask is not None:
         if mask.meta["dtype"] == torch.bool:

@@ -1,0 +1,70 @@
+"""Whether a model is as it was when it was captured or explained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells whether the model is as it was: its modules with their plain attributes (strides, flags),
+    its tensors' identity and a sample of values. Writes through `.data` raise no version counter, hence that.
+    """
+
+    names: frozenset[str]  # of the tensors that count: those that the captured graph reads
+    modules: tuple[Any, ...]
+    tensors: tuple[Any, ...]
+    sample: Tensor
+
+    @staticmethod
+    def of(model: nn.Module, names: Iterable[str]) -> Stamp:
+        every = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
+        names = frozenset(names)
+        tensors = {name: every[name] for name in sorted(names) if name in every}
+        modules = tuple((name, id(m), *_plain(m)) for name, m in model.named_modules())
+        facts = tuple(
+            (n, t.data_ptr(), version(t), tuple(t.shape), t.dtype, t.device) for n, t in tensors.items()
+        )
+        picked = [_sample(t.detach()) for t in tensors.values()]
+        sample = torch.cat(picked) if picked else torch.zeros(0)
+        return Stamp(names, modules, facts, sample)
+
+    def fits(self, model: nn.Module) -> bool:
+        """Whether a graph captured then is the model's still, whatever its weights are now."""
+        other = Stamp.of(model, self.names)
+        mine, theirs = ([(f[0], *f[3:]) for f in s.tensors] for s in (self, other))
+        return self.modules == other.modules and mine == theirs
+
+    def holds(self, model: nn.Module) -> bool:
+        """Whether the model is as it was."""
+        other = Stamp.of(model, self.names)
+        return (
+            self.modules == other.modules
+            and self.tensors == other.tensors
+            and torch.equal(self.sample, other.sample)
+        )
+
+
+def version(t: Tensor) -> int:
+    """How often a tensor was written to; tensors made in inference mode do not count."""
+    return 0 if t.is_inference() else t._version
+
+
+def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Attributes that a forward pass may branch on or compute with."""
+    for name, value in module.__dict__.items():
+        if name != "training" and isinstance(value, (bool, int, float, str, tuple)):
+            yield name, value
+
+
+def _sample(t: Tensor) -> Tensor:
+    flat = t.reshape(-1) if t.is_contiguous() else t.flatten()
+    return flat[:: max(1, flat.numel() // 32)].to(torch.float32).nan_to_num(0.5)
