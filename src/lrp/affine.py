@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from lrp.errors import RuleError
+from lrp.structured import Structured
 
 
 class Flow(NamedTuple):
@@ -159,7 +160,7 @@ def hand_down(
             for part, version in branch.terms
             if not (part == "a-" and op.nonneg)
         ]
-        terms = [(part, w) for part, w in terms if not getattr(w, "empty", False)]
+        terms = [(part, w) for part, w in terms if not (isinstance(w, Structured) and w.empty)]
         c = branch.bias(b) if branch.bias is not None and b is not None else None
         d = z if branch.exact else _denominator(op, a, terms, c)
         if d is None:  # no term at all, as in z⊖ of a mean of values >= 0: empty everywhere

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lrp import check, zoo
 from lrp.check import HUGE, LARGE, NOISE, REACHED, Result
@@ -24,20 +24,11 @@ GOAL = 90  # timm families; of torchvision's classifiers all
 COMMAND = "lrp models --check"
 
 
-class Work(Protocol):
-    """A model being measured."""
-
-    def result(self) -> Result | None:
-        """None while it runs."""
-
-    def stop(self) -> None:
-        """End it; what it had is lost."""
-
-
 class Worker:
     """`python -m lrp.check`: if it crashes, or the memory does not suffice, only this model is missed."""
 
     def __init__(self, name: str, threads: int) -> None:
+        """Set off the measurement of `name`, on so many threads."""
         self.name, self.began = name, time.monotonic()
         self.folder = tempfile.TemporaryDirectory(prefix="lrp-check-")
         self.place = Path(self.folder.name) / "result.json"
@@ -50,6 +41,7 @@ class Worker:
         )  # fmt: skip
 
     def result(self) -> Result | None:
+        """What was measured, or what the worker died of; None while it runs."""
         code = self.process.poll()
         late = time.monotonic() - self.began > HOURS * 3600
         if code is None and not late:
@@ -74,6 +66,7 @@ class Worker:
         return f"its process ended with exit code {code}: {said[-1] if said else 'it said nothing'}"
 
     def stop(self) -> None:
+        """End it; what it had not handed over is lost."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -87,7 +80,6 @@ def survey(
     *,
     jobs: int = 1,
     overwrite: bool = False,
-    start: Callable[[str, int], Work] = Worker,
 ) -> Iterator[tuple[Result, bool]]:
     """Measure models and keep the results in `folder`/models.json, written anew after each of them.
 
@@ -95,7 +87,6 @@ def survey(
         names: as `zoo.names` gives them.
         jobs: how many are measured at a time; they share the processor's cores.
         overwrite: also measure what was measured with the same versions.
-        start: sets off the measurement of a name with so many threads.
 
     Yields:
         (result, whether it was kept from an earlier run), as they come. `folder`/models.md is written at the end.
@@ -112,12 +103,12 @@ def survey(
         yield results[name], True
     waiting = deque(n for n in names if n not in kept)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    running: dict[str, Work] = {}
+    running: dict[str, Worker] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 name = waiting.popleft()
-                running[name] = start(name, threads)
+                running[name] = Worker(name, threads)
             finished = {name: result for name, work in running.items() if (result := work.result())}
             for name, result in finished.items():
                 del running[name]
@@ -129,7 +120,7 @@ def survey(
     finally:
         for work in running.values():
             work.stop()
-    _write(folder / "models.md", markdown(list(results.values())))
+    _write(folder / "models.md", markdown(results.values()))
 
 
 def met(results: Iterable[Result], everything: bool) -> bool:
@@ -157,7 +148,9 @@ def load(folder: Path) -> dict[str, Result]:
         found = {entry["name"]: Result.from_dict(entry) for entry in content["results"]}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}.") from error
+    except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"{path} holds no results of `{COMMAND}` ({type(error).__name__}: {error}): "
             "move it away, or name another folder with --output."
@@ -165,10 +158,14 @@ def load(folder: Path) -> dict[str, Result]:
     return found
 
 
-def _json(results: Iterable[Result]) -> str:
+def _ordered(results: Iterable[Result]) -> list[Result]:
+    """As `zoo.names` has them; what it has no longer is left out."""
     order = {name: place for place, name in enumerate(zoo.names())}
-    listed = sorted((r for r in results if r.name in order), key=lambda r: order[r.name])
-    content = {"command": COMMAND, "results": [r.to_dict() for r in listed]}
+    return sorted((r for r in results if r.name in order), key=lambda r: order[r.name])
+
+
+def _json(results: Iterable[Result]) -> str:
+    content = {"command": COMMAND, "results": [r.to_dict() for r in _ordered(results)]}
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -238,8 +235,9 @@ def _number(value: float | int | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def markdown(results: Sequence[Result]) -> str:
+def markdown(results: Iterable[Result]) -> str:
     """The page docs/models.md: misses with their reasons, the tables, and how to read them."""
+    results = _ordered(results)
     ours, theirs = ([r for r in results if (r.family == "torchvision") is of] for of in (True, False))
     misses = [r for r in results if not r.ok]
     groups = (("torchvision", len(zoo.names()) - len(zoo.TIMM), ours), ("timm", len(zoo.TIMM), theirs))
@@ -251,21 +249,19 @@ def markdown(results: Sequence[Result]) -> str:
         *([f"Not measured yet: {', '.join(unmeasured)}.", ""] if unmeasured else []),
         "All classifiers of torchvision, and of each timm family (a module of `timm.models`) the classifier with the "
         f"fewest parameters. Left out: {'; '.join(f'{f} ({reason})' for f, reason in zoo.LEFT_OUT.items())}.", "",
-        "## Misses", "",
-        *(_table(("model", "reason"), [(r.name, textwrap.shorten(r.reason, 400)) for r in misses]) if misses else ["None."]),
-        "",
-        "## torchvision", "", *_table([c[0] for c in COLUMNS], [[c[2](r) for c in COLUMNS] for r in ours]), "",
-        "## timm, one model per family", "",
-        *_table(["family", *(c[0] for c in COLUMNS)], [[r.family, *(c[2](r) for c in COLUMNS)] for r in theirs]), "",
         "## What the columns mean", "",
         *_table(("column", "meaning"), [(head, meaning) for head, meaning, _ in COLUMNS]), "",
         "## What this can and cannot show", "",
         f"Weights are random, and the image is noise. Scales of batch norm are drawn with both signs and its statistics "
         f"measured on {NOISE} images of noise; what initialisers leave at one small value (zero heads and biases, layer "
-        "scales) is drawn. Such nets are as hard on the sums as trained ones: wrong wiring, a missing rule or a lost "
-        "branch shows in the logits or the ledger. They cannot show whether maps are meaningful, and shares, "
+        "scales) is drawn. That suffices to find wrong wiring, an operation without a rule or a lost branch: "
+        "they show in the logits or in the ledger. It cannot show whether maps are meaningful, and shares, "
         "amplification and presets' merits differ with trained weights. A ledger that closes proves that nothing was "
         "lost unseen, not that relevance went where the rule's equation says; for that there are the oracles in tests/.", "",
+        "## Misses", "",
+        *_table(("model", "reason"), [(r.name, textwrap.shorten(r.reason, 400)) for r in misses]), "",
+        "## torchvision", "", *_measured(ours), "",
+        "## timm, one model per family", "", *_measured(theirs, "family"), "",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -287,7 +283,15 @@ def _said(results: Sequence[Result]) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table; what would end a cell is escaped."""
-    cells = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in row) + " |" for row in cells]
+def _measured(results: list[Result], *more: str) -> list[str]:
+    """The table of all columns, after those of `more`: names of the result's own attributes."""
+    rows = [[*(getattr(r, name) for name in more), *(entry(r) for _, _, entry in COLUMNS)] for r in results]
+    return _table([*more, *(head for head, _, _ in COLUMNS)], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; what has a meaning in one is escaped."""
+    signs = {"|": "\\|", "*": "\\*", "<": "\\<", "\n": " "}
+    cells = [["".join(signs.get(sign, sign) for sign in cell) for cell in row] for row in rows]
+    lines = [head, ["---"] * len(head), *cells]
+    return ["| " + " | ".join(line) + " |" for line in lines] if rows else ["None."]

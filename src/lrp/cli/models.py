@@ -24,18 +24,25 @@ def models(
             "--check", help="Measure torchvision's classifiers and one of each timm family instead; hours."
         ),
     ] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="With --check: models measured at a time.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="With --check: models measured at a time; none: 1.")
+    ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="With --check: folder for models.md and models.json.")
-    ] = Path("docs"),
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="With --check: folder for models.md and models.json; none: docs/."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="With --check: also measure again what is up to date.")
     ] = False,
 ) -> None:
     """List the models that have a name here: source of the weights, download size, ImageNet top-1."""
     if check:
-        measure(part, jobs, output, overwrite)
+        measure(part, jobs or 1, output or Path("docs"), overwrite)
         return
+    if jobs or output or overwrite:
+        raise typer.BadParameter("--jobs, --output and --overwrite belong to --check.")
     from lrp.models import model_names
 
     print(f"{'name':<22} {'top-1':>6} {'download':>9}  weights")

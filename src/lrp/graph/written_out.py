@@ -213,8 +213,12 @@ def _times(graph: Graph, node: Node, x: Node, factor: Any) -> Node:
 
 @writes_out("addmm", "baddbmm")
 def _fused_matmul(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
-    """β · self + α · x @ y."""
+    """β · self + α · x @ y; a linear layer where self and y are the model's weights."""
     x, y = (a[k] for k in (("mat1", "mat2") if "mat1" in a else ("batch1", "batch2")))
+    plain = a["alpha"] == 1 and a["beta"] == 1 and len(_shape(a["self"])) == 1 and len(_shape(y)) == 2
+    if plain and a["self"].op == "get_attr" and y.op == "get_attr":
+        turned = graph.insert(node, aten.t.default, (y,), tuple(reversed(_shape(y))))
+        return graph.insert(node, aten.linear.default, (x, turned, a["self"]), _shape(node))
     product = graph.insert(node, aten.matmul.default, (x, y), _shape(node))
     added = _times(graph, node, a["self"], a["beta"])
     return graph.insert(

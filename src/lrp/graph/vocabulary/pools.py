@@ -164,9 +164,13 @@ def _adaptive_avg_pool1d(op: Operation) -> Affine:
 @register("adaptive_avg_pool3d", family="pool")
 def _adaptive_avg_pool3d(op: Operation) -> Affine:
     space, out = one(op.input_shape())[-3:], one(op.shape)[-3:]
-    depth, rows, columns = (_cells(s, o).to(**op.meta) for s, o in zip(space, out, strict=True))
-    rest = torch.kron(rows, columns)  # [H' W', H W]
-    first = Separable(((depth, rest),))
+    return _separable_3d(op, *(_cells(s, o).to(**op.meta) for s, o in zip(space, out, strict=True)))
+
+
+def _separable_3d(op: Operation, depth: Tensor, rows: Tensor, columns: Tensor) -> Affine:
+    """Depth, and height with width as one side."""
+    space, out = one(op.input_shape())[-3:], one(op.shape)[-3:]
+    weight = Separable(((depth, torch.kron(rows, columns)),))
 
     def forward(a: Any, w: Separable) -> Any:
         return w.forward(a.flatten(-2)).unflatten(-1, out[1:])
@@ -174,7 +178,7 @@ def _adaptive_avg_pool3d(op: Operation) -> Affine:
     def adjoint(s: Any, w: Separable) -> Any:
         return w.adjoint(s.flatten(-2)).unflatten(-1, space[1:])
 
-    return Affine(forward, adjoint, first)
+    return Affine(forward, adjoint, weight)
 
 
 def _cells(size: int, out: int) -> Tensor:
@@ -207,6 +211,22 @@ def _upsampling(op: Operation) -> Affine:
     tall = matrix(torch.eye(height, **unit).view(height, 1, height, 1).expand(-1, -1, -1, width))
     wide = matrix(torch.eye(width, **unit).view(width, 1, 1, width).expand(-1, -1, height, -1))
     return _separable(tall[:, 0, :, 0].t().to(**op.meta), wide[:, 0, 0, :].t().to(**op.meta))
+
+
+@register("upsample_nearest3d", "upsample_trilinear3d", family="pool")
+def _upsampling_3d(op: Operation) -> Affine:
+    given = {k: v for k, v in op.arguments.items() if k not in ("input", "self")}
+    space: list[int] = one(op.input_shape())[-3:]
+    target: Any = op.node.target
+    sides = []
+    for d in range(3):
+        unit = torch.eye(space[d], dtype=torch.float64, device=op.meta["device"])
+        shape = [space[d], 1, 1, 1, 1]
+        shape[2 + d] = space[d]
+        made = target(unit.view(shape).expand(-1, 1, *space).contiguous(), **given)[:, 0]
+        made = made.movedim(1 + d, 1)[:, :, 0, 0]
+        sides.append(made.t().to(**op.meta))
+    return _separable_3d(op, *sides)
 
 
 @register("upsample_nearest1d", "upsample_linear1d", family="pool")
