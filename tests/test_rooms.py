@@ -26,7 +26,7 @@ MODELS = {"models", "weights", "classes"}
 MAY_IMPORT = {
     "errors": set(),
     "structured": set(),
-    "affine": {"errors"},
+    "affine": {"errors", "structured"},
     "rules": RULES,
     "graph.outputs": {"errors"},
     "graph.capture": {"errors", "graph.outputs"},
@@ -56,8 +56,8 @@ MAY_IMPORT = {
     "weights": {"errors"},
     "models": {"errors", "images", *MODELS},
     "check": {"errors", "explainer", "ledger", "zoo", *MODELS},
-    "zoo": set(),
-    "survey": {"check", "zoo"},
+    "zoo": {"errors"},
+    "survey": {"check", "errors", "zoo"},
     "gallery": {"explainer", "targets", *PICTURES, *MODELS},
 }
 WITHOUT_TORCH = {"errors", "images", "lettering", "heatmap", "classes"}

@@ -232,10 +232,11 @@ class Caching(Net):
     def __init__(self):
         super().__init__()
         self.register_buffer("table", torch.zeros(1, 1), persistent=False)
-        self.calls = 0
+        self.calls, self.seen = 0, {}
 
     def forward(self, x):
         self.calls += 1
+        self.seen[x.shape[-1]] = x[:1] + 1
         if self.table.shape[0] != x.shape[-1]:
             self.table = torch.linspace(0, 1, x.shape[-1])[:, None].expand(-1, 2).clone()
         return super().forward(x * self.table[:, 0])
@@ -245,7 +246,7 @@ def test_what_a_forward_pass_writes_on_its_model_is_taken_off_again():
     model = Caching().eval()
     e = lrp.explain(model, X)
     assert e.health.ok, e.health.problems
-    assert model.table.shape == (1, 1) and model.calls == 0
+    assert model.table.shape == (1, 1) and model.calls == 0 and model.seen == {}
     again = lrp.explain(model, X)
     model(X)  # the model's own run makes its table: no weight has changed
     model.calls = 0

@@ -32,7 +32,7 @@ from lrp.zoo import family
 
 REACHED = 1e-6  # of the start: with less at the input, the last layers of the way were not tested
 LARGE = 100_000_000  # parameters: torchvision's models above take 224 x 224 pixels
-HUGE = 200_000_000  # parameters: above, the ledger is kept in float32, twice of them in float64 fills 16 GB
+HUGE = 400_000_000  # parameters: above, the ledger is kept in float32, for want of memory
 NOISE = 8  # images that batch norm takes its statistics from
 
 Make = Callable[[], tuple[nn.Module, Tensor]]
@@ -281,12 +281,17 @@ def _missed(facts: dict[str, Any]) -> list[str]:
     dtype = torch.float64 if facts["dtype"] == "float64" else torch.float32
     limits = {"logits": AGREES[torch.float32], "closes": CLOSES[dtype]}
     missed = []
-    if not facts["finite"]:
-        missed.append("not finite: relevance or logits hold NaN or infinite values")
     if not facts["logit_error"] <= limits["logits"]:
         missed.append(
             f"logits differ from the model's by {facts['logit_error']:.1e} of the largest (limit {limits['logits']:.0e})"
         )
+    if not facts["finite"]:
+        missed.append("not finite: relevance or logits hold NaN or infinite values")
+        if math.isfinite(facts["amplification"]):
+            missed[-1] += (
+                f" in float32; in float64 the largest Σ|R| of a node is {facts['amplification']:.0e} × start"
+            )
+        return missed  # the sums below say no more
     if not facts["closing_error"] <= limits["closes"]:
         missed.append(
             f"{facts['worst']} does not close: {facts['closing_error']:.1e} of the relevance entering it is "

@@ -13,6 +13,7 @@ import operator
 import os
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,13 +80,14 @@ def as_found(model: nn.Module) -> Iterator[None]:
     Hooks come off because they would run on fake tensors, and may not be part of the function anyway. What
     the forward pass itself puts on its modules (caches, counters, tables for this input size) is taken off.
     """
-    kept: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []
+    kept: list[tuple[nn.Module, dict[str, Any], list[tuple[Any, Any]]]] = []
     hooks = (
         "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
     )  # fmt: skip
     try:
         for module in model.modules():
-            kept.append((module, dict(module.__dict__), dict(module._buffers)))
+            holders = [v for v in module.__dict__.values() if type(v) in (dict, OrderedDict, list, set)]
+            kept.append((module, dict(module.__dict__), [(holder, holder.copy()) for holder in holders]))
             for name in hooks:
                 if module.__dict__.get(name):
                     module.__dict__[name] = type(module.__dict__[name])()
@@ -93,11 +95,12 @@ def as_found(model: nn.Module) -> Iterator[None]:
             module.__dict__["training"] = False
         yield
     finally:
-        for module, attributes, buffers in kept:
+        for module, attributes, held in kept:
             module.__dict__.clear()
             module.__dict__.update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+            for holder, content in held:  # buffers, modules, and tables of the model's own
+                holder.clear()
+                (holder.extend if isinstance(holder, list) else holder.update)(content)
 
 
 @contextlib.contextmanager

@@ -225,7 +225,7 @@ def _upsampling_3d(op: Operation) -> Affine:
         shape[2 + d] = space[d]
         made = target(unit.view(shape).expand(-1, 1, *space).contiguous(), **given)[:, 0]
         made = made.movedim(1 + d, 1)[:, :, 0, 0]
-        sides.append(made.t().to(**op.meta))
+        sides.append(made.t().contiguous().to(**op.meta))
     return _separable_3d(op, *sides)
 
 
