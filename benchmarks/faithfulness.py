@@ -100,9 +100,14 @@ def methods(loaded: lrp.LoadedModel) -> dict[str, Callable[[Tensor, Tensor], Ten
         pairs = [(everything, lrp.Gamma(gamma, bias="ignore")), (linear, lrp.Epsilon(bias="ignore"))]
         add(f"γ={gamma:g}, flat first, ignore", lrp.Composite([*pairs, (lrp.first, lrp.Flat())]))
         add(f"γ={gamma:g}, w² first, ignore", lrp.Composite([*pairs, (lrp.first, lrp.WSquare())]))
-    depthwise = [(conv, lrp.ZPlus(bias="ignore")), (lrp.depthwise, lrp.Gamma(1.0, bias="ignore"))]
-    ends = [(linear, lrp.Epsilon(bias="ignore")), (lrp.first, lrp.Flat())]
-    add("z⁺, γ=1 depthwise, flat first, ignore", lrp.Composite(depthwise + ends))
+    plus = [(lrp.family("conv", "norm"), lrp.ZPlus(bias="ignore")), (linear, lrp.Epsilon(bias="ignore"))]
+    for name, rule in {
+        "γ=1": lrp.Gamma(1.0, bias="ignore"),
+        "α2β1": lrp.AlphaBeta(2, 1, bias="ignore"),
+        "α1.5β0.5": lrp.AlphaBeta(1.5, 0.5, bias="ignore"),
+    }.items():
+        pairs = [*plus, (lrp.depthwise, rule), (lrp.first, lrp.Flat())]
+        add(f"z⁺, {name} depthwise, flat first, ignore", lrp.Composite(pairs))
 
     gradient_input, integrated = InputXGradient(model), IntegratedGradients(model)
     rows["gradient × input"] = lambda x, t: gradient_input.attribute(

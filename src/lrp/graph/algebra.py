@@ -59,10 +59,7 @@ class Algebra:
 
 @dataclass
 class Activation(Algebra):
-    """Acts on each element alone; relevance passes."""
-
-    def hand_down(self, step: Step) -> Flow:
-        return Flow((step.relevance[0],))
+    """Acts on each element alone: relevance passes (`Pass`), and nothing is computed."""
 
 
 @dataclass
