@@ -10,7 +10,8 @@ from typing import Any
 from lrp.composite import Composite
 from lrp.errors import CompositeError, RuleError
 from lrp.graph.canonical import Graph
-from lrp.predicates import Predicate, Where, family, first
+from lrp.graph.ops import Operation, count, one
+from lrp.predicates import Predicate, Where, depthwise, family, first
 from lrp.rules import (
     AlphaBeta,
     Epsilon,
@@ -78,6 +79,10 @@ def _flat_first(o: Options) -> Pairs:
     return [(first, Flat(epsilon=o.eps()))]
 
 
+def _depthwise_flat(o: Options) -> Pairs:
+    return _plus(o) + [(depthwise, AlphaBeta(2, 1, **o.common())), *_flat_first(o)]
+
+
 def _gamma_box(o: Options) -> Pairs:
     gamma = Gamma(0.25 if o.gamma is None else o.gamma, **o.common())
     return _epsilon(o) + [
@@ -114,7 +119,7 @@ def _excitation_backprop(o: Options) -> Pairs:
     return _rest(o) + [(family("conv", "linear", "norm"), ZPlus(**o.common()))]
 
 
-def _transformer(o: Options) -> Pairs:
+def _gamma(o: Options) -> Pairs:
     return _rest(o) + [
         (norm, ZPlus(**o.common())),
         (conv, Gamma(0.25 if o.gamma is None else o.gamma, **o.common())),
@@ -135,7 +140,7 @@ def _kaifishr(o: Options) -> Pairs:
 
 
 def _through_attention(o: Options) -> Pairs:
-    return _transformer(o) + [(matmul, Halves(o.eps())), (softmax, SoftmaxTaylor())]
+    return _gamma(o) + [(matmul, Halves(o.eps())), (softmax, SoftmaxTaylor())]
 
 
 PRESETS: dict[str, tuple[Callable[[Options], Pairs], str]] = {
@@ -144,6 +149,11 @@ PRESETS: dict[str, tuple[Callable[[Options], Pairs], str]] = {
     "epsilon_plus_flat": (
         lambda o: _plus(o) + _flat_first(o),
         "z⁺ in convolutions, ε in linear layers, flat first layer: smooth, class-focused.",
+    ),
+    "epsilon_plus_flat_depthwise": (
+        _depthwise_flat,
+        "z⁺ in convolutions, α2β1 in depthwise ones, ε in linear layers, flat first layer: z⁺ for nets with "
+        "depthwise convolutions, sharper.",
     ),
     "epsilon_gamma_box": (
         _gamma_box,
@@ -175,12 +185,13 @@ PRESETS: dict[str, tuple[Callable[[Options], Pairs], str]] = {
     ),
     "deep_taylor": (_deep_taylor, "z⁺ without bias everywhere, zᴮ first: positive evidence only."),
     "excitation_backprop": (_excitation_backprop, "z⁺ in convolutions and linear layers."),
+    "gamma": (_gamma, "γ = 0.25 in convolutions, γ = 0.05 in linear layers: little noise, both signs."),
     "attnlrp": (
         _through_attention,
         "Transformers: relevance goes through attention's weights as well as its values.",
     ),
     "cp_lrp": (
-        _transformer,
+        _gamma,
         "Transformers: attention's weights are constants, relevance goes through the values.",
     ),
     "kaifishr": (_kaifishr, "The VGG program this project follows: z⁺ from the softmax of all classes."),
@@ -249,8 +260,42 @@ def preset(
 def default(graph: Graph, **options: Any) -> Composite:
     """The preset that fits the architecture, for callers who name none; `options` as `preset` takes them.
 
-    z⁺ with a flat first layer is as faithful as γ on the packaged model and gives clearer maps at a third of
-    the time (`make faithfulness`; the table is in the README). Biases are left out, because those of folded
-    batch norms would take nearly all of the relevance.
+    Measured by `make faithfulness` and `python benchmarks/architectures.py`; the tables are in the README.
+    Biases are left out where batch norms were folded into them: they would take nearly all of the relevance.
+    They stay where norms over the data are: without them, values near zero would be divided by.
     """
-    return preset("epsilon_plus_flat", **{"bias": "ignore", **options})
+    kind = _kind(graph)
+    name, bias, because = CHOICES[kind]
+    if any(o.family == "layer_norm" for o in graph.operations.values()):
+        bias, because = "absorb", because + ", with norms over the data"
+    chosen = preset(name, **{"bias": bias, **options})
+    return Composite(
+        chosen.pairs, chosen.name, chosen.seed, chosen.top_k,
+        f"{chosen.reason} Chosen for {because}; bias={options.get('bias', bias)}.",
+        chosen.attention, chosen.settings,
+    )  # fmt: skip
+
+
+# What a net's work is done by -> preset, bias, words.
+CHOICES = {
+    "conv": ("epsilon_plus_flat", "ignore", "a convolutional net"),
+    "depthwise": ("epsilon_plus_flat_depthwise", "ignore", "a convolutional net with depthwise layers"),
+    "attention": ("cp_lrp", "absorb", "a transformer: attention, and linear layers do most of the work"),
+    "dense": ("gamma", "absorb", "a net whose linear layers do most of the work"),
+}
+
+
+def _kind(graph: Graph) -> str:
+    operations = graph.operations.values()
+    work = {name: sum(_products(o) for o in operations if o.family == name) for name in ("conv", "linear")}
+    if work["linear"] > work["conv"]:
+        return "attention" if any(map(attention, operations)) else "dense"
+    return "depthwise" if any(map(depthwise, operations)) else "conv"
+
+
+def _products(operation: Operation) -> int:
+    """How many products of a weight and an input the operation makes for an image."""
+    algebra: Any = operation.algebra
+    weight = algebra.weight
+    outputs = count(one(operation.shape))
+    return outputs * weight.numel() // max(1, one(operation.shape)[1 if operation.family == "conv" else -1])
