@@ -238,9 +238,10 @@ def preset(
         pairs = build(options)
     except RuleError as error:
         raise CompositeError(f"{name}: {error}") from error
+    boxed = any(isinstance(rule, ZBox) for _, rule in pairs)
     given = {
-        "low": low,
-        "high": high,
+        "low": low if boxed else None,
+        "high": high if boxed else None,
         "bias": bias,
         "epsilon": epsilon,
         "top_k": top_k or None,

@@ -204,8 +204,9 @@ COLUMNS: tuple[tuple[str, str, Callable[[Result], str]], ...] = (
     ),
     (
         "logits",
-        "largest difference to the model's own logits, relative to the largest of them, in float32; asked: 1e-4",
-        lambda r: _number(r.logit_error, ".0e"),
+        "largest difference to the model's own logits, relative to the largest of them, in float32; asked: 1e-4, or "
+        "twice the rounding of the model itself (its float32 logits against float64), which then stands in brackets",
+        lambda r: _number(r.logit_error, ".0e") + (_own_rounding(r)),
     ),
     (
         "worst node",
@@ -229,6 +230,11 @@ COLUMNS: tuple[tuple[str, str, Callable[[Result], str]], ...] = (
         lambda r: _number(r.times, ".1f") + ("×" if r.times is not None else ""),
     ),
 )  # fmt: skip
+
+
+def _own_rounding(result: Result) -> str:
+    over = result.logit_error is not None and result.logit_error > 1e-4
+    return f" ({_number(result.rounding, '.0e')})" if over and result.rounding is not None else ""
 
 
 def _number(value: float | int | None, form: str) -> str:
