@@ -54,7 +54,7 @@ class Affine:
         weight: as `forward` takes it: a tensor, or a `weights` structure where the matrix has one.
         bias: broadcasts against the output, or None.
         nonneg: the input is provably >= 0, so its a⁻ terms need no computing.
-        bounds: (low, high) of the input, [1, *in]; only ZBox asks.
+        bounds: a -> (low, high) of the input, to broadcast against it; only ZBox asks.
         blank: an input of ones, [1, *in]: for rules whose denominators do not see the input.
         transform: remembers fn(weight), so that a program and its ledger share the positive parts.
         where: how to name the operation in an error.
@@ -66,7 +66,7 @@ class Affine:
     weight: Any
     bias: Any = None
     nonneg: bool = False
-    bounds: Callable[[], tuple[Tensor, Tensor]] | None = None
+    bounds: Callable[[Any], tuple[Any, Any]] | None = None
     blank: Callable[[], Tensor] | None = None
     transform: Callable[[Any, Callable[[Any], Any]], Any] = lambda w, fn: fn(w)
     where: str = "the operation"
@@ -195,7 +195,7 @@ def _part(op: Affine, a: Any, part: str) -> Any:
         raise RuleError(
             f"ZBox needs the range of the input of {op.where}, and it is known only at the first layer."
         )
-    low, high = op.bounds()
+    low, high = op.bounds(a)
     return -low if part == "low" else -high
 
 

@@ -54,7 +54,7 @@ class Result:
         preset: the composite's name.
         free_batch: any number of images goes through what was captured.
         seconds: from the module to the program.
-        operations: how many relevance passes through.
+        operations: how many the graph has.
         without_evidence: the operations of them whose rule could not be told from the graph.
         logit_error: largest difference to the model's own logits, of the largest of them; float32.
         rounding: the model's own float32 logits against float64, as `logit_error`: what float32 costs anyway.
@@ -232,7 +232,7 @@ def _measure(facts: dict[str, Any], make: Make, composite: Any, repeats: int) ->
     facts["free_batch"] = prepared.captured.free_batch
     facts["preset"] = prepared.composite.name
     facts["operations"] = len(prepared.graph.operations)
-    facts["without_evidence"] = sum(not o.evident for o in prepared.graph.operations.values())
+    facts["without_evidence"] = sum(not o.evident for o in prepared.plain.rows)
 
     single = explainer(x)
     with torch.no_grad():

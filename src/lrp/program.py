@@ -246,7 +246,7 @@ class Builder:
                 (operation.node, "blank"),
                 lambda: torch.ones(ops.one(shape), dtype=self.graph.dtype, device=self.graph.device),
             )
-        affine.bounds = lambda: self._bounds(operation)
+        affine.bounds = lambda a: self._bounds(operation, a)
         return affine
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -262,7 +262,7 @@ class Builder:
 
     # ------------------------------------------------------------ the box of a first layer
 
-    def _bounds(self, operation: Operation) -> tuple[Tensor, Tensor]:
+    def _bounds(self, operation: Operation, a: Any) -> tuple[Any, Any]:
         """The range of the input of a first layer: the model's, carried through what stands between."""
 
         def compute() -> tuple[Tensor, Tensor]:
@@ -275,7 +275,14 @@ class Builder:
                 ends.append(self._carried(b.expand(1, *shape[1:]).contiguous(), operation.data[0]))
             return torch.minimum(*ends), torch.maximum(*ends)  # a negative factor on the way swaps them
 
-        return self._once((operation.node, "bounds"), compute)
+        low, high = self._once((operation.node, "bounds"), compute)
+        images = operation.input_shape()[0]
+        if (
+            isinstance(images, Batch) and images.times > 1
+        ):  # windows joined the batch: the same for each image
+            blank = torch.zeros_like(a).unflatten(0, (-1, images.times))
+            return (blank + low).flatten(0, 1), (blank + high).flatten(0, 1)
+        return low, high
 
     def _carried(self, image: Tensor, to: fx.Node) -> Tensor:
         values: dict[fx.Node, Any] = {self.graph.image: image}

@@ -196,7 +196,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Result], str]], ...] = (
     ),
     ("preset", "the default for this architecture", lambda r: r.preset or ""),
     ("captured", "seconds from the module to the program that explains it", lambda r: _number(r.seconds, ".1f")),
-    ("operations", "that relevance passes through", lambda r: _number(r.operations, "d")),
+    ("operations", "in the graph that rules are given to", lambda r: _number(r.operations, "d")),
     (
         "without evidence",
         "operations of them whose rule could not be told from the graph, such as which factor of a product is a gate",

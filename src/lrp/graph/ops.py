@@ -120,6 +120,13 @@ def count(sizes_: Sequence[Any]) -> int:
     return product
 
 
+def broadcast(*shapes: Shape) -> Shape:
+    """The shape of an elementwise operation on operands of these."""
+    rank = max(map(len, shapes))
+    full = [(*[1] * (rank - len(shape)), *shape) for shape in shapes]
+    return tuple(next((size for size in sizes_ if size != 1), 1) for sizes_ in zip(*full, strict=True))
+
+
 def listed(value: Any, n: int) -> list[int]:
     """A size given once, or once per dimension, as a list."""
     values = list(value) if isinstance(value, (list, tuple)) else [value]

@@ -15,7 +15,7 @@ from torch.fx import Node, map_arg
 
 from lrp.graph import ops
 from lrp.graph.canonical import Graph, cast, floating
-from lrp.graph.capture import Batch
+from lrp.graph.capture import Batch, Shape
 from lrp.graph.vocabulary.layers import padded_conv, per_channel
 from lrp.graph.vocabulary.norms import scale_shift
 from lrp.graph.written_out import write_out
@@ -75,6 +75,30 @@ def fold_constants(graph: Graph) -> None:
                 for user in list(node.users):
                     part = value[user.args[1]]
                     user.replace_all_uses_with(graph.constant(cast(part, graph.dtype), user.name, user))
+
+
+BROADCASTS = frozenset({"add", "sub", "rsub", "mul", "div", "matmul", "bmm", "where", "masked_fill"})
+
+
+def plain_constants(graph: Graph) -> None:
+    """A constant that is only spread over the images is read as it is: what reads it spreads it itself."""
+    for node in list(graph.fx.nodes):
+        if node.op != "call_function" or ops.name_of(node) not in ("expand", "repeat"):
+            continue
+        constant: Any = node.args[0]
+        if constant.op != "get_attr" or not _spread(constant.meta["shape"], node.meta["shape"]):
+            continue
+        for user in list(node.users):
+            if user.op == "call_function" and ops.name_of(user) in BROADCASTS:
+                user.replace_input_with(node, constant)
+                if ops.name_of(user) == "bmm":
+                    user.target = aten.matmul.default
+
+
+def _spread(shape: Shape, wanted: Shape) -> bool:
+    """Whether the first shape broadcasts to the second."""
+    full = (*[1] * (len(wanted) - len(shape)), *shape)
+    return all(s in (1, w) for s, w in zip(full, wanted, strict=True))
 
 
 def _symbolic(node: Node) -> bool:
@@ -269,6 +293,7 @@ REWRITES = (
     drop_no_ops,
     write_out,
     fold_constants,
+    plain_constants,
     plain_pools,
     plain_batch_norms,
     plain_paddings,

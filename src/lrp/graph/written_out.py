@@ -191,19 +191,10 @@ def _glu(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
 def _fused_product(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     """self + value · x · y, or x / y."""
     target = aten.mul.Tensor if ops.name_of(node) == "addcmul" else aten.div.Tensor
-    both = torch.broadcast_shapes(*(tuple(ops.one(_shape(a[k]))) for k in ("tensor1", "tensor2")))
-    shape = _lifted(both, _shape(node))
+    shape = ops.broadcast(_shape(a["tensor1"]), _shape(a["tensor2"]))
     product = graph.insert(node, target, (a["tensor1"], a["tensor2"]), shape)
     return graph.insert(
         node, aten.add.Tensor, (a["self"], _times(graph, node, product, a["value"])), _shape(node)
-    )
-
-
-def _lifted(shape: tuple[int, ...], like: Shape) -> Shape:
-    """A shape for one image, with the sizes of `like` where they are the batch's."""
-    own = like[len(like) - len(shape) :]
-    return tuple(
-        w if (ops.one((w,))[0] == s and s != 1) or w == s else s for s, w in zip(shape, own, strict=True)
     )
 
 

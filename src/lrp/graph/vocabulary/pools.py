@@ -156,9 +156,20 @@ def _adaptive_avg_pool2d(op: Operation) -> Affine:
 
 @register("adaptive_avg_pool1d", family="pool")
 def _adaptive_avg_pool1d(op: Operation) -> Affine:
-    columns = _cells(one(op.input_shape())[-1], one(op.shape)[-1]).to(**op.meta)
-    # [N, C, L]: the channels are left as they are, so that no third dimension is needed.
-    return Affine(lambda a, w: a @ w.t(), lambda s, w: s @ w, columns)
+    return _separable_1d(_cells(one(op.input_shape())[-1], one(op.shape)[-1]).to(**op.meta))
+
+
+def _separable_1d(columns: Tensor) -> Affine:
+    """[N, C, L] as an image of one row."""
+    weight = Separable(((torch.ones_like(columns[:1, :1]), columns),))
+
+    def forward(a: Any, w: Separable) -> Any:
+        return w.forward(a.unsqueeze(-2)).squeeze(-2)
+
+    def adjoint(s: Any, w: Separable) -> Any:
+        return w.adjoint(s.unsqueeze(-2)).squeeze(-2)
+
+    return Affine(forward, adjoint, weight)
 
 
 @register("adaptive_avg_pool3d", family="pool")
@@ -235,8 +246,7 @@ def _upsampling_1d(op: Operation) -> Affine:
     length = one(op.input_shape())[-1]
     target: Any = op.node.target
     unit = torch.eye(length, dtype=torch.float64, device=op.meta["device"]).unsqueeze(1)
-    columns = target(unit, **given)[:, 0].t().to(**op.meta)
-    return Affine(lambda a, w: a @ w.t(), lambda s, w: s @ w, columns)
+    return _separable_1d(target(unit, **given)[:, 0].t().to(**op.meta))
 
 
 @register("col2im", family="pool")
