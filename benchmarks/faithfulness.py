@@ -84,7 +84,7 @@ def methods(loaded: lrp.LoadedModel) -> dict[str, Callable[[Tensor, Tensor], Ten
         explainer = lrp.Explainer(model, composite)
         rows[name] = lambda x, target: explainer(x, target.tolist()).relevance
 
-    everything, conv, linear = lrp.family("conv", "linear", "norm"), lrp.family("conv"), lrp.family("linear")
+    everything, linear = lrp.family("conv", "linear", "norm"), lrp.family("linear")
     for bias in ("absorb", "ignore"):
         for preset in (
             "epsilon",

@@ -15,18 +15,16 @@ from oracle import Affine, Handed
 # ------------------------------------------------------------------------------------------------ matrices
 
 
-def measured(function: Callable, shape: Sequence[int]) -> Affine:
-    """The matrix and the constant of an affine function of [N, *shape]: what 0 gives, and each unit on top."""
+def measured(function: Callable, shape: Sequence[int], elementwise=False) -> Affine:
+    """The matrix and the constant of an affine function of [N, *shape]: what 0 gives, and each unit on top.
+
+    `elementwise`: each output is connected to its own input, even by a weight of 0.
+    """
     with torch.no_grad():
         zeros = torch.zeros(1, *shape, dtype=torch.float64)
         weight = oracle.dense(lambda u: function(u) - function(torch.zeros_like(u)), shape)
-        return Affine(weight, function(zeros).reshape(-1).numpy().copy(), weight != 0)
-
-
-def after(second: Affine, first: np.ndarray) -> Affine:
-    """An affine operation after a movement with the matrix `first`: their terms are the same numbers."""
-    weight = second.weight @ first
-    return Affine(weight, second.bias, weight != 0)
+        tap = np.eye(len(weight), dtype=bool) if elementwise else weight != 0
+        return Affine(weight, function(zeros).reshape(-1).numpy().copy(), tap)
 
 
 def normalised(a, groups: Iterable, weight=None, bias=None, eps=1e-5, centred=True) -> Affine:
@@ -48,19 +46,18 @@ def normalised(a, groups: Iterable, weight=None, bias=None, eps=1e-5, centred=Tr
 
 def held(function: Callable, a: Callable, b: Callable, x: torch.Tensor) -> tuple[Affine, Affine]:
     """function(a(x), b(x)) is bilinear and a, b only move: the matrix for each operand, the other held fixed."""
-    x = x[None]
 
-    def fixed(move, u):
-        return move(x).expand(len(u), *move(x).shape[1:])
+    def fixed(u):
+        return x.expand(len(u), *x.shape)
 
-    one = oracle.affine(lambda u: function(a(u), fixed(b, u)), tuple(x.shape[1:]))
-    other = oracle.affine(lambda u: function(fixed(a, u), b(u)), tuple(x.shape[1:]))
+    one = oracle.affine(lambda u: function(a(u), b(fixed(u))), tuple(x.shape))
+    other = oracle.affine(lambda u: function(a(fixed(u)), b(u)), tuple(x.shape))
     return one, other
 
 
 def shared_between(matrices: Sequence[Affine], shares: Sequence[float], x, R, epsilon=1e-6) -> Handed:
     """Each operand gets its share of R, handed on by Epsilon (Halves: ½ and ½; Values: all and nothing)."""
-    total = Handed(np.zeros(np.size(x)))
+    total = Handed(np.zeros(np.asarray(x).size))
     for matrix, share in zip(matrices, shares, strict=True):
         handed = oracle.distribute(oracle.epsilon(epsilon), matrix, x, share * np.asarray(R))
         total.relevance += handed.relevance
@@ -175,6 +172,10 @@ class Trace:
             back(value.relevance)
         return Handed(self.image.relevance.reshape(-1), self.bias, self.epsilon, self.dropped)
 
+    def largest(self) -> float:
+        """The largest Σ|R| on the way, once explained: what rounding is measured against."""
+        return max(float(np.abs(value.relevance).sum()) for value, _ in self.steps)
+
     def per_output(self, R, z):
         """R / s(z); books what ε takes, and what is dropped where z = 0."""
         sign = np.where(z >= 0, 1.0, -1.0)
@@ -231,14 +232,14 @@ class Trace:
         )
         return self.affine(normalised(x.array, rows, weight, bias, norm.eps), x, x.array.shape)
 
-    def mean(self, x: Value, axis) -> Value:
+    def mean(self, x: Value, axis, keepdims=False) -> Value:
         z = x.array.mean(axis, keepdims=True)
 
         def back(R):
             q = self.per_output(R.reshape(z.shape), z)
             x.relevance += times(q, x.array * z.size / x.array.size)
 
-        return self.step(z.squeeze(axis), back)
+        return self.step(z if keepdims else z.squeeze(axis), back)
 
     def scale(self, x: Value, c) -> Value:
         """Times a constant."""
@@ -247,14 +248,14 @@ class Trace:
 
     # -- of two
 
-    def add(self, x, y) -> Value:
-        """Data and data, or data and a constant: Epsilon over the two."""
-        z = array_of(x) + array_of(y)
+    def add(self, x, y, sign=1) -> Value:
+        """x + y or x − y of data and data, or of data and a constant: Epsilon over the two."""
+        z = array_of(x) + sign * array_of(y)
 
         def back(R):
             q = self.per_output(R, z)
-            for part in (x, y):
-                self.give(part, times(q, array_of(part)))
+            self.give(x, times(q, array_of(x)))
+            self.give(y, times(q, sign * array_of(y)))
 
         return self.step(z, back)
 
@@ -323,9 +324,10 @@ class Trace:
     # -- whole pieces
 
     def attend(self, q: Value, k: Value, v: Value, scale=None, mask=None) -> Value:
-        """Attention on [..., tokens, width]; `mask`: what is added to the scores."""
+        """Attention on [..., tokens, width]; `scale`, `mask`: what the scores are multiplied by and added to."""
         scores = self.matmul(q, self.move(lambda a: a.swapaxes(-1, -2), k))
-        scores = self.scale(scores, q.array.shape[-1] ** -0.5 if scale is None else scale)
+        if scale is not None:
+            scores = self.scale(scores, scale)
         if mask is not None:
             scores = self.add(scores, mask)
         shares = (0.0, 1.0) if self.attention == "cp_lrp" else (0.5, 0.5)

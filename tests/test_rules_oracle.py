@@ -624,6 +624,8 @@ ACTIVATIONS = [
     nn.GELU("tanh"), nn.SiLU(), nn.Hardswish(), nn.Mish(), nn.Softplus(), nn.Sigmoid(), nn.Hardsigmoid(), nn.Tanh(),
     nn.SELU(), nn.PReLU(),
 ]  # fmt: skip
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 def test_activation_passes(activation):
     torch.manual_seed(11)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from lrp.affine import Affine, Flow, fraction, total
 from lrp.graph.capture import Shape
 from lrp.rules import (
@@ -91,28 +93,37 @@ def sum_to(r: Any, shape: Shape, wanted: Shape) -> Any:
 class Sum(Algebra):
     """Σ c_i x_i over operands that may broadcast to `shape`.
 
-    terms: (operand: as in the graph, c); shapes: of the data inputs; data: which those are.
+    terms: (operand: as in the graph, c); shapes: of the data inputs; data: which those are. masked: a constant
+    among them holds −inf, which takes all that arrives there.
     """
 
     terms: list[tuple[Any, float]]
     shape: Shape
     shapes: list[Shape]
     data: list[Any]
+    masked: bool = False
 
     def hand_down(self, step: Step) -> Flow:
         assert isinstance(step.rule, SumRule)
         summands, places = [], []
+        z, r, taken = step.output, step.relevance[0], 0.0
+        if self.masked:
+            closed = z.isinf()
+            taken = total(torch.where(closed, r, 0.0))
+            z, r = torch.where(closed, 0.0, z), torch.where(closed, 0.0, r)
         for operand, factor in self.terms:
             x, is_data = step.read(operand), operand in self.data
+            if self.masked and not is_data:
+                x = torch.where(x.isinf(), 0.0, x)
             summands.append((x if factor == 1 else x * factor, is_data))
             if is_data:
                 places.append(self.data.index(operand))
-        flow = step.rule.propagate_sum(summands, step.output, step.relevance[0], len(self.shape))
+        flow = step.rule.propagate_sum(summands, z, r, len(self.shape))
         shares: list[Any] = [None] * len(step.inputs)
         for place, share in zip(places, flow.relevance, strict=True):
             share = sum_to(share, self.shape, self.shapes[place])
             shares[place] = share if shares[place] is None else shares[place] + share
-        return flow._replace(relevance=tuple(shares))
+        return flow._replace(relevance=tuple(shares), bias=flow.bias + taken)
 
 
 @dataclass

@@ -49,6 +49,7 @@ class Graph:
 
     def constant(self, value: Tensor, name: str, before: Node) -> Node:
         """A new constant node in front of `before`."""
+        name = f"constant_{name}"  # a node may be called as a method of modules is, such as "to"
         while name in self.constants:
             name += "_"
         self.constants[name] = value

@@ -234,6 +234,8 @@ def _size(size: Any) -> Size:
     symbols = list(expression.free_symbols)
     if not symbols:
         return int(expression)
+    if str(symbols[0]).startswith(("u", "zu")):
+        raise CaptureError("a size depends on values, as that of x[mask] does")
     times = expression / symbols[0]
     if len(symbols) > 1 or not times.is_Integer:
         raise CaptureError(f"a size depends on the number of images as {expression}")

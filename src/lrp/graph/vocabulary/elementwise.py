@@ -54,7 +54,9 @@ def _add(op: Operation) -> Sum:
     first, second = op.arguments["self"], op.arguments["other"]
     factor = float(op["alpha"])
     signs = {"add": (1.0, factor), "sub": (1.0, -factor), "rsub": (-factor, 1.0)}[op.name]
-    return Sum(list(zip((first, second), signs, strict=True)), op.shape, _shapes(op), op.data)
+    fixed = [op[name] for name in ("self", "other") if op.is_constant(name)]
+    masked = any(isinstance(v, torch.Tensor) and bool(torch.isinf(v).any()) for v in fixed)
+    return Sum(list(zip((first, second), signs, strict=True)), op.shape, _shapes(op), op.data, masked)
 
 
 def _operand_shape(value: Any) -> Shape:

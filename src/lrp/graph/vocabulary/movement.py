@@ -280,6 +280,12 @@ def _copy(op: Operation) -> Movement:
     return Movement(back, lambda r: 0.0 if op.is_data(source) else total(r[0]))
 
 
+@register("fill", "zero", family="movement", when=_first_data)
+def _filled(op: Operation) -> Movement:
+    """A number in the place of every element: nothing of the data is left."""
+    return Movement(lambda r: [torch.zeros_like(r[0])], lambda r: total(r[0]))
+
+
 def _constant_mask(op: Operation) -> bool:
     return op.is_constant("condition" if op.name == "where" else "mask")
 
