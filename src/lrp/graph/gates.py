@@ -129,7 +129,7 @@ def _from_softmax(node: fx.Node, before: Operations, depth: int = 0) -> bool:
         return True
     if operation.name == "div":  # rows divided by their sum
         return _from_softmax(operation.data[0], before, depth + 1)
-    if operation.family in ("sum", "product") and len(operation.data) > 1:
+    if operation.family in ("sum", "product", "matmul", "movement") and len(operation.data) > 1:
         return all(_from_softmax(n, before, depth + 1) for n in operation.data)
     mixes = THROUGH | {"conv", "linear", "activation", "layer_norm", "product", "pool"}
     if operation.family in mixes and len(operation.data) == 1:
