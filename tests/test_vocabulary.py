@@ -1428,7 +1428,7 @@ REFUSED = {"index_apart", "gather", "masked_by_index"}
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_refused(name):
     with pytest.raises(
-        (lrp.UnsupportedError, lrp.CaptureError), match="no rule for|a size depends on values"
+        (lrp.UnsupportedError, lrp.CaptureError), match=r"no rule for|a size depends on values"
     ):
         explain_alone(Alone(Call(MOVEMENTS[name])), None, torch.randn(2, 4, 4, 6).double(), None)
 
