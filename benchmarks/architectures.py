@@ -171,7 +171,7 @@ class Kind:
     steps: int
     rate: float
     mixes: list[dict[str, str]]
-    presets: str = "epsilon epsilon_plus_flat epsilon_gamma_box"
+    presets: str = "epsilon epsilon_plus_flat epsilon_gamma_box epsilon_gamma_wsquare gamma"
     cam: str = ""  # Grad-CAM's layer
     scenes: Scenes = Scenes()
 

@@ -84,30 +84,15 @@ def methods(loaded: lrp.LoadedModel) -> dict[str, Callable[[Tensor, Tensor], Ten
         explainer = lrp.Explainer(model, composite)
         rows[name] = lambda x, target: explainer(x, target.tolist()).relevance
 
-    everything, linear = lrp.family("conv", "linear", "norm"), lrp.family("linear")
+    presets = [
+        "epsilon", "epsilon_plus", "epsilon_plus_flat", "epsilon_gamma_box", "epsilon_gamma_wsquare", "gamma",
+        "epsilon_alpha2_beta1", "epsilon_alpha2_beta1_flat",
+    ]  # fmt: skip
     for bias in ("absorb", "ignore"):
-        for preset in (
-            "epsilon",
-            "epsilon_plus",
-            "epsilon_plus_flat",
-            "epsilon_gamma_box",
-            "epsilon_alpha2_beta1",
-        ):
+        for preset in presets:
             add(f"{preset}, {bias}", lrp.preset(preset, bias=bias, low=pre.low, high=pre.high))
-    for gamma in (0.5, 1.0, 4.0):
-        add(f"epsilon_gamma_box γ={gamma:g}, ignore",
-            lrp.preset("epsilon_gamma_box", bias="ignore", gamma=gamma, low=pre.low, high=pre.high))  # fmt: skip
-        pairs = [(everything, lrp.Gamma(gamma, bias="ignore")), (linear, lrp.Epsilon(bias="ignore"))]
-        add(f"γ={gamma:g}, flat first, ignore", lrp.Composite([*pairs, (lrp.first, lrp.Flat())]))
-        add(f"γ={gamma:g}, w² first, ignore", lrp.Composite([*pairs, (lrp.first, lrp.WSquare())]))
-    plus = [(lrp.family("conv", "norm"), lrp.ZPlus(bias="ignore")), (linear, lrp.Epsilon(bias="ignore"))]
-    for name, rule in {
-        "γ=1": lrp.Gamma(1.0, bias="ignore"),
-        "α2β1": lrp.AlphaBeta(2, 1, bias="ignore"),
-        "α1.5β0.5": lrp.AlphaBeta(1.5, 0.5, bias="ignore"),
-    }.items():
-        pairs = [*plus, (lrp.depthwise, rule), (lrp.first, lrp.Flat())]
-        add(f"z⁺, {name} depthwise, flat first, ignore", lrp.Composite(pairs))
+    for gamma in (0.1, 0.5, 1.0):
+        add(f"epsilon_gamma_wsquare γ={gamma:g}, absorb", lrp.preset("epsilon_gamma_wsquare", gamma=gamma))
 
     gradient_input, integrated = InputXGradient(model), IntegratedGradients(model)
     rows["gradient × input"] = lambda x, t: gradient_input.attribute(

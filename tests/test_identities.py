@@ -1,6 +1,7 @@
 """RULES.md's identities 1 to 7 on random small nets: biases, negative batch-norm scales, signed inputs."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -524,6 +525,91 @@ def test_batch_norm_on_a_shared_output():
     x = x.requires_grad_()
     (gradient,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
     close(explainer_of(model, "epsilon", epsilon=0)(x.detach(), 1).relevance, gradient * x, 1e-9)
+
+
+class Branches(nn.Module):
+    """Linear maps of one input side by side, as RepVGG and MobileOne are trained: each sign times its module."""
+
+    def __init__(self, *branches, signs=None):
+        super().__init__()
+        self.branches, self.signs = nn.ModuleList(branches), signs or [1] * len(branches)
+
+    def forward(self, x):
+        z = 0
+        for branch, sign in zip(self.branches, self.signs, strict=True):
+            z = z + branch(x) if sign > 0 else z - branch(x)
+        return z
+
+
+def conv_norm(*arguments, **options):
+    conv = nn.Conv2d(*arguments, **options, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels))
+
+
+BRANCHES = {
+    "rep_vgg": lambda: Branches(conv_norm(4, 4, 3, padding=1), conv_norm(4, 4, 1), nn.BatchNorm2d(4)),
+    "strided": lambda: Branches(conv_norm(4, 6, 3, 2, 1), nn.Conv2d(4, 6, 1, 2), conv_norm(4, 6, 5, 2, 2)),
+    "depthwise": lambda: Branches(
+        nn.BatchNorm2d(4), conv_norm(4, 4, 3, padding=1, groups=4), conv_norm(4, 4, 1, groups=4)
+    ),
+    "grouped": lambda: Branches(conv_norm(4, 8, 3, padding=1, groups=4), nn.Conv2d(4, 8, 1, groups=2)),
+    "difference": lambda: Branches(conv_norm(4, 4, 3, padding=1), nn.BatchNorm2d(4), signs=[1, -1]),
+    "dilated": lambda: Branches(nn.Conv2d(4, 4, 3, padding=4, dilation=2), nn.Conv2d(4, 4, 1, padding=2)),
+    "oblong": lambda: Branches(
+        nn.Conv2d(4, 4, (3, 1), padding=(1, 0)), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+    ),
+    "flat": lambda: Branches(nn.Conv1d(4, 4, 3, padding=1), nn.BatchNorm1d(4)),
+}
+
+
+@pytest.mark.parametrize(
+    "rule", [lrp.Gamma(0.25), lrp.AlphaBeta(2.0, 1.0), lrp.ZPlus(bias="ignore")], ids=str
+)
+@pytest.mark.parametrize("kind", BRANCHES)
+def test_branches_side_by_side_are_one_matrix(kind, rule):
+    """However they are written: the rule sees the sum of their matrices, here a dense linear layer."""
+    size = (4, 6) if kind == "flat" else (4, 5, 6)
+    branches = BRANCHES[kind]()
+    with torch.no_grad():
+        outputs = branches(torch.zeros(2, *size)).flatten(1).shape[1]
+    model = randomise(nn.Sequential(branches, nn.ReLU(), nn.Flatten(), nn.Linear(outputs, 5)), 25)
+    basis = torch.eye(math.prod(size)).double().reshape(-1, *size)
+    dense = nn.Linear(len(basis), outputs).double()
+    with torch.no_grad():
+        shift = branches(torch.zeros(1, *size).double())
+        dense.weight.copy_((branches(basis) - shift).flatten(1).t())
+        dense.bias.copy_(shift.flatten())
+    by_hand = nn.Sequential(nn.Flatten(), dense, nn.ReLU(), model[3]).eval()
+    x = images(3, size)
+    R = start_of(model, x)
+    ours = explainer_of(model, lrp.Composite([(lrp.everything, lrp.Epsilon()), (lrp.family("conv"), rule)]))
+    theirs = explainer_of(by_hand, lrp.Composite([(lrp.everything, lrp.Epsilon()), (lrp.first, rule)]))
+    assert [o.name for o in ours.prepare(x).graph.operations.values()].count("add") == 0
+    ours, theirs = ours(x, R), theirs(x, R)
+    close(ours.logits, model(x), 1e-12)
+    close(ours.relevance, theirs.relevance, 1e-10)
+    closes(ours, R)
+
+
+APART = {
+    "pooled": lambda: Branches(nn.Conv2d(3, 4, 3, 2, 1), nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(1, 2))),
+    "dilations": lambda: Branches(nn.Conv2d(3, 4, 3, padding=2, dilation=2), nn.Conv2d(3, 4, 3, padding=1)),
+    "crossed": lambda: Branches(nn.Conv2d(3, 4, (3, 1), padding=(1, 0)), nn.Conv2d(3, 4, (1, 3), padding=(0, 1))),
+    "identity": lambda: Branches(nn.Conv2d(3, 3, 3, padding=1), nn.Identity()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", APART)
+def test_branches_on_other_grids_stay_a_sum(kind):
+    x, branches = images(), APART[kind]()
+    outputs = branches(x.float()).flatten(1).shape[1]
+    model = randomise(nn.Sequential(branches, nn.ReLU(), nn.Flatten(), nn.Linear(outputs, 5)), 26)
+    prepared = explainer_of(model, "epsilon_gamma_box").prepare(x)
+    assert [o.name for o in prepared.graph.operations.values()].count("add") == 1
+    R = start_of(model, x)
+    e = explainer_of(model, "epsilon_gamma_box")(x, R)
+    close(e.logits, model(x), 1e-12)
+    closes(e, R)
 
 
 # ------------------------------------------------------------ 6: reuse, ties, in place, functions for modules

@@ -11,7 +11,7 @@ from lrp.composite import Composite
 from lrp.errors import CompositeError, RuleError
 from lrp.graph.canonical import Graph
 from lrp.graph.ops import Operation, count, one
-from lrp.predicates import Predicate, Where, depthwise, family, first
+from lrp.predicates import Predicate, Where, family, first
 from lrp.rules import (
     AlphaBeta,
     Epsilon,
@@ -23,6 +23,7 @@ from lrp.rules import (
     SoftmaxTaylor,
     Values,
     WPlus,
+    WSquare,
     ZBox,
     ZPlus,
 )
@@ -79,17 +80,17 @@ def _flat_first(o: Options) -> Pairs:
     return [(first, Flat(epsilon=o.eps()))]
 
 
-def _depthwise_flat(o: Options) -> Pairs:
-    return _plus(o) + [(depthwise, AlphaBeta(2, 1, **o.common())), *_flat_first(o)]
+def _epsilon_gamma(o: Options) -> Pairs:
+    gamma = Gamma(0.25 if o.gamma is None else o.gamma, **o.common())
+    return _epsilon(o) + [(norm, ZPlus(**o.common())), (conv, gamma)]
 
 
 def _gamma_box(o: Options) -> Pairs:
-    gamma = Gamma(0.25 if o.gamma is None else o.gamma, **o.common())
-    return _epsilon(o) + [
-        (norm, ZPlus(**o.common())),
-        (conv, gamma),
-        (first & conv, o.box("epsilon_gamma_box")),
-    ]
+    return _epsilon_gamma(o) + [(first & conv, o.box("epsilon_gamma_box"))]
+
+
+def _gamma_wsquare(o: Options) -> Pairs:
+    return _epsilon_gamma(o) + [(first & conv, WSquare(epsilon=o.eps()))]
 
 
 def _alpha2_beta1(o: Options) -> Pairs:
@@ -150,14 +151,13 @@ PRESETS: dict[str, tuple[Callable[[Options], Pairs], str]] = {
         lambda o: _plus(o) + _flat_first(o),
         "z⁺ in convolutions, ε in linear layers, flat first layer: smooth, class-focused.",
     ),
-    "epsilon_plus_flat_depthwise": (
-        _depthwise_flat,
-        "z⁺ in convolutions, α2β1 in depthwise ones, ε in linear layers, flat first layer: z⁺ for nets with "
-        "depthwise convolutions, sharper.",
-    ),
     "epsilon_gamma_box": (
         _gamma_box,
         "γ in convolutions, ε in linear layers, zᴮ first: shows evidence against, too.",
+    ),
+    "epsilon_gamma_wsquare": (
+        _gamma_wsquare,
+        "γ in convolutions, ε in linear layers, w² first: the same for an input whose range is not known.",
     ),
     "epsilon_alpha2_beta1": (
         _alpha2_beta1,
@@ -262,27 +262,20 @@ def default(graph: Graph, **options: Any) -> Composite:
     """The preset that fits the architecture, for callers who name none; `options` as `preset` takes them.
 
     Measured by `make faithfulness` and `python benchmarks/architectures.py`; the tables are in the README.
-    Biases are left out where batch norms were folded into them: they would take nearly all of the relevance.
-    They stay where norms over the data are: without them, values near zero would be divided by.
     """
-    kind = _kind(graph)
-    name, bias, because = CHOICES[kind]
-    if any(o.family == "layer_norm" for o in graph.operations.values()):
-        bias, because = "absorb", because + ", with norms over the data"
-    chosen = preset(name, **{"bias": bias, **options})
+    name, because = CHOICES[_kind(graph)]
+    chosen = preset(name, **options)
     return Composite(
         chosen.pairs, chosen.name, chosen.seed, chosen.top_k,
-        f"{chosen.reason} Chosen for {because}; bias={options.get('bias', bias)}.",
-        chosen.attention, chosen.settings,
+        f"{chosen.reason} Chosen for {because}.", chosen.attention, chosen.settings,
     )  # fmt: skip
 
 
-# What a net's work is done by -> preset, bias, words.
+# What a net's work is done by -> preset, words.
 CHOICES = {
-    "conv": ("epsilon_plus_flat", "ignore", "a convolutional net"),
-    "depthwise": ("epsilon_plus_flat_depthwise", "ignore", "a convolutional net with depthwise layers"),
-    "attention": ("cp_lrp", "absorb", "a transformer: attention, and linear layers do most of the work"),
-    "dense": ("gamma", "absorb", "a net whose linear layers do most of the work"),
+    "conv": ("epsilon_gamma_wsquare", "a convolutional net"),
+    "attention": ("cp_lrp", "a transformer: attention, and linear layers do most of the work"),
+    "dense": ("gamma", "a net whose linear layers do most of the work"),
 }
 
 
@@ -291,7 +284,7 @@ def _kind(graph: Graph) -> str:
     work = {name: sum(_products(o) for o in operations if o.family == name) for name in ("conv", "linear")}
     if work["linear"] > work["conv"]:
         return "attention" if any(map(attention, operations)) else "dense"
-    return "depthwise" if any(map(depthwise, operations)) else "conv"
+    return "conv"
 
 
 def _products(operation: Operation) -> int:

@@ -16,6 +16,7 @@ from torch.fx import Node, map_arg
 from lrp.graph import ops
 from lrp.graph.canonical import Graph, cast, floating
 from lrp.graph.capture import Batch, Shape
+from lrp.graph.folds import CONVS, fold_scale_into_consumers, fold_scale_into_producer, merge_branches
 from lrp.graph.vocabulary.layers import padded_conv, per_channel
 from lrp.graph.vocabulary.norms import scale_shift
 from lrp.graph.written_out import write_out
@@ -41,7 +42,7 @@ SAME_SIZE = frozenset({"adaptive_avg_pool2d", "expand", "expand_as", "view", "vi
 
 
 def drop_no_ops(graph: Graph) -> None:
-    """Copies, eval-mode dropout, casts between floating types, pools and slices to the size there already is."""
+    """Copies, eval-mode dropout, casts between floating types, x + 0, pools and slices to the size there already is."""
     for node in list(graph.fx.nodes):
         if node.op != "call_function" or not node.all_input_nodes:
             continue
@@ -56,7 +57,11 @@ def drop_no_ops(graph: Graph) -> None:
             aten._unsafe_view.default,
         ):  # without the copies, memory may lie otherwise
             node.target = aten.reshape.default
-        if (name in NO_OPS and not arguments.get("train")) or retyped or (whole and same):
+        nothing = (
+            name in ("add", "sub") and not isinstance(arguments["other"], Node) and arguments["other"] == 0
+        )
+        nothing = nothing and floating(source.meta.get("dtype"))
+        if (name in NO_OPS and not arguments.get("train")) or retyped or nothing or (whole and same):
             node.replace_all_uses_with(source)
             graph.fx.erase_node(node)
 
@@ -186,79 +191,6 @@ def plain_paddings(graph: Graph) -> None:
         )
 
 
-def fold_scale_into_producer(graph: Graph) -> None:
-    """conv or linear, then batch norm, and nobody else reads the conv: one conv with other weights."""
-    for node in list(graph.fx.nodes):
-        if node.target is not scale_shift:
-            continue
-        conv: Node = node.args[0]
-        if conv.op != "call_function" or ops.name_of(conv) not in CONVS + ("linear",) or len(conv.users) > 1:
-            continue
-        arguments = ops.arguments_of(conv)
-        weight, bias = graph.value(arguments["weight"]), graph.value(arguments["bias"])
-        if weight is None or (arguments["bias"] is not None and bias is None):
-            continue
-        w, b = (graph.value(v).flatten() for v in node.args[1:])
-        if len(w) != len(weight) or (ops.name_of(conv) == "linear" and len(conv.meta["shape"]) > 2):
-            continue  # a norm over another axis than the outputs of the layer
-        weight = weight.double() * w.reshape(-1, *[1] * (weight.dim() - 1))
-        bias = b if bias is None else bias.double() * w + b
-        _set_weights(graph, conv, weight, bias)
-        node.replace_all_uses_with(conv)
-        graph.fx.erase_node(node)
-
-
-def fold_scale_into_consumers(graph: Graph) -> None:
-    """Batch norm, then convs or linears and nothing else: exact only where no zero padding joins after it."""
-    for node in list(graph.fx.nodes):
-        if (
-            node.target is not scale_shift
-            or not node.users
-            or not all(_takes_scale(user, node) for user in node.users)
-        ):
-            continue
-        w, b = (graph.value(v).flatten() for v in node.args[1:])
-        for user in list(node.users):
-            arguments = ops.arguments_of(user)
-            weight = graph.value(arguments["weight"]).double()
-            old = graph.value(arguments["bias"])
-            groups = arguments.get("groups", 1)
-            inputs, per = weight.shape[1], weight.shape[0] // groups
-            shape = (1, inputs, *[1] * (weight.dim() - 2))
-            scaled, shift = [], []
-            for g in range(groups):
-                part = weight[g * per : (g + 1) * per]
-                own = slice(g * inputs, (g + 1) * inputs)
-                scaled.append(part * w[own].reshape(shape))
-                shift.append((part * b[own].reshape(shape)).flatten(1).sum(1))
-            bias = torch.cat(shift) + (0 if old is None else old.double())
-            _set_weights(graph, user, torch.cat(scaled), bias)
-        node.replace_all_uses_with(node.args[0])
-        graph.fx.erase_node(node)
-
-
-CONVS = ("conv1d", "conv2d", "conv3d")
-
-
-def _takes_scale(user: Node, norm: Node) -> bool:
-    if user.op != "call_function" or ops.name_of(user) not in CONVS + ("linear",) or user.args[0] is not norm:
-        return False
-    arguments = ops.arguments_of(user)
-    constant = all(isinstance(v, Node) and v.op == "get_attr" for v in (arguments["weight"],))
-    if ops.name_of(user) == "linear":
-        return constant and len(user.meta["shape"]) == 2
-    padding = arguments["padding"]
-    return constant and all(p == 0 for p in (padding if isinstance(padding, (list, tuple)) else [padding]))
-
-
-def _set_weights(graph: Graph, conv: Node, weight: Tensor, bias: Tensor) -> None:
-    """Give a layer weights of its own; another call of the same module keeps the module's."""
-    new_weight = graph.constant(weight, f"{conv.name}_weight", conv)
-    new_bias = graph.constant(bias, f"{conv.name}_bias", conv)
-    conv.args = (conv.args[0], new_weight, new_bias, *conv.args[3:])
-    conv.kwargs = {k: v for k, v in conv.kwargs.items() if k not in ("weight", "bias")}
-
-
 def merge_zero_pads(graph: Graph) -> None:
     """A zero pad and the convolution after it are one affine operation: the padding has no share."""
     for node in list(graph.fx.nodes):
@@ -298,6 +230,7 @@ REWRITES = (
     plain_batch_norms,
     plain_paddings,
     fold_scale_into_producer,
+    merge_branches,
     merge_zero_pads,
     fold_scale_into_consumers,
     settle,
