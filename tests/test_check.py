@@ -117,7 +117,7 @@ def test_a_tiny_model_measured():
     assert result.ok and result.name == "tiny" and result.family == "torchvision"
     assert result.parameters == sum(p.numel() for p in tiny()[0].parameters())
     assert result.shape == (3, 8, 8) and result.dtype == "float64" and result.free_batch
-    assert result.preset == "epsilon_plus_flat"
+    assert result.preset == "epsilon_gamma_wsquare"
     assert (result.operations, result.without_evidence) == (4, 0)  # the norm is folded
     assert result.logit_error < 1e-5 and result.closing_error < 1e-12 and result.worst and result.finite
     assert abs(result.reached + result.bias + result.epsilon + result.dropped - 1) < 1e-9

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torchvision
@@ -383,6 +385,41 @@ def test_seeds():
 
 
 # ---------------------------------------------------------------- the ledger notices
+
+
+class Mixing(nn.Module):
+    def __init__(self, mix):
+        super().__init__()
+        self.conv, self.mix, self.linear = nn.Conv2d(3, 4, 3), mix, nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.linear(self.mix(F.relu(self.conv(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("mix", [lambda y: y.flip(0), lambda y: y.softmax(0), lambda y: y / y.max()])
+def test_images_that_change_each_other_are_said(mix):
+    torch.manual_seed(5)
+    explainer = lrp.Explainer(Mixing(mix).eval())
+    x = torch.randn(3, 3, 8, 8)
+    (problem,) = explainer(x).health.problems
+    change = re.fullmatch(
+        r"the images of a batch change each other's logits, by (\S+) of the largest \(limit 1e-03\): "
+        r"explain them one at a time",
+        problem,
+    )
+    assert change and float(change[1]) > 0.01
+    assert explainer(x[:1]).health.ok
+    assert lrp.Explainer(Mixing(nn.Identity()).eval())(x).health.ok
+
+
+def test_a_norm_over_the_batch_is_refused():
+    def norm(y):
+        return F.layer_norm(y.permute(1, 2, 3, 0), (y.shape[0],)).permute(3, 0, 1, 2)
+
+    with pytest.raises(
+        lrp.UnsupportedError, match=r"no rule for 1 of 7 operations:\n.*layer_norm.*\[4, 6, 6, N\]"
+    ):
+        lrp.explain(Mixing(norm).eval(), torch.randn(3, 3, 8, 8))
 
 
 def test_a_wrong_rule_shows_in_the_ledger(monkeypatch):

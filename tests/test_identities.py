@@ -21,6 +21,7 @@ PRESETS = {
     "epsilon_plus": {},
     "epsilon_plus_flat": {},
     "epsilon_gamma_box": {"low": LOW, "high": HIGH},
+    "epsilon_gamma_wsquare": {},
     "epsilon_alpha2_beta1": {},
     "epsilon_alpha2_beta1_flat": {},
     "sequential_preset_a": {},

@@ -9,7 +9,8 @@ VOCABULARY = {
     f"graph.vocabulary.{n}" for n in ("attention", "elementwise", "layers", "movement", "norms", "pools")
 }
 GRAPH = OPERATIONS | VOCABULARY | {
-    "graph.outputs", "graph.signs", "graph.gates", "graph.canonical", "graph.written_out", "graph.rewrites",
+    "graph.outputs", "graph.signs", "graph.gates", "graph.canonical", "graph.written_out", "graph.folds",
+    "graph.rewrites",
     "graph.canonize",
 }  # fmt: skip
 RULES = {"errors", "structured", "affine", "rules"}
@@ -37,7 +38,8 @@ MAY_IMPORT = {
     "graph.gates": {"graph.ops"},
     "graph.canonical": OPERATIONS,
     "graph.written_out": OPERATIONS | {"graph.canonical"},
-    "graph.rewrites": OPERATIONS | VOCABULARY | {"graph.canonical", "graph.written_out"},
+    "graph.folds": OPERATIONS | {"graph.canonical", "graph.vocabulary.norms"},
+    "graph.rewrites": OPERATIONS | VOCABULARY | {"graph.canonical", "graph.written_out", "graph.folds"},
     "graph.canonize": GRAPH,
     "predicates": {"errors", "graph.ops"},
     "composite": {"errors", "rules", "predicates", "graph.ops", "graph.canonical"},

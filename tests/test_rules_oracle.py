@@ -876,6 +876,7 @@ PRESETS = {
     "epsilon_gamma_box": (
         {"low": -2.1, "high": 2.6}, oracle.z_box(-2.1, 2.6), oracle.gamma(0.25), oracle.epsilon()
     ),
+    "epsilon_gamma_wsquare": ({}, oracle.w_square(), oracle.gamma(0.25), oracle.epsilon()),
     "epsilon_alpha2_beta1": ({}, oracle.alpha_beta(), oracle.alpha_beta(), oracle.epsilon()),
     "epsilon_alpha2_beta1_flat": ({}, oracle.flat(), oracle.alpha_beta(), oracle.epsilon()),
     "sequential_preset_a": ({}, *[oracle.alpha_beta(1, 0, bias="full")] * 2, oracle.epsilon(0.1)),

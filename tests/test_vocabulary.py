@@ -190,6 +190,9 @@ AFFINE = {
     "einsum_groups": affine(
         lambda x, c: torch.einsum("ngc,gcd->ngd", x.reshape(x.shape[0], 2, 3), c), 6, 1, 1, c=(2, 3, 4)
     ),
+    "einsum_dots": affine(lambda x, c: torch.einsum("n...w,wd->n...d", x, c), 3, 2, 2, c=(2, 4)),
+    "einsum_dots_behind": affine(lambda x, c: torch.einsum("nc...,cd->nd...", x, c), 3, 2, 2, c=(3, 4)),
+    "einsum_implicit": affine(lambda x, c: torch.einsum("achw,cz", x, c), 3, 2, 2, c=(3, 4)),
     "einsum_sum": affine(lambda x, c: torch.einsum("nchw,c->nhw", x, c), 3, 2, 2, c=(3,)),
     # times and plus constants
     "neg": affine(lambda x: -x, 2, 2, 2, rules=ELEMENTWISE),
@@ -751,6 +754,7 @@ MATMULS = {
     "gram": (torch.matmul, lambda x: x.flatten(2), lambda x: x.flatten(2).mT),
     "einsum_tokens": (lambda a, b: torch.einsum("nqc,nkc->nqk", a, b), lambda x: x[:, 0], lambda x: x[:, 3]),
     "einsum_heads": (lambda a, b: torch.einsum("nhqc,nhkc->nhqk", a, b), first, second),
+    "einsum_dots": (lambda a, b: torch.einsum("...qc,...kc->...qk", a, b), first, second),
     "einsum_reordered": (lambda a, b: torch.einsum("nhqc,nhkc->nkhq", a, b), first, second),
     "einsum_axis_kept": (lambda a, b: torch.einsum("nhqc,nkc->nhqk", a, b), first, lambda x: x[:, 3]),
     "einsum_tokens_first": (

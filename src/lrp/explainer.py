@@ -296,10 +296,13 @@ class Explainer:
             with torch.no_grad():
                 prepared.ledger_program = prepared.builder.program(ledger=True)
         program = prepared.ledger_program
-        images, tables, ends = x.detach().to(self.dtype), [], []
+        images, tables, alone, ends = x.detach().to(self.dtype), [], [], []
         for i in range(len(x)):
-            relevance, _, start, table = program(images[i : i + 1], *(part[i : i + 1] for part in request))
+            relevance, logits, start, table = program(
+                images[i : i + 1], *(part[i : i + 1] for part in request)
+            )
             tables.append(table)
+            alone.append(logits)
             ends.append(
                 [
                     start.sum(dtype=torch.float64),
@@ -322,7 +325,7 @@ class Explainer:
             "unexplained": begun - reached - lost["bias"] - lost["epsilon"] - lost["dropped"],
             "largest": torch.maximum(absolute.amax(0), spread) if len(absolute) else spread,
         }
-        return Ledger(rows, totals)
+        return Ledger(rows, totals, torch.cat(alone))
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 CLOSES = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the Σ|R| entering a node
 AGREES = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest logit, by the coarser of both types
+APART = {torch.float64: 1e-8, torch.float32: 1e-3}  # of the largest logit: one image alone and among others
 LEAST = 1e-30  # below this Σ|R|, float32 has no digits left to close with, and nobody looks
 HALF = 3e-2  # where the model itself runs in half precision
 
@@ -49,10 +50,12 @@ class Ledger:
     Attributes:
         totals: [N] each: "start", "input" (what reached the pixels), "bias", "epsilon", "dropped",
             "unexplained" = start − input − bias − epsilon − dropped, "largest" (largest Σ|R| of a node).
+        logits: [N, K], of each image alone: accounts are kept one image at a time.
     """
 
     rows: list[Row]
-    totals: dict[str, Tensor] = field(default_factory=dict)
+    totals: dict[str, Tensor]
+    logits: Tensor
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -96,8 +99,8 @@ class Health:
     """Whether an explanation is computed correctly; and what to know about it.
 
     Attributes:
-        ok: the program's logits are the model's, every node closes, everything is finite. Nothing else:
-            a map can be correct and have lost most of the relevance to biases.
+        ok: the program's logits are the model's, and those of each image alone; every node closes; everything is
+            finite. Nothing else: a map can be correct and have lost most of the relevance to biases.
         problems: why not, one sentence each.
         notes: amplification and shares per image, in words; never a verdict.
         logit_error: largest difference to the model's own logits, relative to the largest of them.
@@ -136,6 +139,12 @@ def judge(ledger: Ledger, logits: Tensor, own: Tensor, relevance: Tensor, negati
     if not logit_error <= limit:
         problems.append(
             f"logits differ from the model's by {logit_error:.1e} of the largest (limit {limit:.0e})"
+        )
+    mixed = float((logits - ledger.logits).abs().max()) / largest
+    if mixed > APART[dtype]:
+        problems.append(
+            f"the images of a batch change each other's logits, by {mixed:.1e} of the largest (limit "
+            f"{APART[dtype]:.0e}): explain them one at a time"
         )
     if worst and not closing <= CLOSES[dtype]:
         problems.append(

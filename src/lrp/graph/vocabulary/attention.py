@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import torch
@@ -47,17 +48,40 @@ def _weights(op: Operation) -> int | None:
 
 
 def _subscripts(op: Operation) -> tuple[list[str], str]:
-    left, _, out = op["equation"].replace(" ", "").partition("->")
-    return left.split(","), out
+    """The operands' letters and the result's; "..." and a result that was not given are spelled out."""
+    left, arrow, out = op["equation"].replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow:
+        letters = left.replace(",", "").replace(".", "")
+        out = "..." * ("..." in left) + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    unused = [c for c in string.ascii_letters if c not in op["equation"]]
+    ranks = [
+        len(v.meta["shape"]) - len(t.replace("...", ""))
+        for v, t in zip(op.arguments["tensors"], terms, strict=True)
+    ]
+    longest = max((n for n, t in zip(ranks, terms, strict=True) if "..." in t), default=0)
+    spelled = unused[:longest]
+
+    def plain(term: str, n: int) -> str:
+        return term.replace("...", "".join(spelled[longest - n :]))
+
+    return [plain(t, n) for t, n in zip(terms, ranks, strict=True)], plain(out, longest)
 
 
 def _plain(op: Operation, operands: int) -> bool:
-    """Whether every index occurs once in an operand, none is summed within one, and the output is given."""
-    terms, out = _subscripts(op)
-    if "..." in op["equation"] or "->" not in op["equation"] or len(terms) != operands:
+    """Whether every index occurs once in an operand, none is summed within one, none is of two sizes."""
+    tensors = op.arguments["tensors"]
+    if len(tensors) != operands:
         return False
+    terms, out = _subscripts(op)
+    sizes_of: dict[str, set[Any]] = {}
+    for value, term in zip(tensors, terms, strict=True):
+        for letter, size in zip(term, value.meta["shape"], strict=True):
+            sizes_of.setdefault(letter, set()).add(size)
     others = [set(out).union(*(set(t) for j, t in enumerate(terms) if j != i)) for i in range(len(terms))]
-    return all(len(set(t)) == len(t) and set(t) <= others[i] for i, t in enumerate(terms))
+    return all(len(set(t)) == len(t) and set(t) <= others[i] for i, t in enumerate(terms)) and all(
+        len(found) == 1 for found in sizes_of.values()
+    )
 
 
 def _einsum_of_data(op: Operation) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lrp.affine import Affine
 from lrp.graph.algebra import Scaled
+from lrp.graph.capture import Batch
 from lrp.graph.ops import Operation, count, one, register
 from lrp.structured import Centred
 
@@ -27,7 +28,13 @@ def _fixed(op: Operation) -> bool:
     return op.is_constant("weight") and (op.arguments.get("bias") is None or op.is_constant("bias"))
 
 
-@register("layer_norm", family="layer_norm", when=_fixed)
+def _of_each(op: Operation) -> bool:
+    """Not over the batch: then the images would share a scale."""
+    over = op.input_shape()[-len(op["normalized_shape"]) :]
+    return _fixed(op) and not any(isinstance(size, Batch) for size in over)
+
+
+@register("layer_norm", family="layer_norm", when=_of_each)
 def _layer_norm(op: Operation) -> Scaled:
     dims = list(range(-len(op["normalized_shape"]), 0))
     n, weight, bias, eps = count(op["normalized_shape"]), op["weight"], op["bias"], op["eps"]
@@ -47,7 +54,7 @@ def _layer_norm(op: Operation) -> Scaled:
     return Scaled(at)
 
 
-@register("rms_norm", family="layer_norm", when=_fixed)
+@register("rms_norm", family="layer_norm", when=_of_each)
 def _rms_norm(op: Operation) -> Scaled:
     dims, weight = list(range(-len(op["normalized_shape"]), 0)), op["weight"]
     eps = torch.finfo(op.meta["dtype"]).eps if op["eps"] is None else op["eps"]
