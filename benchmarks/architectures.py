@@ -1,6 +1,6 @@
 """Which composite fits which kind of net? A table per architecture, on a task whose answer is known.
 
-    python benchmarks/architectures.py [--kinds vit,mixer] [--steps N]
+    python benchmarks/architectures.py [--kinds vit,mixer] [--steps N] [--brief]
 
 Small nets are trained here, on one thread, to read an object among distractors: its hue (3) and the direction of
 its stripes (2) are the class. Its shape, place, size and tint, the four plain distractors, the coloured background
@@ -15,7 +15,8 @@ and the noise say nothing. All columns are means over images that the net has no
     share   how much of the logit reached the pixels
     health  whether the account of the explanation closes (`Explanation.health.ok`)
 
-Rows go by area. The nets are tiny and the images simple: differences of a few hundredths are noise, and what only
+Rows go by area. --brief compares only the named presets, as published, with the other methods, all nets in one
+table of area and mass. The nets are tiny and the images simple: differences of a few hundredths are noise, and what only
 large nets have (dozens of layers of biases, massive activations) is not seen here.
 """
 
@@ -171,20 +172,22 @@ class Kind:
     steps: int
     rate: float
     mixes: list[dict[str, str]]
-    presets: str = "epsilon epsilon_plus_flat epsilon_gamma_box epsilon_gamma_wsquare gamma"
     cam: str = ""  # Grad-CAM's layer
     scenes: Scenes = Scenes()
 
 
+PRESETS = (
+    "epsilon", "epsilon_plus_flat", "epsilon_gamma_box", "epsilon_gamma_wsquare", "gamma", "cp_lrp", "attnlrp",
+)  # fmt: skip
 KINDS = {
     "vgg": Kind(vgg, 150, 3e-3, CONV, cam="18"),
     "resnet": Kind(resnet, 150, 3e-3, RESIDUAL, cam="layer3"),
     "mobile": Kind(mobile, 150, 3e-3, DEPTHWISE, cam="7"),
     "convnext": Kind(convnext, 1300, 4e-3, DEPTHWISE + tokens(GAMMA.replace("ε", "γ0.25")), cam="stages.1"),
-    "vit": Kind(vit, 300, 2e-3, TRANSFORMER, "epsilon epsilon_gamma_box cp_lrp attnlrp"),
-    "swin": Kind(swin, 300, 2e-3, TRANSFORMER, "epsilon epsilon_gamma_box cp_lrp attnlrp"),
-    "mixer": Kind(mixer, 400, 2e-3, tokens("linear γ0.05, first γ0.25, bias absorb"), "epsilon epsilon_gamma_box cp_lrp"),
-    "mlp": Kind(mlp, 500, 1e-3, DENSE, "epsilon", scenes=Scenes(0.1, (0.24, 0.34), (36.0, 40.0), np.pi / 2, 0.1)),
+    "vit": Kind(vit, 300, 2e-3, TRANSFORMER),
+    "swin": Kind(swin, 300, 2e-3, TRANSFORMER),
+    "mixer": Kind(mixer, 400, 2e-3, tokens("linear γ0.05, first γ0.25, bias absorb")),
+    "mlp": Kind(mlp, 500, 1e-3, DENSE, scenes=Scenes(0.1, (0.24, 0.34), (36.0, 40.0), np.pi / 2, 0.1)),
 }  # fmt: skip
 
 
@@ -250,17 +253,20 @@ class Sample:
         return tuple(float(column.mean()) for column in (area, mass, point, same, share))
 
 
-def methods(kind: Kind, model: nn.Module) -> dict[str, Any]:
+def methods(kind: Kind, model: nn.Module, brief: bool) -> dict[str, Any]:
     """What to compare: explainers, and other methods as functions of images and target."""
-    mixes = {", ".join(f"{k} {v}" for k, v in words.items()): composite(words) for words in kind.mixes}
-    for name, bias in itertools.product(kind.presets.split(), ("absorb", "ignore")):
-        mixes[f"`{name}`, bias {bias}"] = lrp.preset(name, bias=bias, low=LOW, high=HIGH)
+    mixes: dict[str, Any] = {"the default": None}
+    if not brief:
+        mixes |= {", ".join(f"{k} {v}" for k, v in words.items()): composite(words) for words in kind.mixes}
+    for name, bias in itertools.product(PRESETS, ("absorb",) if brief else ("absorb", "ignore")):
+        label = f"`{name}`" if brief else f"`{name}`, bias {bias}"
+        mixes[label] = lrp.preset(name, bias=bias, low=LOW, high=HIGH)
     rows: dict[str, Any] = {name: lrp.Explainer(model, mix) for name, mix in mixes.items()}
     rows["*gradient × input*"] = InputXGradient(model).attribute
     rows["*integrated gradients, 20 steps*"] = partial(IntegratedGradients(model).attribute, n_steps=20)
     if kind.cam:
         coarse = LayerGradCam(model, model.get_submodule(kind.cam)).attribute
-        rows[f"*Grad-CAM, {kind.cam}*"] = lambda x, target: F.interpolate(
+        rows["*Grad-CAM*"] = lambda x, target: F.interpolate(
             coarse(x, target, relu_attributions=True), (SIDE, SIDE), mode="bilinear"
         )
     rows["*random order*"] = lambda x, target: torch.rand(x.shape, generator=torch.Generator().manual_seed(3))
@@ -272,28 +278,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--steps", type=int, help="of training; each kind has its own")
+    parser.add_argument("--brief", action="store_true", help="the named presets alone, in one table")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    for name in chosen.kinds.split(","):
+    names, brief = chosen.kinds.split(","), {}
+    for name in names:
         kind, begin = KINDS[name], time.perf_counter()
         sample = Sample(trained(kind, chosen.steps or kind.steps), kind.scenes)
+        results = {
+            label: (*sample.measure(method), healthy(method, sample))
+            for label, method in methods(kind, sample.model, chosen.brief).items()
+        }
+        brief[name] = results
+        if chosen.brief:
+            continue
         print(
             f"\n### {name}\n\n{sample.accuracy:.1%} of 512 new images right, {len(sample.x)} explained; "
             f"mean logit {sample.logit.mean():.1f}; the object covers {sample.mask.float().mean():.0%} of an image.\n"
         )
-        rows = []
-        for label, method in methods(kind, sample.model).items():
-            ours = isinstance(method, lrp.Explainer)
-            health = (
-                ("**no**", "ok")[method(sample.x[:8], sample.best[:8, 0].tolist()).health.ok] if ours else ""
-            )
-            rows.append((*sample.measure(method), label, health))
         print("| composite | area | mass | point | class | share | health |\n|---|---|---|---|---|---|---|")
-        for area, mass, point, same, share, label, health in sorted(rows, reverse=True):
+        for label, found in sorted(results.items(), key=lambda item: item[1], reverse=True):
+            area, mass, point, same, share, health = found
             print(
                 f"| {label} | {area:.2f} | {mass:.0%} | {point:.0%} | {same:.2f} | {share:.0%} | {health} |"
             )
         print(f"\n{time.perf_counter() - begin:.0f} s", flush=True)
+    if chosen.brief:
+        print(f"| | {' | '.join(names)} |\n|---{'|---' * len(names)}|")
+        labels = dict.fromkeys(label for results in brief.values() for label in results)
+        for label in labels:
+            cells = [brief[name].get(label) for name in names]
+            print(f"| {label} | {' | '.join(f'{c[0]:.2f} · {c[1]:.0%}' if c else '–' for c in cells)} |")
+
+
+def healthy(method: Any, sample: Sample) -> str:
+    if not isinstance(method, lrp.Explainer):
+        return ""
+    return ("**no**", "ok")[method(sample.x[:8], sample.best[:8, 0].tolist()).health.ok]
 
 
 if __name__ == "__main__":

@@ -418,12 +418,12 @@ def _without_photo(sheet: Sheet) -> Sheet:
 
 
 def _account(panel: dict[str, Any], unit: str) -> str:
-    """How much reached the pixels, in words: "4.1 of 11.4 logits (36 %), the rest: bias 61 %, ε 3 %"."""
+    """How much reached the pixels, in words: "4.1 of 11.4 logits (36 %) reached the pixels; bias 61 %, ε 3 %"."""
     start, shares = panel["start"], panel["health"]["shares"]
     words = {"bias": "bias", "epsilon": "ε", "dropped": "dropped"}
     rest = [f"{words[k]} {100 * shares[k]:.0f} %" for k in words if abs(shares[k]) >= 0.005]
     text = f"{panel['relevance_sum']:.3g} of {start:.3g} {unit} ({100 * shares['input']:.0f} %) reached the pixels"
-    text += f", the rest: {', '.join(rest)}" if rest else ""
+    text += f"; {', '.join(rest)}" if rest else ""
     return text if panel["health"]["ok"] else f"NOT TRUSTWORTHY: {panel['health']['problems'][0]}. {text}"
 
 

@@ -153,11 +153,11 @@ PRESETS: dict[str, tuple[Callable[[Options], Pairs], str]] = {
     ),
     "epsilon_gamma_box": (
         _gamma_box,
-        "γ in convolutions, ε in linear layers, zᴮ first: shows evidence against, too.",
+        "γ in convolutions, ε in linear layers, zᴮ first: sharp, with evidence against.",
     ),
     "epsilon_gamma_wsquare": (
         _gamma_wsquare,
-        "γ in convolutions, ε in linear layers, w² first: the same for an input whose range is not known.",
+        "γ in convolutions, ε in linear layers, w² first: sharp, with evidence against; needs no input range.",
     ),
     "epsilon_alpha2_beta1": (
         _alpha2_beta1,
