@@ -39,3 +39,11 @@ class ModelError(LrpError):
 
 class ImageError(LrpError):
     """A file is not a photo that can be read safely."""
+
+
+class DataError(LrpError):
+    """A data set, or its archive, is not what was expected, or fits no class of the model."""
+
+
+class PredictionsError(LrpError):
+    """A predictions CSV cannot be read, written, or gone on with."""
