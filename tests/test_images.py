@@ -647,3 +647,15 @@ def test_geometry_refuses_what_makes_no_sense():
             f"Geometry(resize={resize}, crop={crop}): expected sides of at least 1, "
             "resize as one side or (height, width), crop as (height, width)"
         )
+
+
+def test_too_narrow_a_photo_is_refused_before_it_grows():
+    """The shorter side becomes 256: 0.1 megapixels would become 6,553.6."""
+    geometry = Geometry(256, (224, 224))
+    with pytest.raises(ImageError) as caught:
+        geometry.apply(np.zeros((100_000, 1, 3), np.uint8))
+    assert str(caught.value) == (
+        "1 x 100000 pixels are too narrow: with the shorter side at 256 they become 6553.6 megapixels, "
+        "the limit is 100; crop the photo"
+    )
+    assert geometry.apply(np.zeros((1000, 1, 3), np.uint8)).shape == (224, 224, 3)

@@ -238,6 +238,7 @@ class Gallery:
         """The photo with its target, or the result that is already there, or why it is skipped."""
         try:
             photo = open_photo(file.path, max_megapixels=self.max_megapixels)
+            self.loaded.preprocessing.geometry.box(*photo.pixels.shape[:2])  # refuses what is too narrow
             true = self._folder_class(file) if self.request.needs_folder else None
         except LrpError as error:
             return Result(file.path, "skipped", error=getattr(error, "reason", None) or str(error))

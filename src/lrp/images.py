@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -45,6 +45,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+RESIZED = 100_000_000  # pixels: a photo 1 pixel wide and 100,000 high would else become 6.5 gigapixels
 
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -89,7 +91,7 @@ def open_photo(path: Path | str, *, max_megapixels: float = 100.0) -> Photo:
     floats), it is the smallest usual one that holds all values (0 to 1 for floats, 255, 65535), or else from
     the lowest value to the highest. Colour profiles are not applied, as in the pipelines models train with.
 
-    Safe to call from many threads, but a process decodes one file at a time: for speed, use processes.
+    Safe to call from many threads, and as many photos are decoded at a time: Pillow lets go of Python's lock.
 
     Raises:
         PhotoError: an ImageError, and the only error, whatever the file holds. The size is judged from the
@@ -167,7 +169,11 @@ class Geometry:
             )
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] -> uint8 [*crop, 3], bit for bit what torchvision's Resize and CenterCrop make."""
+        """uint8 [H, W, 3] -> uint8 [*crop, 3], bit for bit what torchvision's Resize and CenterCrop make.
+
+        Raises:
+            ImageError: so narrow a photo that it would be resized beyond the memory.
+        """
         resized, offsets = self._placement(*pixels.shape[:2])
         image = Image.fromarray(pixels).resize(resized[::-1], _INTERPOLATIONS[self.interpolation])
         left, top = offsets[1], offsets[0]
@@ -215,6 +221,11 @@ class Geometry:
             resized = int(self.resize * height / width), self.resize
         else:
             resized = self.resize, int(self.resize * width / height)
+        if resized[0] * resized[1] > RESIZED:
+            raise ImageError(
+                f"{width} x {height} pixels are too narrow: with the shorter side at {self.resize} they become "
+                f"{resized[0] * resized[1] / 1e6:.6g} megapixels, the limit is {RESIZED / 1e6:g}; crop the photo"
+            )
         # torchvision pads the odd pixel at the end, but rounds the crop's offset half to even.
         top, left = (
             -((size - length) // 2) if size > length else round((length - size) / 2)
@@ -343,21 +354,32 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
 
 
 _pillow_lock = threading.Lock()
+_limits: list[int] = []  # of the photos that are being decoded now
+_before: list[Any] = []  # Pillow's limit and the warning filters, as they were before the first of them
 
 
 @contextmanager
 def _pillow(max_megapixels: float) -> Iterator[None]:
-    """Pillow's limit out of the way, its warnings off: settings of the whole process, hence the lock."""
-    with _pillow_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs = Image.MAX_IMAGE_PIXELS
-        try:
-            if theirs is not None:
-                # It refuses above twice this number. Never lowered: other threads may open images too.
-                Image.MAX_IMAGE_PIXELS = max(theirs, int(max_megapixels * 1e6 / 2) + 1)
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = theirs
+    """Pillow's limit out of the way, its warnings off: settings of the whole process, so that the first photo
+    of those decoded at once makes them, and the last puts them back."""
+    limit = int(max_megapixels * 1e6 / 2) + 1  # it refuses above twice this number
+    with _pillow_lock:
+        if not _limits:
+            quiet = warnings.catch_warnings()
+            quiet.__enter__()
+            warnings.simplefilter("ignore")
+            _before[:] = Image.MAX_IMAGE_PIXELS, quiet
+        _limits.append(limit)
+        if _before[0] is not None:  # never lowered: others may open images too
+            Image.MAX_IMAGE_PIXELS = max(_before[0], *_limits)
+    try:
+        yield
+    finally:
+        with _pillow_lock:
+            _limits.remove(limit)
+            if not _limits:
+                Image.MAX_IMAGE_PIXELS = _before[0]
+                _before[1].__exit__(None, None, None)
 
 
 def _one_line(text: str) -> str:
