@@ -23,7 +23,7 @@ faithfulness: $(STAMP)  ## how well the maps of the candidate presets find what 
 # Installed again only when the dependencies change.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,study,test]'
 	touch $(STAMP)
 
 clean:

@@ -22,7 +22,7 @@ from lrp.cli.demo import PHOTOS, write_photos
 from lrp.models import load_model
 
 ORIGINAL = load_model
-COMMANDS = ("explain", "rules", "models", "demo")
+COMMANDS = ("explain", "rules", "models", "demo", "data", "evaluate")
 
 
 @pytest.fixture(scope="module")

@@ -303,7 +303,15 @@ def test_every_torchvision_classifier_is_preprocessed_as_its_weights_say(monkeyp
     for name in names:
         weights = tv.get_model_weights(name).DEFAULT
         theirs, loaded = weights.transforms(), load_model(name, pretrained=False)
-        assert loaded.class_names == tuple(weights.meta["categories"])
+        renamed = {
+            i: (a, b)
+            for i, (a, b) in enumerate(zip(loaded.class_names, weights.meta["categories"], strict=True))
+            if a != b
+        }
+        assert renamed == {
+            134: ("crane (bird)", "crane bird"), 264: ("Cardigan (dog)", "Cardigan"),
+            474: ("cardigan (garment)", "cardigan"), 517: ("crane (machine)", "crane"),
+        }  # fmt: skip
         if str(theirs) not in ours_by_theirs:
             assert torch.equal(loaded.preprocessing(PHOTO), theirs(Image.fromarray(PHOTO))), name
         assert ours_by_theirs.setdefault(str(theirs), loaded.preprocessing) == loaded.preprocessing

@@ -23,6 +23,7 @@ ENGINE = (
 )
 PICTURES = {"errors", "images", "heatmap", "lettering"}
 MODELS = {"models", "weights", "classes"}
+TABLES = {"errors", "predictions", "intervals", "analysis", "comparison"}
 
 MAY_IMPORT = {
     "errors": set(),
@@ -55,14 +56,29 @@ MAY_IMPORT = {
     "lettering": {"errors"},
     "heatmap": {"errors", "lettering"},
     "classes": {"errors"},
-    "weights": {"errors"},
+    "weights": {"errors", "download"},
     "models": {"errors", "images", *MODELS},
     "check": {"errors", "explainer", "ledger", "zoo", *MODELS},
     "zoo": {"errors"},
     "survey": {"check", "errors", "zoo"},
     "gallery": {"explainer", "targets", *PICTURES, *MODELS},
+    "download": {"errors"},
+    "unpack": {"errors", "download"},
+    "data": {"errors", "classes"},
+    "archives": {"errors", "data", "download", "unpack"},
+    "predictions": {"errors"},
+    "journal": {"errors", "predictions"},
+    "evaluate": {"errors", "data", "journal", "predictions", "images", *MODELS},
+    "intervals": set(),
+    "analysis": TABLES,
+    "comparison": TABLES,
+    "figures": {"errors"},
+    "plots": {"figures", *TABLES},
+    "contact": PICTURES,
 }
-WITHOUT_TORCH = {"errors", "images", "lettering", "heatmap", "classes"}
+WITHOUT_TORCH = {
+    *PICTURES, *TABLES, "classes", "data", "download", "unpack", "archives", "journal", "figures", "plots", "contact",
+}  # fmt: skip
 
 
 def modules() -> dict[str, Path]:

@@ -37,9 +37,11 @@ _ROOMS = {
     "affine": ("Affine",),
     "models": ("LoadedModel", "Preprocessing", "load_model"),
     "images": ("find_photos", "open_photo"),
+    "data": ("DataSet",),
+    "predictions": ("Prediction", "read_predictions", "write_predictions"),
     "errors": (
-        "CaptureError", "CompositeError", "ImageError", "InputError", "LedgerError", "LrpError", "ModelError",
-        "RuleError", "TargetError", "UnsupportedError",
+        "CaptureError", "CompositeError", "DataError", "ImageError", "InputError", "LedgerError", "LrpError", "ModelError",
+        "PredictionsError", "RuleError", "TargetError", "UnsupportedError",
     ),
 }  # fmt: skip
 _PUBLIC = {name: room for room, names in _ROOMS.items() for name in names}

@@ -4,7 +4,7 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 from lrp.errors import TargetError
 
@@ -13,42 +13,88 @@ def class_index(text: str | int, class_names: Sequence[str]) -> int:
     """The index of the class that `text` means.
 
     A name counts before a number, so that "7" is a digit classifier's class 7 whatever its order. Case does
-    not count, nor does the choice between space, hyphen and underscore. A WordNet id ("n02123045") is
-    understood if the names are those of ImageNet-1k.
+    not count, nor do parentheses, nor the choice between space, hyphen and underscore. A WordNet id
+    ("n02123045") is understood if the names are those of ImageNet-1k.
 
     Raises:
         TargetError: no class is meant, or several are.
     """
     last = len(class_names) - 1
+    meant = classes_meant(text, class_names)
+    if len(meant) > 1:
+        which = ", ".join(f"{i} ({class_names[i]!r})" for i in meant)
+        raise TargetError(f"class {text!r} could be {which}: give the index.")
+    if meant:
+        return meant[0]
+    if not isinstance(text, str) or re.fullmatch(_INTEGER, text):
+        raise TargetError(f"no class {int(text)}: the model has {last + 1} classes, 0 to {last}.")
+    if re.fullmatch(_WNID, _plain(text)) and _of_imagenet(class_names):
+        raise TargetError(f"no class {text!r}: ImageNet-1k has no such WordNet id.")
+    near = nearest(text, class_names)
+    hint = f"did you mean {', '.join(near)}?" if near else "no class has a similar name."
+    raise TargetError(f"no class {text!r}: {hint} A name or an index from 0 to {last} is expected.")
+
+
+def classes_meant(text: str | int, class_names: Sequence[str]) -> list[int]:
+    """The indices of the classes that `text` may mean, as `class_index` understands it: one, none or several."""
     if isinstance(text, str):
         wanted = _plain(text)
         exact = [i for i, name in enumerate(class_names) if name == text]
-        alike = exact or [i for i, name in enumerate(class_names) if _plain(name) == wanted]
-        if len(alike) > 1:
-            which = ", ".join(f"{i} ({class_names[i]!r})" for i in alike)
-            raise TargetError(f"class {text!r} could be {which}: give the index.")
-        if alike:
-            return alike[0]
-        if re.fullmatch(r"n\d{8}", wanted) and tuple(class_names) == imagenet_names():
-            if wanted in imagenet_wnids():
-                return imagenet_wnids().index(wanted)
-            raise TargetError(f"no class {text!r}: ImageNet-1k has no such WordNet id.")
-        if not re.fullmatch(r"[+-]?[0-9]+", wanted):
-            near = _nearest(wanted, class_names)
-            hint = f"did you mean {', '.join(near)}?" if near else "no class has a similar name."
-            raise TargetError(f"no class {text!r}: {hint} A name or an index from 0 to {last} is expected.")
+        if alike := exact or [i for i, name in enumerate(class_names) if _plain(name) == wanted]:
+            return alike
+        if re.fullmatch(_WNID, wanted) and _of_imagenet(class_names):
+            return [imagenet_wnids().index(wanted)] if wanted in imagenet_wnids() else []
+        if not re.fullmatch(_INTEGER, text):
+            return []
     index = int(text)
-    if not 0 <= index <= last:
-        raise TargetError(f"no class {index}: the model has {last + 1} classes, 0 to {last}.")
-    return index
+    return [index] if 0 <= index < len(class_names) else []
+
+
+def nearest(text: str, class_names: Sequence[str], count: int = 5) -> list[str]:
+    """Names to suggest, as "'tabby' (281)": first those that hold the words ("cat": "tiger cat"), then similar ones."""
+    wanted = _plain(text)
+    by_name = {_plain(name): f"{name!r} ({i})" for i, name in reversed(list(enumerate(class_names)))}
+    holding = [name for name in by_name if wanted and f" {wanted} " in f" {name} "]
+    similar = difflib.get_close_matches(wanted, by_name, n=count)
+    return [by_name[name] for name in dict.fromkeys(sorted(holding) + similar)][:count]
+
+
+_INTEGER, _WNID = r"\s*[+-]?\d{1,18}\s*", r"n\d{8}"
+
+# Where names mislead. "crane" is both the bird's and the machine's in timm, the machine's alone in torchvision; the dog
+# "Cardigan" and the garment "cardigan" differ by case alone: not at all to `class_index`, nor as folders on many systems.
+# So the bare word, which could mean either, is now the name of neither.
+_CLEARER = {
+    134: "crane (bird)",
+    264: "Cardigan (dog)",
+    474: "cardigan (garment)",
+    517: "crane (machine)",
+}
 
 
 @cache
 def imagenet_names() -> tuple[str, ...]:
-    """The 1000 short names of ImageNet-1k ("tabby", "espresso"), in the order of a model's outputs."""
+    """The 1000 short names of ImageNet-1k ("tabby", "espresso"), in the order of a model's outputs.
+
+    torchvision's but for a few, and unique even if case and punctuation do not count: one table for all models.
+    """
+    return tuple(_CLEARER.get(index, name) for index, name in enumerate(_torchvision_names()))
+
+
+@cache
+def _torchvision_names() -> tuple[str, ...]:
     import torchvision.models  # not above: it takes a second, and looking up a name needs no torch
 
     return tuple(torchvision.models.VGG19_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def clear_names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """The names as they are; but ours, if they are torchvision's names of ImageNet-1k."""
+    return imagenet_names() if _of_imagenet(class_names) else tuple(class_names)
+
+
+def _of_imagenet(class_names: Sequence[str]) -> bool:
+    return tuple(class_names) in (imagenet_names(), _torchvision_names())
 
 
 @cache
@@ -72,14 +118,7 @@ def timm_class_names(count: int, label_names: Sequence[str] | None = None) -> tu
     return tuple(f"class {index}" for index in range(count))
 
 
+@lru_cache(2**15)  # every folder of a data set is compared with every class
 def _plain(text: str) -> str:
     """What counts of a name when names are compared."""
-    return " ".join(re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", text).casefold()).split())
-
-
-def _nearest(wanted: str, class_names: Sequence[str], count: int = 5) -> list[str]:
-    """Names to suggest: those with `wanted` as whole words ("cat": "tiger cat"), then similar spellings."""
-    by_name = {_plain(name): f"{name!r} ({i})" for i, name in reversed(list(enumerate(class_names)))}
-    holding = [name for name in by_name if wanted and f" {wanted} " in f" {name} "]
-    similar = difflib.get_close_matches(wanted, by_name, n=count)
-    return [by_name[name] for name in dict.fromkeys(sorted(holding) + similar)][:count]
+    return " ".join(re.sub(r"[\s_()-]+", " ", unicodedata.normalize("NFKC", text).casefold()).split())

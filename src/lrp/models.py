@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lrp.classes import imagenet_names, timm_class_names
+from lrp.classes import clear_names, imagenet_names, timm_class_names
 from lrp.errors import ModelError
 from lrp.images import Geometry
 from lrp.weights import Progress, checkpoint, fill, hub_file, read_weights, sha256_of, write_weights
@@ -227,7 +227,7 @@ def _from_torchvision(name: str, pretrained: bool, progress: Progress) -> Loaded
     import torchvision.models
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    preset, class_names = weights.transforms(), tuple(weights.meta["categories"])
+    preset, class_names = weights.transforms(), clear_names(weights.meta["categories"])
     geometry = Geometry(
         resize=preset.resize_size[0],
         crop=tuple(preset.crop_size * 2),

@@ -1,25 +1,19 @@
 """Weights as files: fetched whole and verified or not at all, read as tensors alone, fitted to a model."""
 
 import hashlib
-import http.client
 import os
 import pickle
 import re
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
+from lrp.download import MEGABYTE, TIMEOUT, DownloadError, fetch, reason
 from lrp.errors import ModelError
-
-TIMEOUT = 10.0  # seconds without a sign of life; torch.hub's downloader, good otherwise, waits for ever
-MEGABYTE = 2**20  # torchvision counts file sizes so
 
 Progress = Callable[[str], None]
 
@@ -79,9 +73,7 @@ def hub_file(name: str, repository: str, filename: str | None, progress: Progres
 
 
 def download(url: str, destination: Path, sha256: str, progress: Progress) -> None:
-    """Fetch `url` to `destination`, which appears only once its content is proven.
-
-    What has come so far lies beside it as `NAME.part`; a later call goes on from there.
+    """Fetch `url` to `destination`, which appears only once its content is proven; see `lrp.download.fetch`.
 
     Args:
         url: https; plain http only from this very machine.
@@ -91,80 +83,36 @@ def download(url: str, destination: Path, sha256: str, progress: Progress) -> No
     Raises:
         ModelError: the reason alone, as a clause; the caller says what was wanted and where it belongs.
     """
-    part = destination.with_name(destination.name + ".part")
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        _stream(url, part, progress)
+
+    def proof(part: Path) -> None:
         found = sha256_of(part)
         if not found.startswith(sha256):
-            part.unlink()
-            raise ModelError(
+            raise DownloadError(
                 f"what came has a SHA-256 starting with {found[: len(sha256)]}, not {sha256}, and was deleted"
             )
-        os.replace(part, destination)
-    except urllib.error.HTTPError as error:
-        raise ModelError(f"the server answered {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise ModelError(_reason(error)) from error
 
-
-def _stream(url: str, part: Path, progress: Progress) -> None:
-    """Write what `url` sends into `part`, going on where an earlier attempt broke off."""
-    done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(_permitted(url), headers={"User-Agent": "lrp"})
-    if done:
-        request.add_header("Range", f"bytes={done}-")
     try:
-        response = urllib.request.build_opener(_PermittedRedirects).open(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and done:  # nothing lies beyond: all had come, and the digest decides
-            return
-        raise
-    with response:
-        resumed = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
-        done = done if resumed else 0
-        length = response.headers.get("Content-Length", "")
-        total = done + int(length) if length.isdigit() else None
-        with open(part, "ab" if resumed else "wb") as file:
-            while chunk := response.read(MEGABYTE):
-                file.write(chunk)
-                before, done = done, done + len(chunk)
-                if total and done * 10 // total > before * 10 // total:
-                    progress(f"  {done / MEGABYTE:.0f} of {total / MEGABYTE:.0f} MB")
-            file.flush()
-            os.fsync(file.fileno())
-    if total is not None and done < total:
-        raise ModelError(
-            f"the connection ended after {done / MEGABYTE:.1f} of {total / MEGABYTE:.1f} MB, "
-            "a second attempt goes on from there"
-        )
+        fetch(url, destination, proof, _tenths(progress), timeout=TIMEOUT)
+    except DownloadError as error:
+        raise ModelError(str(error)) from error
 
 
-class _PermittedRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect from https to anything less."""
+def _tenths(progress: Progress) -> Callable[[int, int | None], None]:
+    """A line for every tenth of a download, however small the pieces it comes in."""
+    told = -1
 
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        return super().redirect_request(req, fp, code, msg, headers, _permitted(newurl))
+    def tell(done: int, total: int | None) -> None:
+        nonlocal told
+        tenth = done * 10 // total if total else 0
+        if told >= 0 and tenth > told:
+            progress(f"  {done / MEGABYTE:.0f} of {(total or 0) / MEGABYTE:.0f} MB")
+        told = tenth
 
-
-def _permitted(url: str) -> str:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname == "127.0.0.1"):
-        return url
-    raise ModelError(f"{url} is not https")
+    return tell
 
 
 def _unfetched(name: str, size: str, url: str, error: Exception, remedy: str) -> str:
-    return f"{name}: its weights ({size}) could not be fetched from {url} ({_reason(error)}); {remedy}."
-
-
-def _reason(error: BaseException) -> str:
-    """An error as a clause on one line: "Name or service not known"."""
-    cause = getattr(error, "reason", error)  # urllib wraps the operating system's error
-    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return re.sub(r"^\[Errno -?\d+\] ", "", text.strip().splitlines()[0]).rstrip(".")
+    return f"{name}: its weights ({size}) could not be fetched from {url} ({reason(error)}); {remedy}."
 
 
 def sha256_of(path: Path) -> str:
@@ -173,7 +121,7 @@ def sha256_of(path: Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {_reason(error)}.") from error
+        raise ModelError(f"{path} cannot be read: {reason(error)}.") from error
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
@@ -233,7 +181,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, pat
         }
         listed = [f"{len(found)} {kind} ({_few(found)})" for kind, found in groups.items() if found]
         raise ModelError(
-            f"{path} does not fit {architecture}: {', '.join(listed) or _reason(error)}."
+            f"{path} does not fit {architecture}: {', '.join(listed) or reason(error)}."
         ) from error
 
 

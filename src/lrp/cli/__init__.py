@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from lrp.cli import demo, explain, models, rules
+from lrp.cli import data, demo, evaluate, explain, models, rules
 from lrp.cli.common import guarded
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (explain.explain, rules.rules, models.models, demo.demo):
+for command in (explain.explain, rules.rules, models.models, demo.demo, data.data, evaluate.evaluate):
     app.command(epilog=f"Example: {command.example}")(guarded(command))
 
 

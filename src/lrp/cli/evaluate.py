@@ -1,0 +1,159 @@
+"""`lrp evaluate`: a data set through a model, one CSV row per file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lrp.cli import common
+from lrp.errors import DataError, PredictionsError
+
+if TYPE_CHECKING:
+    from lrp.data import DataSet
+    from lrp.evaluate import Evaluation
+
+
+class Classes(StrEnum):
+    model = "model"
+    data = "data"
+
+
+DATA = typer.Argument(
+    help="Folder of photos: DATA/<class>/<image>, or with train/ and val/ above.", metavar="DATA"
+)
+CLASSES = typer.Option(help="Which classes compete: all the model's, or only those of the data set.")
+SPLIT = typer.Option(help="val, train, ... or all; none: val where there is one.")
+LINKS = typer.Option("--follow-links", help="Also read what links lead to.")
+BATCH = typer.Option(min=1, help="Photos that go through the model together.")
+MEGAPIXELS = typer.Option(min=0, help="Larger photos are not read.")
+OVERWRITE = typer.Option("--overwrite", help="Start over, replacing what is there.")
+JSON = typer.Option("--json", help="One JSON object on stdout.")
+QUIET = typer.Option("--quiet", "-q", help="Print only what went wrong.")
+
+
+@common.example("lrp evaluate data/imagenette2-320 --model vgg19 -o vgg19_results_original.csv")
+def evaluate(
+    data: Annotated[Path, DATA],
+    model: Annotated[str, common.MODEL] = "efficientnet_lite0",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The CSV; none: MODEL_results.csv here.")
+    ] = None,
+    classes: Annotated[Classes, CLASSES] = Classes.model,
+    split: Annotated[str | None, SPLIT] = None,
+    follow_links: Annotated[bool, LINKS] = False,
+    size: Annotated[int | None, common.SIZE] = None,
+    device: Annotated[str, common.DEVICE] = "auto",
+    batch_size: Annotated[int, BATCH] = 32,
+    max_megapixels: Annotated[float, MEGAPIXELS] = 100.0,
+    overwrite: Annotated[bool, OVERWRITE] = False,
+    as_json: Annotated[bool, JSON] = False,
+    quiet: Annotated[bool, QUIET] = False,
+) -> None:
+    """Predict every photo of a data set: one CSV row per file. Stopped, the same command goes on."""
+    found = run(
+        opened(data, split, follow_links), model, output or Path(f"{file_name(model)}_results.csv"), classes.value,
+        size, device, batch_size, max_megapixels, overwrite, quiet,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(found.to_dict(), ensure_ascii=False))
+    elif not quiet:
+        print(said(found))
+    if found.counts.get("unreadable") or found.counts.get("unmatched"):
+        raise common.Skipped
+
+
+def opened(data: Path, split: str | None, follow_links: bool) -> DataSet:
+    from lrp.data import DataSet
+
+    try:
+        found = DataSet.open(data, split, follow_links)
+    except DataError as error:
+        raise typer.BadParameter(str(error)) from error
+    if split is None and len(found.splits) > 1:
+        others = ", ".join(s for s in found.splits if s != found.split)
+        common.complain(f"{data}: reading {found.split}/; --split takes {others} or all.")
+    return found
+
+
+def file_name(model: str) -> str:
+    """A model's name as part of a file's: "timm:resnet18.a1_in1k" -> "resnet18.a1_in1k"."""
+    return Path(model.removeprefix("timm:")).name.replace(":", "_")
+
+
+def run(
+    data: DataSet,
+    model: str,
+    output: Path,
+    classes: str = "model",
+    size: int | None = None,
+    device: str = "auto",
+    batch_size: int = 32,
+    max_megapixels: float = 100.0,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Evaluation:
+    """Evaluate with a bar on stderr; folders that are no class are named there."""
+    from lrp.evaluate import evaluate
+
+    chosen = common.device(device)
+    loaded = common.load(model, size)
+    try:
+        with _progress(file_name(model), quiet) as advance:
+            found = evaluate(
+                data, loaded, output, name=model, classes=classes, batch_size=batch_size, device=chosen,
+                max_megapixels=max_megapixels, overwrite=overwrite, advance=advance,
+            )  # fmt: skip
+    except (DataError, PredictionsError) as error:
+        raise typer.BadParameter(str(error)) from error
+    for folder, near in found.unmatched.items():
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        common.complain(f"the folder {folder!r} is no class of {model}{hint}.")
+    return found
+
+
+def said(found: Evaluation) -> str:
+    """The result in two lines."""
+    counts = {name: found.counts.get(name, 0) for name in ("ok", "unreadable", "unmatched")}
+    line = f"{found.total:,} files = " + " + ".join(f"{n:,} {name}" for name, n in counts.items())
+    if counts["ok"]:
+        line += f"; {found.correct:,} of {counts['ok']:,} correct ({found.correct / counts['ok']:.1%})"
+    fresh = found.total - found.resumed
+    pace = (
+        f"{fresh:,} predicted in {found.seconds:.1f} s ({fresh / found.seconds:.1f}/s)"
+        if fresh
+        else "up to date"
+    )
+    if found.resumed and fresh:
+        pace += f", {found.resumed:,} were there from a run that was stopped"
+    return f"{line}\n-> {found.output}: {pace}"
+
+
+class _progress:
+    """A bar on stderr where a person is watching; nothing where not."""
+
+    def __init__(self, what: str, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self.bar = Progress(
+            what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True,
+            disable=quiet or not console.is_terminal, redirect_stdout=sys.stdout.isatty(),
+        )  # fmt: skip
+
+    def __enter__(self) -> Any:
+        self.bar.start()
+        task = self.bar.add_task("", total=None)
+
+        def advance(done: int, total: int) -> None:
+            self.bar.update(task, total=total, advance=done)
+
+        return advance
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.stop()

@@ -1,0 +1,194 @@
+"""Files from the web: https only, bounded, gone on with after a break; proven before they take their name."""
+
+import http.client
+import json
+import os
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from lrp.errors import LrpError
+
+TIMEOUT = 10.0  # seconds without a sign of life; torch.hub's downloader, good otherwise, waits for ever
+MEGABYTE = 2**20  # torchvision counts file sizes so
+
+Progress = Callable[[int, int | None], None]
+"""Is told the bytes there are so far and those there will be, None where the server does not say."""
+
+
+class DownloadError(LrpError):
+    """Why a download failed, as a clause: the caller says what was wanted, and where it belongs."""
+
+
+def fetch(
+    url: str,
+    destination: Path,
+    proof: Callable[[Path], None],
+    progress: Progress,
+    *,
+    decisive: bool = True,
+    limit: int | None = None,
+    timeout: float = TIMEOUT,
+) -> None:
+    """Fetch `url` to `destination`, which appears only once its content is proven.
+
+    What has come so far lies beside it as `NAME.part`, and as `NAME.part.json` the version that the server
+    says it is of (its ETag and length). A later call goes on from there, or starts afresh where that has changed.
+
+    Args:
+        url: https; plain http only from this very machine.
+        proof: is handed the file as it came; raises DownloadError if it is the wrong one, which deletes it.
+        decisive: `proof` would notice a file put together from two versions; if not, nothing is gone on with
+            unless the server names its version.
+        limit: more bytes than this are neither asked for nor taken.
+        timeout: in seconds, without a sign of life.
+
+    Raises:
+        DownloadError: the reason alone, as a clause.
+    """
+    part, version = (destination.with_name(destination.name + end) for end in (".part", ".part.json"))
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        _stream(url, part, version, progress, decisive, limit, timeout)
+        try:
+            proof(part)
+        except DownloadError:
+            part.unlink()
+            version.unlink(missing_ok=True)
+            raise
+        os.replace(part, destination)
+        version.unlink(missing_ok=True)
+    except urllib.error.HTTPError as error:
+        raise DownloadError(f"the server answered {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise DownloadError(reason(error)) from error
+
+
+def _stream(
+    url: str,
+    part: Path,
+    version: Path,
+    progress: Progress,
+    decisive: bool,
+    limit: int | None,
+    timeout: float,
+) -> None:
+    """Write what `url` sends into `part`, going on where an earlier attempt broke off."""
+    begun = part.stat().st_size if part.exists() else 0
+    known = _read(version) if begun else {}
+    if not (known or decisive):
+        begun = 0
+    answer = _ask(url, begun, known, timeout)
+    if answer is None:  # nothing lies beyond: all had come, and the proof decides
+        return
+    with answer:
+        resumed = answer.status == 206
+        done = begun if resumed else 0
+        length = answer.headers.get("Content-Length", "")
+        total = done + int(length) if length.isdigit() else None
+        if limit is not None and (total or 0) > limit:
+            raise DownloadError(
+                f"the server announces {_megabytes(total or 0)}, at most {_megabytes(limit)} were expected"
+            )
+        with open(part, "ab" if resumed else "wb") as file:
+            _write(version, answer.headers.get("ETag", ""), total)  # after the old part is gone, not before
+            progress(done, total)
+            while chunk := answer.read(MEGABYTE):
+                done += len(chunk)
+                if limit is not None and done > limit:
+                    part.unlink()
+                    version.unlink(missing_ok=True)
+                    raise DownloadError(
+                        f"more came than the {_megabytes(limit)} that were expected, and was deleted"
+                    )
+                file.write(chunk)
+                progress(done, total)
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and done < total:
+        raise DownloadError(
+            f"the connection ended after {done / MEGABYTE:.1f} of {total / MEGABYTE:.1f} MB, "
+            "a second attempt goes on from there"
+        )
+
+
+def _ask(url: str, begun: int, known: dict[str, Any], timeout: float) -> http.client.HTTPResponse | None:
+    """The server's answer: 206 with what follows the first `begun` bytes, or 200 with all. None: none follow."""
+    opener = urllib.request.build_opener(_PermittedRedirects)
+    for start in (begun, 0) if begun else (0,):
+        request = urllib.request.Request(_permitted(url), headers={"User-Agent": "lrp"})
+        if start:
+            request.add_header("Range", f"bytes={start}-")
+            if known:
+                request.add_header("If-Range", known["etag"])
+        try:
+            answer: http.client.HTTPResponse = opener.open(request, timeout=timeout)
+        except urllib.error.HTTPError as error:
+            if error.code != 416 or not start:
+                raise
+            if _total(error.headers.get("Content-Range", "")) in (None, start):
+                return None
+            continue  # the file has become shorter than what is here of it
+        if answer.status != 206:
+            return answer
+        came = answer.headers.get("Content-Range", "")
+        same = not known or (answer.headers.get("ETag"), _total(came)) == (known["etag"], known["length"])
+        if start and came.startswith(f"bytes {start}-") and same:
+            return answer
+        answer.close()  # a part of another version, or not the part that was asked for
+    raise DownloadError("the server sends parts of the file, though the whole was asked for")
+
+
+def _total(content_range: str) -> int | None:
+    """1000 of "bytes 0-99/1000" and of "bytes */1000"."""
+    found = re.search(r"/(\d+)$", content_range)
+    return int(found[1]) if found else None
+
+
+def _read(version: Path) -> dict[str, Any]:
+    """What `_write` wrote; {} where there is nothing of use."""
+    try:
+        known = json.loads(version.read_text())
+        return known if {"etag", "length"} <= known.keys() else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _write(version: Path, etag: str, total: int | None) -> None:
+    if etag and not etag.startswith("W/"):  # a weak one stays the same through small changes
+        version.write_text(json.dumps({"etag": etag, "length": total}))
+    else:
+        version.unlink(missing_ok=True)
+
+
+class _PermittedRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect from https to anything less."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if req.type == "https" and urllib.parse.urlsplit(newurl).scheme != "https":
+            raise DownloadError(f"{newurl} is not https")
+        return super().redirect_request(req, fp, code, msg, headers, _permitted(newurl))
+
+
+def _permitted(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname == "127.0.0.1"):
+        return url
+    raise DownloadError(f"{url} is not https")
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / MEGABYTE:.1f} MB"
+
+
+def reason(error: BaseException) -> str:
+    """An error as a clause on one line: "Name or service not known"."""
+    cause = getattr(error, "reason", error)  # urllib wraps the operating system's error
+    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return re.sub(r"^\[Errno -?\d+\] ", "", text.strip().splitlines()[0]).rstrip(".")

@@ -1,0 +1,127 @@
+"""What all of matplotlib's figures here share: their look, their words, and how they become a file.
+
+Drawn by matplotlib's objects: no window, no pyplot, nothing global that stays changed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import warnings
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lrp.errors import LrpError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, PALE, ORANGE = "#2166ac", "#b5d2ec", "#d9730d"
+GREY, INK, FAINT = "#9a9a9a", "#262626", "#5f5f5f"
+_LOOK = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.axisbelow": True,
+    "axes.grid": False,
+    "grid.color": "#e4e4e4",
+    "text.color": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+    "svg.hashsalt": "lrp",
+}
+
+
+def save(figure: Figure, path: Path | str) -> None:
+    """Write a PNG or an SVG, as the name says; whole or not at all, replacing an older file.
+
+    The same figure gives the same bytes.
+
+    Raises:
+        LrpError: another suffix, or the file cannot be written.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in (".png", ".svg"):
+        raise LrpError(f"{path}: expected a plot's name to end in .png or .svg, got {path.suffix!r}")
+    # In the same folder, as a rename is atomic only within one file system.
+    temporary = path.with_name(f".lrp-{secrets.token_hex(8)}.part")
+    try:
+        try:
+            with look(), warnings.catch_warnings(), temporary.open("xb") as file:
+                warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the picture shows a box
+                when = {"Date": None} if kind == ".svg" else {"Software": "lrp"}
+                figure.savefig(file, format=kind[1:], metadata=when, bbox_inches="tight", pad_inches=0.12)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise LrpError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def look() -> AbstractContextManager[None]:
+    """matplotlib's own defaults and ours, whatever a user's settings; put back afterwards."""
+    try:
+        import matplotlib.style
+        from matplotlib.font_manager import get_font_names
+    except ModuleNotFoundError as error:
+        raise LrpError("this needs matplotlib: pip install 'lrp[study]'.") from error
+    # matplotlib's own font lacks Chinese, Japanese and Korean: there another is asked, if the machine has one.
+    more = sorted(
+        {"Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "Arial Unicode MS"} & {*get_font_names()}
+    )
+    return matplotlib.style.context(["default", _LOOK | {"font.family": ["DejaVu Sans", *more]}])
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Of so many inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def words(text: str, width: int = 30) -> str:
+    """Wrapped, never cut; and a dollar sign is one, not the beginning of a formula."""
+    shown = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    lines = [""]
+    # File names have no blanks, so that other joints have to do.
+    for part in re.findall(r"[^\s_/.,:-]*(?:[\s_/.,:-]|$)", shown):
+        pieces = [part[i : i + width] for i in range(0, len(part), width)]
+        for piece in pieces:
+            if lines[-1] and len(lines[-1] + piece.rstrip()) > width:
+                lines.append("")
+            lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines).replace("$", r"\$")
+
+
+def percent_axis(axes: Axes, label: str) -> None:
+    axes.set(xlim=(0, 100), xlabel=label)
+    axes.grid(axis="x")
+
+
+def set_title(axes: Axes, title: str, note: str) -> None:
+    """With a fainter line or two below it."""
+    lines = note.count("\n") + 1
+    axes.annotate(
+        note, (0, 1), xytext=(0, 6), xycoords="axes fraction", textcoords="offset points", color=FAINT,
+        fontsize=8.5, va="bottom", annotation_clip=False,
+    )  # fmt: skip
+    axes.set_title(words(title, 70), fontweight="bold", pad=10 + 11.5 * lines)

@@ -1,0 +1,317 @@
+"""The journal beside a table that is being made: what is finished survives a kill, a full disk, Ctrl-C.
+
+JSON Lines, each under a checksum of its own: first who is running (the identity), then one line per finished
+unit of work, in any order. Knows the standard library alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import zlib
+from array import array
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lrp.errors import PredictionsError
+from lrp.predictions import Prediction, fault, os_errors, write_whole
+
+if sys.platform != "win32":
+    import fcntl
+
+_FORMAT = 1  # of a line's rows: the columns of `Prediction`, in their order
+_GO_ON = ". What is finished is kept: put that right, and the same command goes on from there"
+_START_OVER = "start over with --overwrite, or choose another -o"
+
+
+class BusyError(PredictionsError):
+    """Another run is writing the same table."""
+
+
+class Journal:
+    """The finished units of one run, on disk; in memory only where each begins, eight bytes a unit.
+
+    One process at a time may hold it, and in it one thread at a time may add. The hold ends with the process
+    however that ends, and a forked worker has no share in it. (Windows: nothing is held.)
+    """
+
+    def __init__(self, output: Path, identity: dict[str, str], overwrite: bool, lock: _Lock) -> None:
+        """For `Journal.open`."""
+        self.path = journal_of(output)
+        self._lock = lock
+        with os_errors(self.path, "read"):
+            if overwrite or not self.path.exists():
+                self._begin(identity)
+            before, self._units, self._end = _scan(self.path)
+            if before != identity:
+                if self._units:
+                    raise PredictionsError(_differing(output, before, identity))
+                self._begin(identity)  # nothing was finished yet: nothing is lost
+                _, self._units, self._end = _scan(self.path)
+        with os_errors(self.path, "written"):
+            # Unbuffered: a worker forked later takes no half-written line with it, a failed write is not repeated.
+            self._file = self.path.open("r+b", buffering=0)
+            self._file.truncate(self._end)  # the torn line of a killed run
+
+    @classmethod
+    def open(cls, output: Path | str, identity: Mapping[str, str], *, overwrite: bool = False) -> Journal:
+        """Go on with the journal beside `output`, or begin one.
+
+        Args:
+            identity: all that the rows depend on (model, weights, data, ...); units are only those of one run
+                if all of it is the same.
+            overwrite: whether to drop what an earlier run has finished.
+
+        Raises:
+            BusyError: another run, here or in another process, holds it.
+            PredictionsError: it belongs to a run of another identity (and something is finished), is damaged
+                elsewhere than in its last line, or cannot be read or written.
+        """
+        output = Path(output)
+        with os_errors(output, "written"):
+            if output.is_dir():  # said now, not when the last image is done
+                raise PredictionsError(
+                    f"{output}: is a folder; name a file in it, as {output / 'results.csv'}"
+                )
+        lock = _Lock(output)
+        try:
+            return cls(output, dict(identity), overwrite, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    @property
+    def done(self) -> Set[int]:
+        """The numbers of the finished units: a view, which grows with them."""
+        return self._units
+
+    def add(self, unit: int, rows: Sequence[Prediction]) -> None:
+        """Note a unit as finished. When this returns, its rows survive a power cut.
+
+        Args:
+            unit: 0 or more; every number up to the highest takes eight bytes of memory.
+
+        Raises:
+            PredictionsError: it is there already, a row contradicts itself, or the disk refuses. The journal is
+                then as before.
+        """
+        if unit in self._units:
+            raise PredictionsError(f"{self.path}: unit {unit} is finished already")
+        for row in rows:
+            if wrong := fault(row):
+                raise PredictionsError(f"{self.path}: {row.path!r}, column {wrong[0]}: {wrong[1]}")
+        line = _seal({"unit": unit, "rows": [_values(row) for row in rows]})
+        with os_errors(self.path, "written", _GO_ON):
+            try:
+                self._file.seek(self._end)
+                left = memoryview(line)
+                while left:
+                    left = left[self._file.write(left) :]
+                os.fsync(self._file.fileno())
+            except BaseException:
+                with suppress(OSError):
+                    self._file.truncate(self._end)
+                raise
+        # In this order: interrupted in between, the unit is on the disk but not known, and may come again.
+        begin, self._end = self._end, self._end + len(line)
+        self._units.remember(unit, begin)
+
+    def rows(self) -> Iterator[Prediction]:
+        """The rows of all finished units, in order of unit, one unit at a time in memory.
+
+        Raises:
+            PredictionsError: the file cannot be read, or was changed since.
+        """
+        with os_errors(self.path, "read"), self.path.open("rb") as file:
+            for unit in self._units:
+                file.seek(self._units.offset(unit))
+                entry = _unseal(file.readline())
+                if entry is None or entry["unit"] != unit:
+                    raise PredictionsError(f"{self.path}: unit {unit} was changed meanwhile; {_START_OVER}")
+                for values in entry["rows"]:
+                    yield Prediction(*values)
+
+    def remove(self) -> None:
+        """Delete it, its table being written, and close it."""
+        with os_errors(self.path, "removed"):
+            self._file.close()
+            self.path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of it; what is finished stays for the next run. Closing twice is fine."""
+        self._file.close()
+        self._lock.release()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _begin(self, identity: dict[str, str]) -> None:
+        # Whole or not at all, so that a file with a broken first line is a stranger's and not a torn one of ours.
+        write_whole(self.path, [_seal({"journal": _FORMAT, "identity": identity}).decode("ascii")])
+
+
+class _Units(Set[int]):
+    """Which units are there, and where in the file each begins."""
+
+    def __init__(self) -> None:
+        self._offsets = array("q")  # by unit; -1: not there
+        self._count = 0
+
+    def remember(self, unit: int, offset: int) -> None:
+        self._offsets.extend([-1] * (unit + 1 - len(self._offsets)))
+        self._count += self._offsets[unit] < 0
+        self._offsets[unit] = offset
+
+    def offset(self, unit: int) -> int:
+        return self._offsets[unit]
+
+    def __contains__(self, unit: object) -> bool:
+        return isinstance(unit, int) and 0 <= unit < len(self._offsets) and self._offsets[unit] >= 0
+
+    def __iter__(self) -> Iterator[int]:
+        return (unit for unit, offset in enumerate(self._offsets) if offset >= 0)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @classmethod
+    def _from_iterable(cls, units: Any) -> Any:  # what `done & {...}` gives
+        return frozenset(units)
+
+
+def _scan(path: Path) -> tuple[dict[str, str], _Units, int]:
+    """(identity, units, where the last whole line ends)."""
+    units = _Units()
+    with path.open("rb") as file:
+        header = _unseal(file.readline())
+        if header is None or "journal" not in header:
+            raise PredictionsError(
+                f"{path}: is no journal of 'lrp evaluate', or its first line is damaged; move it away, or {_START_OVER}"
+            )
+        if header["journal"] != _FORMAT:
+            raise PredictionsError(
+                f"{path}: is of format {header['journal']}, this version of lrp writes format {_FORMAT}; "
+                f"finish it with the version that began it, or {_START_OVER}"
+            )
+        end, broken = file.tell(), 0
+        for number, line in enumerate(file, 2):
+            entry = _unseal(line)
+            if entry is None:
+                broken = broken or number
+            elif broken:  # each line was on the disk before the next began, so it was not torn by a kill
+                raise PredictionsError(f"{path}: line {broken} is damaged, and more follow it; {_START_OVER}")
+            else:
+                units.remember(entry["unit"], end)
+                end += len(line)
+    return header["identity"], units, end
+
+
+def _values(row: Prediction) -> list[Any]:
+    return [
+        row.path, row.true_label, row.predicted_label, row.predicted_confidence, row.true_confidence, row.correct,
+        row.status, row.error, row.true_index, row.predicted_index, dict(row.top5), row.model, row.weights,
+        row.restricted,
+    ]  # fmt: skip
+
+
+def _seal(entry: dict[str, Any]) -> bytes:
+    """One line of JSON that begins with the checksum of its rest."""
+    body = json.dumps(entry)[1:].encode("ascii")
+    return b'{"crc": "%08x", %s\n' % (zlib.crc32(body), body)
+
+
+def _unseal(line: bytes) -> dict[str, Any] | None:
+    """The entry; None for a line that is not as it was written."""
+    head, body, end = line[:20], line[20:-1], line[-1:]
+    if end != b"\n" or head != b'{"crc": "%08x", ' % zlib.crc32(body):
+        return None
+    return json.loads(b"{" + body)
+
+
+def _differing(output: Path, before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    names = [*now, *(name for name in before if name not in now)]
+    changes = (
+        f"{name} was {repr(before[name]) if name in before else 'not there'}, "
+        f"now is {repr(now[name]) if name in now else 'not there'}"
+        for name in names
+        if before.get(name) != now.get(name)
+    )
+    what = "; ".join(changes)
+    return f"{output}: was begun by another run: {what}. Run that one again to go on, {_START_OVER}"
+
+
+def journal_of(output: Path) -> Path:
+    """Where the journal of a table stands while the table is being made."""
+    return _beside(output, "journal")
+
+
+def _beside(output: Path, ending: str) -> Path:
+    return output.parent / f"{output.name}.{ending}"
+
+
+_HELD: dict[str, int] = {}  # lock file -> process: a lock of the system's does not keep its own process out
+
+
+class _Lock:
+    """A POSIX record lock on `OUTPUT.lock`: the process's own, so that it ends with it and no fork inherits it.
+
+    Such a lock is lost when its process closes any descriptor of the file, hence a file that nobody else opens.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._path = _beside(output, "lock")
+        self._key = os.path.realpath(self._path)
+        self._descriptor = -1
+        if _HELD.get(self._key) == os.getpid():
+            raise BusyError(_busy(output, str(os.getpid())))
+        if sys.platform != "win32":
+            with os_errors(self._path, "locked"):
+                while not self._take(output):
+                    pass
+            _HELD[self._key] = os.getpid()
+
+    def _take(self, output: Path) -> bool:
+        """Whether it is held; False if its file was removed by the run before, between opening and locking."""
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                there = os.path.samestat(os.fstat(descriptor), os.stat(self._path))
+            except FileNotFoundError:
+                there = False
+            if there:
+                with suppress(OSError):  # on a full disk: the lock holds without the number
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+                self._descriptor, descriptor = descriptor, -1
+            return there
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                process = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+                raise BusyError(_busy(output, process)) from error
+            raise
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def release(self) -> None:
+        if self._descriptor >= 0:
+            if _HELD.get(self._key) == os.getpid():  # in a fork it is still the parent's
+                with suppress(OSError):
+                    self._path.unlink()
+            os.close(self._descriptor)
+            self._descriptor = -1
+            _HELD.pop(self._key, None)
+
+
+def _busy(output: Path, process: str) -> str:
+    who = f" (process {process})" if process else ""
+    return f"{output} is being written by another run{who}; wait for it or choose another -o"
