@@ -258,13 +258,13 @@ class _Tally:
 
 def _up_to_date(output: Path, data: DataSet, classifier: Classifier, tally: _Tally) -> bool:
     """Whether a finished table is of the same model and of these files, none of them changed since."""
-    made = output.stat().st_mtime_ns
+    made = output.stat().st_mtime_ns  # clocks of file systems tick coarsely: the same moment may be after it
     wanted = classifier.name, classifier.weights, classifier.restrict
     try:
         for sample, row in zip_longest(data, tally.of(iterate_predictions(output))):
             if sample is None or row is None or row.path != sample.path:
                 return False
-            if (row.model, row.weights, row.restricted) != wanted or _stat(sample)[1] > made:
+            if (row.model, row.weights, row.restricted) != wanted or _stat(sample)[1] >= made:
                 return False
     except PredictionsError:  # a table of another kind
         return False

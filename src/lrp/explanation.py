@@ -65,8 +65,8 @@ class Explanation:
         own = self._explainer._own_output(self._images)
         explained = self.logits.gather(1, self.target[:, None])
         negative = self._explainer.seed == "one" and bool((explained < 0).any())
-        as_the_model = self._explainer._as_output(self.logits)
-        return judge(ledger, as_the_model, own, self.relevance, negative)
+        output = self._explainer._as_output(self.logits)
+        return judge(ledger, self.logits, output, own, self.relevance, negative)
 
     def __str__(self) -> str:
         reached = self.relevance.flatten(1).sum(1)

@@ -121,16 +121,18 @@ class Health:
         return "\n".join(["ok" if self.ok else "NOT OK", *self.problems, *self.notes])
 
 
-def judge(ledger: Ledger, logits: Tensor, own: Tensor, relevance: Tensor, negative: bool) -> Health:
-    """Health from a ledger, the program's and the model's own logits [N, K], and the relevance.
+def judge(
+    ledger: Ledger, logits: Tensor, output: Tensor, own: Tensor, relevance: Tensor, negative: bool
+) -> Health:
+    """Health from a ledger, the program's logits [N, K], its and the model's own output [N, K], and the relevance.
 
+    The output is the logits, unless a head was taken off: then it is what the head makes of them.
     `negative`: a target's logit is negative, and the start is 1 all the same.
     """
     dtype = relevance.dtype
     limit = max(AGREES[dtype], AGREES.get(own.dtype, HALF))
-    own = own.to(logits)
-    largest = max(float(own.abs().max()), LEAST)
-    logit_error = float((logits - own).abs().max()) / largest
+    own = own.to(output)
+    logit_error = float((output - own).abs().max()) / max(float(own.abs().max()), LEAST)
     worst = max(ledger.rows, key=lambda r: float(r.closing_error.nan_to_num(torch.inf).max()), default=None)
     closing = float(worst.closing_error.max()) if worst else 0.0
     problems = []
@@ -140,7 +142,7 @@ def judge(ledger: Ledger, logits: Tensor, own: Tensor, relevance: Tensor, negati
         problems.append(
             f"logits differ from the model's by {logit_error:.1e} of the largest (limit {limit:.0e})"
         )
-    mixed = float((logits - ledger.logits).abs().max()) / largest
+    mixed = float((logits - ledger.logits).abs().max()) / max(float(ledger.logits.abs().max()), LEAST)
     if mixed > APART[dtype]:
         problems.append(
             f"the images of a batch change each other's logits, by {mixed:.1e} of the largest (limit "
