@@ -54,9 +54,11 @@ def plain(row: Prediction) -> dict:
 
 
 def rounded(row: Prediction) -> Prediction:
-    """As six decimals keep it."""
-    sure, true = (None if c is None else round(c, 6) for c in (row.predicted_confidence, row.true_confidence))
-    top5 = {label: round(p, 6) for label, p in row.top5.items()}
+    """As ten digits keep it."""
+    sure, true = (
+        None if c is None else float(f"{c:.10g}") for c in (row.predicted_confidence, row.true_confidence)
+    )
+    top5 = {label: float(f"{p:.10g}") for label, p in row.top5.items()}
     return replace(row, predicted_confidence=sure, true_confidence=true, top5=top5)
 
 
@@ -138,17 +140,17 @@ def test_by_pencil(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     write_predictions(path, [
         GOOD,
-        Prediction("val/=1.png", "crane", 'say "cheese", please', 1, 0.0000004, False, true_index=134, predicted_index=517),
+        Prediction("val/=1.png", "crane", 'say "cheese", please', 1, 0.00000000041, False, true_index=134, predicted_index=517),
         Prediction("val/n02/b.png", "tench", status="unreadable", error="no photo:\nempty", true_index=0, model="vgg19"),
         Prediction("=c.png", predicted_label="fish", predicted_confidence=1 / 3, status="unmatched", predicted_index=1),
     ])  # fmt: skip
     assert path.read_bytes().decode() == (
         "path,true_label,predicted_label,predicted_confidence,true_confidence,correct,"
         "status,error,true_index,predicted_index,top5,model,weights,restricted\n"
-        'val/n01/a.png,tench,tench,0.750000,0.750000,True,ok,,0,0,"{""tench"": 0.750000, ""goldfish"": 0.125000}",vgg19,1f,True\n'
-        'val/=1.png,crane,"say ""cheese"", please",1.000000,0.000000,False,ok,,134,517,,,,False\n'
+        'val/n01/a.png,tench,tench,0.75,0.75,True,ok,,0,0,"{""tench"": 0.75, ""goldfish"": 0.125}",vgg19,1f,True\n'
+        'val/=1.png,crane,"say ""cheese"", please",1,4.1e-10,False,ok,,134,517,,,,False\n'
         'val/n02/b.png,tench,,,,,unreadable,"no photo:\nempty",0,,,vgg19,,False\n'
-        "'=c.png,,fish,0.333333,,,unmatched,,,1,,,,False\n"
+        "'=c.png,,fish,0.3333333333,,,unmatched,,,1,,,,False\n"
     )
     assert [row.counted for row in iterate_predictions(path)] == [True, True, False, False]
     assert list(read_predictions(path)[0].top5) == ["tench", "goldfish"]  # likeliest first

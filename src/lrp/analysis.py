@@ -5,6 +5,7 @@ a number is None. Two files are set against each other in `lrp.comparison`.
 """
 
 import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from lrp.errors import PredictionsError
 from lrp.intervals import Plain, Share, share
 from lrp.predictions import Prediction
 
-_FLOOR = 0.5e-6
-"""The least confidence a loss is taken of: the CSV has six decimals, so that a 0 there means up to this."""
+_FLOOR = sys.float_info.epsilon
+"""The least confidence a loss is taken of, as in scikit-learn's log_loss: one 0 would make the mean infinite."""
 
 
 def counted(predictions: Iterable[Prediction]) -> list[Prediction]:
@@ -86,8 +87,8 @@ class Accuracy(Plain):
     top5: Share | None
     """How often the true class is among the five likeliest. None where a row does not know its five."""
     loss: float | None
-    """Mean of -ln(true confidence), in nats; a confidence below 0.5e-6, which the CSV's six decimals show as
-    0, counts as 0.5e-6. None where a row does not know it."""
+    """Mean of -ln(true confidence), in nats; a confidence below 2.2e-16 counts as that. None where a row
+    does not know it."""
     confidence: float | None
     """Mean confidence of the predicted class."""
     classes: tuple[ClassAccuracy, ...]
@@ -336,7 +337,7 @@ class Calibration(Plain):
 def calibration(predictions: Sequence[Prediction], bins: int = 15) -> Calibration:
     """How far a confidence can be taken for the probability of being right.
 
-    Confidences count with the CSV's six decimals, so that those on a bin's edge fall where a pencil puts them.
+    Bins take confidences with six decimals, so that those on a bin's edge fall where a pencil puts them.
 
     Raises:
         PredictionsError: fewer than one bin.

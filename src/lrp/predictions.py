@@ -70,7 +70,7 @@ class Prediction:
     predicted_label: str = ""
     """"" where the file could not be read."""
     predicted_confidence: float | None = None
-    """Softmax probability, 0 to 1, of the predicted class. In the CSV, like all such, with six decimals."""
+    """Softmax probability, 0 to 1, of the predicted class. In the CSV, like all such, with ten digits."""
     true_confidence: float | None = None
     correct: bool | None = None
     """Decided by index. None: there is no prediction, or no true class."""
@@ -247,10 +247,11 @@ def _cell(column: str, value: Any) -> str:
     if column in _TEXTS:
         return "'" + value if _FORMULA.match(value) else str(value)
     if column == "top5":
-        return "{" + ", ".join([f"{_as_json(k)}: {p:.6f}" for k, p in value.items()]) + "}" if value else ""
+        return "{" + ", ".join([f"{_as_json(k)}: {p:.10g}" for k, p in value.items()]) + "}" if value else ""
     if value is None:
         return ""
-    return f"{value:.6f}" if column.endswith("confidence") else str(value)
+    # Ten digits, not six decimals: the surest predictions differ behind 0.999999, and 1e-9 is a loss of 20.7.
+    return f"{value:.10g}" if column.endswith("confidence") else str(value)
 
 
 # Reading ------------------------------------------------------------------------------------------------------
