@@ -22,7 +22,9 @@ from lrp.cli.demo import PHOTOS, write_photos
 from lrp.models import load_model
 
 ORIGINAL = load_model
-COMMANDS = ("explain", "rules", "models", "demo", "data", "evaluate")
+COMMANDS = (
+    "explain", "rules", "models", "demo", "data", "accuracy", "evaluate", "confidence", "errors", "compare",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

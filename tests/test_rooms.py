@@ -75,9 +75,13 @@ MAY_IMPORT = {
     "figures": {"errors"},
     "plots": {"figures", *TABLES},
     "contact": PICTURES,
+    "files": {"errors", "predictions"},
+    "study": {"contact", "files", "plots", *PICTURES, *TABLES},
+    "measure": {"errors", "data", "evaluate", "models", *TABLES},
 }
 WITHOUT_TORCH = {
     *PICTURES, *TABLES, "classes", "data", "download", "unpack", "archives", "journal", "figures", "plots", "contact",
+    "files", "study",
 }  # fmt: skip
 
 

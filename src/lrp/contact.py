@@ -1,7 +1,7 @@
 """Many photos on one sheet, each with its words below. Knows numpy and Pillow, no models."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,53 +26,103 @@ class _Tile:
     subtitle: str
 
 
+Entry = tuple[Path | str, str, str]
+"""File, title and subtitle of a photo, such as the classes and their confidences."""
+
+
 def contact_sheet(
-    entries: Sequence[tuple[Path | str, str, str]], title: str = "", *, most: int = 200
+    entries: Sequence[Entry] | Mapping[str, Sequence[Entry]], title: str = "", *, most: int = 200
 ) -> Image.Image:
     """The photos row by row, in their order, as tiles of one size.
 
     A file that cannot be read has a grey tile that says so. Words are wrapped to two lines below a photo.
 
     Args:
-        entries: file, title and subtitle of each, such as the classes and their confidences.
+        entries: the photos; or several groups of them, each under its heading.
         title: above all of them.
-        most: of more entries than this the first are shown, and the sheet says of how many.
+        most: of more entries than this in a group the first are shown, and the sheet says of how many.
 
     Raises:
         ImageError: no entry.
     """
-    if not entries:
+    groups = entries if isinstance(entries, Mapping) else {"": entries}
+    groups = {heading: group for heading, group in groups.items() if group}
+    if not groups:
         raise ImageError("expected at least one photo for a contact sheet, got none")
-    tiles = [_tile(*entry) for entry in entries[:most]]
-    note = f"the first {len(tiles):,} of {len(entries):,}" if len(tiles) < len(entries) else ""
-    face = typeface([title, note, *(text for t in tiles for text in (t.title, t.subtitle, t.reason))])
+    tiles = {heading: [_tile(*entry) for entry in group[:most]] for heading, group in groups.items()}
+    columns = _columns(max(map(len, tiles.values())))
+    across = max(3, columns) * (_SIDE + _GAP) - _GAP  # so that few photos leave room for the title
+    face = typeface(
+        [
+            title,
+            *groups,
+            *(text for g in tiles.values() for t in g for text in (t.title, t.subtitle, t.reason)),
+        ]
+    )
     small, middle, large = font(face, _EM), font(face, _EM + 1), font(face, 20)
 
-    columns = _columns(len(tiles))
-    across = max(3, columns) * (_SIDE + _GAP) - _GAP  # so that few photos leave room for the title
-    heading = [(text, large, _INK, 26) for text in wrapped(spelled(title, face), large, across, 2)]
-    heading += [(text, small, _FAINT, 20) for text in wrapped(note, small, across, 1)]
-    top = _GAP + sum(deep for *_, deep in heading) + (_GAP // 2 if heading else 0)
-    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    words = [[_words(tile, face, small, middle) for tile in row] for row in rows]
-    heights = [_SIDE + 8 + max(map(len, row)) * _LINE + _GAP for row in words]
+    def line(text: str, letters: Font, ink: tuple[int, int, int], lines: int) -> list[_Line]:
+        deep = round(1.35 * letters.size)
+        return [
+            _Line(part, letters, ink, deep) for part in wrapped(spelled(text, face), letters, across, lines)
+        ]
 
-    sheet = Image.new("RGB", (across + 2 * _GAP, top + sum(heights)), "white")
+    strips: list[list[_Line] | _Strip] = [line(title, large, _INK, 2)]
+    for heading, group in groups.items():
+        shown = tiles[heading]
+        note = f"the first {len(shown):,} of {len(group):,}" if len(shown) < len(group) else ""
+        strips.append(line(heading, font(face, 17), _INK, 1) + line(note, small, _FAINT, 1))
+        for start in range(0, len(shown), columns):
+            row = shown[start : start + columns]
+            strips.append(_Strip(row, [_words(tile, face, small, middle) for tile in row]))
+
+    sheet = Image.new("RGB", (across + 2 * _GAP, _GAP + sum(map(_height, strips))), "white")
     pen = ImageDraw.Draw(sheet)
     y = _GAP
-    for text, letters, ink, deep in heading:
-        pen.text((_GAP, y + letters.size), text, font=letters, fill=ink, anchor="ls")
-        y += deep
-    y = top
-    for row, row_words, height in zip(rows, words, heights, strict=True):
-        for column, (tile, lines) in enumerate(zip(row, row_words, strict=True)):
-            x = _GAP + column * (_SIDE + _GAP)
-            _place(sheet, pen, tile, (x, y), face, small)
-            for number, (text, letters, ink) in enumerate(lines):
-                at = (x, y + _SIDE + 8 + number * _LINE + _EM)
-                pen.text(at, text, font=letters, fill=ink, anchor="ls")
-        y += height
+    for strip in strips:
+        if isinstance(strip, _Strip):
+            for column, (tile, lines) in enumerate(zip(strip.tiles, strip.words, strict=True)):
+                x = _GAP + column * (_SIDE + _GAP)
+                _place(sheet, pen, tile, (x, y + strip.deep - _SIDE), face, small)
+                for number, (text, letters, ink) in enumerate(lines):
+                    at = (x, y + strip.deep + 8 + number * _LINE + _EM)
+                    pen.text(at, text, font=letters, fill=ink, anchor="ls")
+        else:
+            at_line = y
+            for one in strip:
+                pen.text(
+                    (_GAP, at_line + one.letters.size), one.text, font=one.letters, fill=one.ink, anchor="ls"
+                )
+                at_line += one.deep
+        y += _height(strip)
     return sheet
+
+
+@dataclass(frozen=True, eq=False)
+class _Line:
+    text: str
+    letters: Font
+    ink: tuple[int, int, int]
+    deep: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Strip:
+    """A row of tiles."""
+
+    tiles: list[_Tile]
+    words: list[list[tuple[str, Font, tuple[int, int, int]]]]
+
+    @property
+    def deep(self) -> int:
+        """As deep as its deepest photo, no more."""
+        return max(tile.photo.height if tile.photo else _SIDE for tile in self.tiles)
+
+
+def _height(strip: list[_Line] | _Strip) -> int:
+    if isinstance(strip, _Strip):
+        return strip.deep + 8 + max(map(len, strip.words)) * _LINE + _GAP
+    return sum(one.deep for one in strip) + (_GAP // 2 if strip else 0)
 
 
 def _tile(path: Path | str, title: str, subtitle: str) -> _Tile:

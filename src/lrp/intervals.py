@@ -50,6 +50,15 @@ class Share(Plain):
         return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
 
 
+def percent(value: float) -> str:
+    """With a decimal; near 100 with as many as show that it is less: "87.8 %", "99.9998 %"."""
+    for decimals in range(1, 9):
+        text = f"{100 * value:.{decimals}f}"
+        if value == 1 or not text.startswith("100"):
+            break
+    return f"{text} %"
+
+
 def share(successes: int, n: int) -> Share | None:
     """With Wilson's score interval (Wilson 1927); None of nothing."""
     if not n:

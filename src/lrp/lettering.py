@@ -85,7 +85,9 @@ def wrapped(text: str, letters: Font, width: float, lines: int) -> list[str]:
         while length > 1 and letters.getlength(rest[:length]) > width:
             length -= 1
         if length < len(rest):
-            length = rest.rfind(" ", 1, length + 1) if " " in rest[1 : length + 1] else length
+            # Not between a number and its per cent.
+            breaks = [at for at in range(1, length + 1) if rest[at] == " " and rest[at + 1 : at + 2] != "%"]
+            length = breaks[-1] if breaks else length
         result.append(rest[:length].rstrip())
         rest = rest[length:].lstrip()
         if rest and len(result) == lines:

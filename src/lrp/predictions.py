@@ -239,13 +239,22 @@ def _line(path: Path, number: int, row: Prediction) -> str:
         raise PredictionsError(
             f"{path}: row {number}, column {column}: {longest} characters are more than {_LONGEST_CELL}"
         )
-    # By hand: csv.writer leaves a lone carriage return unquoted, which csv.reader then refuses.
+    return csv_line(cells)
+
+
+def csv_line(cells: Iterable[str]) -> str:
+    """By hand: csv.writer leaves a lone carriage return unquoted, which csv.reader then refuses."""
     return ",".join(['"' + c.replace('"', '""') + '"' if _TO_QUOTE.search(c) else c for c in cells]) + "\n"
+
+
+def neutral(text: str) -> str:
+    """With an apostrophe in front where a spreadsheet would run it as a formula."""
+    return "'" + text if _FORMULA.match(text) else text
 
 
 def _cell(column: str, value: Any) -> str:
     if column in _TEXTS:
-        return "'" + value if _FORMULA.match(value) else str(value)
+        return neutral(value)
     if column == "top5":
         return "{" + ", ".join([f"{_as_json(k)}: {p:.10g}" for k, p in value.items()]) + "}" if value else ""
     if value is None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from lrp.cli import data, demo, evaluate, explain, models, rules
+from lrp.cli import accuracy, compare, confidence, data, demo, errors, evaluate, explain, models, rules
 from lrp.cli.common import guarded
 
 app = typer.Typer(
@@ -23,8 +23,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (explain.explain, rules.rules, models.models, demo.demo, data.data, evaluate.evaluate):
-    app.command(epilog=f"Example: {command.example}")(guarded(command))
+COMMANDS = (
+    explain.explain, rules.rules, models.models, demo.demo, data.data, accuracy.accuracy, evaluate.evaluate,
+    confidence.confidence, errors.errors, compare.compare,
+)  # fmt: skip
+for command in COMMANDS:
+    kind = accuracy.OptionalFiles if command is accuracy.accuracy else None
+    app.command(epilog=f"Example: {command.example}", cls=kind)(guarded(command))
 
 
 def version(show: bool) -> None:

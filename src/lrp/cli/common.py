@@ -86,6 +86,43 @@ def load(name: str, size: int | None = None) -> LoadedModel:
     return loaded if size is None else loaded._replace(preprocessing=loaded.preprocessing.with_size(size))
 
 
+class progress:
+    """A bar on stderr where a person is watching, nothing where not: gives advance(done, total, what)."""
+
+    def __init__(self, what: str, quiet: bool = False) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(
+            *columns, console=console, transient=True, disable=quiet or not console.is_terminal,
+            redirect_stdout=sys.stdout.isatty(),
+        )  # fmt: skip
+        self.what = what
+
+    def __enter__(self) -> Callable[..., None]:
+        self.bar.start()
+        task = self.bar.add_task(self.what, total=None)
+
+        def advance(done: int, total: int, what: str = "") -> None:
+            """`done` more of `total`; of a new `what`, from the beginning."""
+            if what and what != self.what:
+                self.what = what
+                self.bar.reset(task, description=what)
+            self.bar.update(task, total=total, advance=done)
+
+        return advance
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.stop()
+
+
 def device(name: str) -> torch.device:
     """The device of that name; auto: a GPU where there is one."""
     import torch

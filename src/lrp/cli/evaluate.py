@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -55,8 +55,10 @@ def evaluate(
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Predict every photo of a data set: one CSV row per file. Stopped, the same command goes on."""
+    from lrp.measure import outputs
+
     found = run(
-        opened(data, split, follow_links), model, output or Path(f"{file_name(model)}_results.csv"), classes.value,
+        opened(data, split, follow_links), model, output or outputs([model], ".")[0], classes.value,
         size, device, batch_size, max_megapixels, overwrite, quiet,
     )  # fmt: skip
     if as_json:
@@ -80,11 +82,6 @@ def opened(data: Path, split: str | None, follow_links: bool) -> DataSet:
     return found
 
 
-def file_name(model: str) -> str:
-    """A model's name as part of a file's: "timm:resnet18.a1_in1k" -> "resnet18.a1_in1k"."""
-    return Path(model.removeprefix("timm:")).name.replace(":", "_")
-
-
 def run(
     data: DataSet,
     model: str,
@@ -99,21 +96,26 @@ def run(
 ) -> Evaluation:
     """Evaluate with a bar on stderr; folders that are no class are named there."""
     from lrp.evaluate import evaluate
+    from lrp.measure import file_name
 
     chosen = common.device(device)
     loaded = common.load(model, size)
     try:
-        with _progress(file_name(model), quiet) as advance:
+        with common.progress(file_name(model), quiet) as advance:
             found = evaluate(
                 data, loaded, output, name=model, classes=classes, batch_size=batch_size, device=chosen,
                 max_megapixels=max_megapixels, overwrite=overwrite, advance=advance,
             )  # fmt: skip
     except (DataError, PredictionsError) as error:
         raise typer.BadParameter(str(error)) from error
-    for folder, near in found.unmatched.items():
+    say_unmatched(model, found.unmatched)
+    return found
+
+
+def say_unmatched(model: str, unmatched: Mapping[str, Sequence[str]]) -> None:
+    for folder, near in unmatched.items():
         hint = f"; near it: {', '.join(near)}" if near else ""
         common.complain(f"the folder {folder!r} is no class of {model}{hint}.")
-    return found
 
 
 def said(found: Evaluation) -> str:
@@ -131,29 +133,3 @@ def said(found: Evaluation) -> str:
     if found.resumed and fresh:
         pace += f", {found.resumed:,} were there from a run that was stopped"
     return f"{line}\n-> {found.output}: {pace}"
-
-
-class _progress:
-    """A bar on stderr where a person is watching; nothing where not."""
-
-    def __init__(self, what: str, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        self.bar = Progress(
-            what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True,
-            disable=quiet or not console.is_terminal, redirect_stdout=sys.stdout.isatty(),
-        )  # fmt: skip
-
-    def __enter__(self) -> Any:
-        self.bar.start()
-        task = self.bar.add_task("", total=None)
-
-        def advance(done: int, total: int) -> None:
-            self.bar.update(task, total=total, advance=done)
-
-        return advance
-
-    def __exit__(self, *_: Any) -> None:
-        self.bar.stop()

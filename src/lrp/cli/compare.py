@@ -1,0 +1,114 @@
+"""`lrp compare`: two models on the same photos, such as before and after retraining."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lrp.cli import common, tables
+from lrp.cli.confidence import ROOT, end
+from lrp.cli.evaluate import JSON, QUIET
+
+if TYPE_CHECKING:
+    from lrp.comparison import Comparison, Twin
+    from lrp.intervals import Paired
+
+CLASSES = 30
+
+
+@common.example("lrp compare vgg19_results_original.csv vgg19_results_retrained.csv --explain")
+def compare(
+    a: Annotated[
+        Path, typer.Argument(help="The original's table.", metavar="A.csv", exists=True, dir_okay=False)
+    ],
+    b: Annotated[Path, typer.Argument(help="The other's.", metavar="B.csv", exists=True, dir_okay=False)],
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, help="How many photos of a kind to show.")
+    ] = 10,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for tables and pictures; none: one beside A."),
+    ] = None,
+    root: Annotated[Path | None, ROOT] = None,
+    as_json: Annotated[bool, JSON] = False,
+    quiet: Annotated[bool, QUIET] = False,
+) -> None:
+    """Set B against A: accuracy, photos gained and lost, where confidence moved most."""
+    from lrp import study
+
+    found = study.compare(a, b, output, count=count, root=root)
+    if as_json:
+        print(json.dumps(found.to_dict(), ensure_ascii=False))
+    elif not quiet:
+        show(found.comparison, count)
+    end(found.written, as_json or quiet)
+
+
+def show(c: Comparison, count: int) -> None:
+    print(f"A = {c.names[0]}, B = {c.names[1]}")
+    for note in c.notes:
+        print(note)
+    print()
+    shares = {f"all classes ({c.overall.n:,} images)": c.overall}
+    if c.restricted:
+        shares[f"the {len(c.restricted.classes)} shared classes"] = c.restricted.overall
+    names = "A", "B", "B - A", "McNemar's test", "gained", "lost"
+    tables.show(
+        "Accuracy (95 % interval)",
+        ("", *(f">{head}" for head in shares)),
+        list(zip(names, *map(_accuracies, shares.values()), strict=True)),
+    )
+    changed = [k for k in c.classes if k.gained or k.lost]
+    if changed:
+        shown = sorted(changed, key=lambda k: -(k.gained + k.lost))[:CLASSES]
+        title = "Classes with photos gained or lost"
+        if len(shown) < len(changed):
+            title += f": the {len(shown)} of {len(changed)} with most; classes.csv has all"
+        tables.show(
+            title,
+            ("class", ">images", ">A", ">B", ">gained", ">lost"),
+            [
+                [
+                    k.label, f"{k.n:,}", *(tables.percent(side.value if side else None) for side in (k.a, k.b)),
+                    f"{k.gained:,}", f"{k.lost:,}",
+                ]
+                for k in shown
+            ],
+        )  # fmt: skip
+    for title, twins in (
+        ("Gained: A wrong, B right", c.gained),
+        ("Lost: A right, B wrong", c.lost),
+        ("The true class's confidence rose most", c.rose),
+        ("The true class's confidence fell most", c.fell),
+    ):
+        if twins:
+            more = f" (the first {count} of {len(twins):,})" if len(twins) > count else ""
+            columns = ">", "true", ">in A", ">in B", "A said", "B said", "photo"
+            tables.show(title + more, columns, _twins(twins[:count]))
+
+
+def _accuracies(p: Paired) -> list[str]:
+    if p.difference is None or p.low is None or p.high is None or p.p is None:
+        return ["", "", "", "", "0", "0"]
+    difference = f"{100 * p.difference:+.1f} points ({100 * p.low:+.1f} to {100 * p.high:+.1f})"
+    chance = f"p {p.p:.3f}" if p.p >= 0.001 else "p < 0.001"
+    return [str(p.a), str(p.b), difference, chance, f"{p.gained:,}", f"{p.lost:,}"]
+
+
+def _twins(twins: Sequence[Twin]) -> list[list[str]]:
+    from lrp.intervals import percent
+
+    def said(value: float | None) -> str:
+        return "" if value is None else percent(value)
+
+    return [
+        [
+            str(rank), t.a.true_label, said(t.a.true_confidence), said(t.b.true_confidence), t.a.predicted_label,
+            t.b.predicted_label, t.a.path,
+        ]
+        for rank, t in enumerate(twins, 1)
+    ]  # fmt: skip

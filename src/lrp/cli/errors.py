@@ -1,0 +1,97 @@
+"""`lrp errors`: where a model is wrong, what it takes for what, how honest its confidences are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lrp.cli import common, tables
+from lrp.cli.confidence import OUTPUT, RESULTS, ROOT, end
+from lrp.cli.evaluate import JSON, QUIET
+
+if TYPE_CHECKING:
+    from lrp.study import Errors
+
+PAIRS, CLASSES = 10, 30
+
+
+@common.example("lrp errors vgg19_results.csv --explain")
+def errors(
+    results: Annotated[Path, RESULTS],
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, help="How many of the most confident mistakes to show.")
+    ] = 20,
+    bins: Annotated[int, typer.Option(min=1, help="Bins of the reliability plot.")] = 15,
+    output: Annotated[Path | None, OUTPUT] = None,
+    root: Annotated[Path | None, ROOT] = None,
+    as_json: Annotated[bool, JSON] = False,
+    quiet: Annotated[bool, QUIET] = False,
+) -> None:
+    """Show what is taken for what, the most confident mistakes, calibration, precision and recall."""
+    from lrp import study
+
+    found = study.errors(results, output, count=count, bins=bins, root=root)
+    if as_json:
+        print(json.dumps(found.to_dict(), ensure_ascii=False))
+    elif not quiet:
+        show(found, count)
+    end(found.written, as_json or quiet)
+
+
+def show(found: Errors, count: int) -> None:
+    from lrp.intervals import percent
+
+    accuracy, confusion, calibration = found.accuracy, found.confusion, found.calibration
+    print(
+        f"{accuracy.counted:,} images, {len(confusion.mistakes):,} mistakes: top-1 {accuracy.top1 or '-'}, "
+        f"top-5 {accuracy.top5 or '-'}"
+    )
+    for name, value in (
+        ("could not be read", accuracy.unreadable),
+        ("of no class of the model", accuracy.unmatched),
+    ):
+        if value:
+            print(f"{value:,} more files {name}: left out")
+    if calibration.ece is not None:
+        tendency = "" if calibration.tendency in ("", "neither") else f": {calibration.tendency}"
+        print(
+            f"mean confidence {tables.percent(calibration.confidence)}{tendency}; expected calibration error (ECE) "
+            f"{tables.percent(calibration.ece)}, of equally filled bins {tables.percent(calibration.adaptive_ece)}"
+        )
+    print()
+    if confusion.pairs:
+        tables.show(
+            "Most often taken for another",
+            ("true", "predicted", ">images", ">of the class"),
+            [[p.true, p.predicted, f"{p.count:,}", tables.percent(p.share)] for p in confusion.pairs[:PAIRS]],
+        )
+        tables.show(
+            "Most confident mistakes",
+            (">", "predicted", ">confidence", "true", ">its confidence", "photo"),
+            [
+                [
+                    str(rank), row.predicted_label, percent(row.predicted_confidence or 0), row.true_label,
+                    "" if row.true_confidence is None else percent(row.true_confidence), row.path,
+                ]
+                for rank, row in enumerate(confusion.mistakes[:count], 1)
+            ],
+        )  # fmt: skip
+    worst = sorted(accuracy.classes, key=lambda c: c.f1 or 0)[:CLASSES]
+    shown = worst if len(worst) < len(accuracy.classes) else accuracy.classes
+    title = "Precision and recall per class"
+    if len(shown) < len(accuracy.classes):
+        title += f": the {len(shown)} of {len(accuracy.classes)} with the lowest F1; classes.csv has all"
+    tables.show(
+        title,
+        ("class", ">images", ">predicted", ">precision", ">recall", ">F1"),
+        [
+            [
+                c.label, f"{c.support:,}", f"{c.predicted:,}", tables.percent(c.precision), tables.percent(c.recall),
+                tables.number(c.f1),
+            ]
+            for c in shown
+        ],
+    )  # fmt: skip
