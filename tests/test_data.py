@@ -524,3 +524,13 @@ def test_models_that_have_torchvisions_own_names_know_wordnet_ids_too():
 @pytest.mark.parametrize("text", ["(7)", "7_", "1_0", "7-"])
 def test_odd_numbers_are_names(text):
     assert message(class_index, text, list("abc"), kind=TargetError).startswith(f"no class '{text}': ")
+
+
+def test_wordnet_ids_also_mean_the_classes_of_a_retrained_model():
+    """Which are named as ImageNet's, though they are ten and in another order."""
+    names = ["tench", "golf ball", "crane (bird)", "n01443537"]
+    assert [class_index(wnid, names) for wnid in ("n01440764", "n03445777", "n02012849")] == [0, 1, 2]
+    assert class_index("n01443537", names) == 3  # a name counts first
+    assert class_index("n03126707", imagenet_names()) == 517
+    with pytest.raises(TargetError, match=r"no class 'n02123045': no class has a similar name"):
+        class_index("n02123045", names[:2])

@@ -13,8 +13,8 @@ def class_index(text: str | int, class_names: Sequence[str]) -> int:
     """The index of the class that `text` means.
 
     A name counts before a number, so that "7" is a digit classifier's class 7 whatever its order. Case does
-    not count, nor do parentheses, nor the choice between space, hyphen and underscore. A WordNet id
-    ("n02123045") is understood if the names are those of ImageNet-1k.
+    not count, nor do parentheses, nor the choice between space, hyphen and underscore. A WordNet id of
+    ImageNet-1k ("n02123045") means the class with its name ("tabby").
 
     Raises:
         TargetError: no class is meant, or several are.
@@ -42,12 +42,21 @@ def classes_meant(text: str | int, class_names: Sequence[str]) -> list[int]:
         exact = [i for i, name in enumerate(class_names) if name == text]
         if alike := exact or [i for i, name in enumerate(class_names) if _plain(name) == wanted]:
             return alike
-        if re.fullmatch(_WNID, wanted) and _of_imagenet(class_names):
-            return [imagenet_wnids().index(wanted)] if wanted in imagenet_wnids() else []
+        if named := wnid_name(wanted):
+            if _of_imagenet(class_names):
+                return [imagenet_wnids().index(wanted)]
+            return [i for i, name in enumerate(class_names) if _plain(name) == _plain(named)]
         if not re.fullmatch(_INTEGER, text):
             return []
     index = int(text)
     return [index] if 0 <= index < len(class_names) else []
+
+
+def wnid_name(text: str) -> str | None:
+    """The short name of a WordNet id of ImageNet-1k ("n02123045": "tabby"); None of anything else."""
+    if not re.fullmatch(_WNID, text) or text not in imagenet_wnids():
+        return None
+    return imagenet_names()[imagenet_wnids().index(text)]
 
 
 def nearest(text: str, class_names: Sequence[str], count: int = 5) -> list[str]:
