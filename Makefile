@@ -14,8 +14,9 @@ test: $(STAMP)  ## ruff, mypy, pytest
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(TESTS)
 
-bench: $(STAMP)  ## time and memory against one input gradient, zennit and captum
+bench: $(STAMP)  ## time and memory against one input gradient, zennit and captum; of evaluating a data set
 	$(BIN)/python benchmarks/speed.py $(BENCH)
+	$(BIN)/python benchmarks/study.py
 
 faithfulness: $(STAMP)  ## how well the maps of the candidate presets find what the decision hangs on
 	$(BIN)/python benchmarks/faithfulness.py
@@ -23,7 +24,7 @@ faithfulness: $(STAMP)  ## how well the maps of the candidate presets find what 
 # Installed again only when the dependencies change.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,study,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,study,train,test]'
 	touch $(STAMP)
 
 clean:

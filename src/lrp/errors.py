@@ -47,3 +47,7 @@ class DataError(LrpError):
 
 class PredictionsError(LrpError):
     """A predictions CSV cannot be read, written, or gone on with."""
+
+
+class TrainingError(LrpError):
+    """What is to be trained on, or with, is not what was expected; or training went wrong."""

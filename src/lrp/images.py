@@ -301,7 +301,8 @@ def _decode(path: Path, file: BinaryIO, kind: str, max_megapixels: float) -> np.
     except MemoryError as error:
         raise PhotoError(path, "there is not enough memory to decode it; make it smaller") from error
     except Exception as error:  # on damaged files decoders raise nearly anything: KeyError, struct.error
-        detail = _one_line(str(error))[:120] or type(error).__name__
+        # Pillow names the file object, and with it the path, which has a place of its own.
+        detail = re.sub(r" <[^<>]*name=.*>", "", _one_line(str(error)))[:120] or type(error).__name__
         raise PhotoError(
             path,
             f"begins like {kind} but cannot be decoded ({detail}); it is damaged: copy or export it again",
