@@ -320,14 +320,14 @@ def test_interrupted_is_130_and_leaves_whole_files(inside, capsys, monkeypatch):
 
     written = []
 
-    def interrupted(self, sheet, limit, write=Gallery._write):
+    def interrupted(self, sheet, limit, write=Gallery.write):
         if written:
             raise KeyboardInterrupt
         written.append(sheet.output)
         return write(self, sheet, limit)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Gallery, "_write", interrupted)
+        patch.setattr(Gallery, "write", interrupted)
         assert main(["explain", "input", "-o", "out"]) == 130
     assert "interrupted; what is finished is whole" in capsys.readouterr().err
     assert [p.name for p in Path("out").rglob("*") if p.is_file()] == [written[0].name]

@@ -77,6 +77,7 @@ MAY_IMPORT = {
     "contact": PICTURES,
     "files": {"errors", "predictions"},
     "study": {"contact", "files", "plots", *PICTURES, *TABLES},
+    "why": {"gallery", "targets", *PICTURES, *MODELS, *TABLES},
     "measure": {"errors", "data", "evaluate", "models", *TABLES},
 }
 WITHOUT_TORCH = {

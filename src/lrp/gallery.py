@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from lrp import heatmap
 from lrp.classes import class_index
 from lrp.errors import ImageError, LrpError, TargetError
 from lrp.explainer import Explainer, Explanation
-from lrp.images import Found, Photo, find_photos, open_photo
+from lrp.images import Found, Geometry, Photo, find_photos, open_photo
 from lrp.models import LoadedModel
 from lrp.targets import Contrast
 
@@ -33,45 +33,69 @@ from lrp.targets import Contrast
 
 @dataclass(frozen=True)
 class Request:
-    """A target as the command line writes it: predicted, true, CLASS, INDEX, topK, A-vs-B."""
+    """What to explain of a photo, one heatmap for each part: a target as the command line writes it, or several.
+
+    Attributes:
+        text: as it was asked for.
+        parts: each "predicted", "true" (the folder's class), an index, or a `Contrast` of such.
+        count: instead of parts, so many of the likeliest classes.
+        titles: above each heatmap; without them the class and its probability.
+        heading: title and subtitle above the photo; without it the predicted class and the file's name.
+    """
 
     text: str
-    kind: str  # "predicted", "true", "class", "top", "contrast"
-    sides: tuple[Any, ...] = ()
-    count: int = 1
+    parts: tuple[Any, ...] = ()
+    count: int = 0
+    titles: tuple[str, ...] = ()
+    heading: tuple[str, str] | None = None
 
     @staticmethod
     def parse(text: str, class_names: Sequence[str]) -> Request:
-        """Read a target; the words predicted, true and topK come before classes of that name.
+        """Read predicted, true, CLASS, INDEX, topK, A-vs-B, or several but topK with commas between them.
+
+        Words come before classes of that name, and a class with a comma in its name before a list.
 
         Raises:
             TargetError: no such class; the nearest are named.
         """
-        if text in ("predicted", "true"):
-            return Request(text, text, (text,))
         if match := re.fullmatch(r"top(\d+)", text):
             count = int(match[1])
             if not 1 <= count <= len(class_names):
                 raise TargetError(
                     f"target {text!r}: the model has {len(class_names)} classes, top1 to top{len(class_names)}."
                 )
-            return Request(text, "top", count=count)
-        first, versus, second = text.partition("-vs-")
-        if versus:
-            sides = tuple(
-                s if s in ("predicted", "true") else class_index(s, class_names) for s in (first, second)
-            )
-            return Request(text, "contrast", sides)
-        return Request(text, "class", (class_index(text, class_names),))
+            return Request(text, count=count)
+        try:
+            return Request(text, (_part(text, class_names),))
+        except TargetError:
+            if "," not in text:
+                raise
+        parts = [part.strip() for part in text.split(",")]
+        if top := [part for part in parts if re.fullmatch(r"top\d+", part)]:
+            raise TargetError(f"target {text!r}: {top[0]} stands alone, not in a list.")
+        return Request(text, tuple(_part(part, class_names) for part in parts))
 
-    def entry(self, true: int | None) -> Any:
-        """What `Explainer` takes, for a photo whose folder names class `true`."""
-        sides: list[Any] = [true if side == "true" else side for side in self.sides] or [None]
-        return Contrast(sides[0], sides[1]) if self.kind == "contrast" else sides[0]
+    def entries(self, true: int | None) -> list[Any]:
+        """What `Explainer` takes for each part, for a photo whose folder names class `true`."""
+
+        def entry(part: Any) -> Any:
+            if isinstance(part, Contrast):
+                return Contrast(entry(part.a), entry(part.b))
+            return true if part == "true" else part
+
+        return [entry(part) for part in self.parts]
 
     @property
     def needs_folder(self) -> bool:
-        return "true" in self.sides
+        return any("true" in ((p.a, p.b) if isinstance(p, Contrast) else (p,)) for p in self.parts)
+
+
+def _part(text: str, class_names: Sequence[str]) -> Any:
+    def side(text: str) -> Any:
+        return text if text in ("predicted", "true") else class_index(text, class_names)
+
+    first, versus, second = text.partition("-vs-")
+    return Contrast(side(first), side(second)) if versus else side(text)
 
 
 @dataclass(frozen=True)
@@ -157,6 +181,19 @@ def _inside(path: str, folder: str) -> bool:
 # ---------------------------------------------------------------- the run
 
 
+@dataclass(frozen=True, eq=False)
+class Map:
+    """One heatmap to draw: it knows its model's geometry, so that the maps of two models fit into one picture."""
+
+    values: np.ndarray  # [h, w], on the model's input: small until it is drawn
+    geometry: Geometry
+    title: str
+    subtitle: str
+
+    def panel(self, height: int, width: int) -> heatmap.Panel:
+        return heatmap.Panel(self.geometry.to_photo(self.values, height, width), self.title, self.subtitle)
+
+
 @dataclass
 class Sheet:
     """An explained photo whose picture is still to be drawn."""
@@ -165,8 +202,7 @@ class Sheet:
     photo: Photo
     fingerprint: str
     facts: dict[str, Any]
-    maps: list[np.ndarray]  # [h, w] each, on the model's input
-    titles: list[tuple[str, str]]
+    maps: list[Map]
     heading: tuple[str, str]
     npz: dict[str, Any] | None
     unit: str
@@ -179,6 +215,7 @@ class Gallery:
     Args:
         loaded: the model on `device`, its preprocessing at the size wanted, its class names.
         explainer: explains that model.
+        request: the same for all photos, or what gives each one its own.
         identity: whatever else decides what a result is (model's name, weights, preset): its fingerprint.
         save_npz: write `<name>.npz` beside each picture: relevance [C, H, W] float32 (of topK
             [K, C, H, W]), logits, target, crop (left, top, right, bottom in photo pixels), fingerprint.
@@ -186,7 +223,7 @@ class Gallery:
 
     loaded: LoadedModel
     explainer: Explainer
-    request: Request
+    request: Request | Callable[[Found], Request]
     identity: dict[str, Any]
     drawing: Drawing = Drawing()
     device: torch.device | None = None
@@ -199,25 +236,27 @@ class Gallery:
         """Explain the files; yields one result for each, in their order."""
         places = outputs(found, output)
         common = self._all_digests(found) if self.drawing.shared_scale else ""
-        made = self._explained(found, places, common)
+        made = self.explained(found, places, common)
         if not self.drawing.shared_scale:
             for one in made:
-                yield one if isinstance(one, Result) else self._write(one, None)
+                yield one if isinstance(one, Result) else self.write(one, None)
             return
         # One scale needs all maps first; they are small, at the model's input size. Photos are read again.
         waiting = [one if isinstance(one, Result) else _without_photo(one) for one in made]
-        maps = [m for one in waiting if isinstance(one, Sheet) for m in one.maps]
+        maps = [m.values for one in waiting if isinstance(one, Sheet) for m in one.maps]
         # An interrupted run left some pictures: they are kept, and theirs is the scale of all.
         known = [one.facts["scale"] for one in waiting if isinstance(one, Result) and one.status == "kept"]
         limit = known[0] if known else heatmap.scale(maps, self.drawing.percentile) if maps else None
         for one in waiting:
-            yield one if isinstance(one, Result) else self._write(one, limit)
+            yield one if isinstance(one, Result) else self.write(one, limit)
 
-    def _explained(
-        self, found: Sequence[Found], places: Sequence[Path], common: str
+    def explained(
+        self, found: Sequence[Found], places: Sequence[Path], common: str = ""
     ) -> Iterator[Result | Sheet]:
         """Results that are settled and sheets to draw, in order; photos go through the model in batches."""
-        queue: list[Any] = []  # results, and (file, photo, place, fingerprint, entry) that wait for a batch
+        queue: list[
+            Any
+        ] = []  # results, and (photo, place, fingerprint, request, entries) that wait for a batch
 
         def flush() -> Iterator[Result | Sheet]:
             waiting = [q for q in queue if not isinstance(q, Result)]
@@ -239,13 +278,14 @@ class Gallery:
         try:
             photo = open_photo(file.path, max_megapixels=self.max_megapixels)
             self.loaded.preprocessing.geometry.box(*photo.pixels.shape[:2])  # refuses what is too narrow
-            true = self._folder_class(file) if self.request.needs_folder else None
+            request = self.request if isinstance(self.request, Request) else self.request(file)
+            true = self._folder_class(file) if request.needs_folder else None
         except LrpError as error:
             return Result(file.path, "skipped", error=getattr(error, "reason", None) or str(error))
-        fingerprint = self._fingerprint(photo, true, common)
+        fingerprint = self._fingerprint(photo, request, true, common)
         if not self.overwrite and (kept := self._kept(place, fingerprint)) is not None:
             return Result(file.path, "kept", place, facts=kept)
-        return file, photo, place, fingerprint, self.request.entry(true)
+        return photo, place, fingerprint, request, request.entries(true)
 
     def _folder_class(self, file: Found) -> int:
         folder = file.path.absolute().parent.name
@@ -256,12 +296,12 @@ class Gallery:
 
     # ------------------------------------------------------------ what makes a result the same
 
-    def _fingerprint(self, photo: Photo, true: int | None, common: str) -> str:
+    def _fingerprint(self, photo: Photo, request: Request, true: int | None, common: str) -> str:
         facts = {
             **self.identity,
             "lrp": lrp.__version__,
             "photo": photo.digest,
-            "target": self.request.text,
+            "target": repr(request) if request.titles or request.heading else request.text,
             "true": true,
             "preprocessing": self.loaded.preprocessing.to_dict(),
             "drawing": asdict(self.drawing),
@@ -298,24 +338,30 @@ class Gallery:
 
     def _batch(self, waiting: list[Any]) -> list[Sheet]:
         pre = self.loaded.preprocessing
-        x = torch.stack([pre(photo.pixels) for _, photo, *_ in waiting]).to(self.device)
-        if self.request.kind == "top":
+        x = torch.stack([pre(photo.pixels) for photo, *_ in waiting]).to(self.device)
+        requests, entries = [request for *_, request, _ in waiting], [part for *_, part in waiting]
+        if count := requests[0].count:
             with torch.no_grad():
-                ranked = self.loaded.model(x.clone()).topk(self.request.count, dim=1).indices
-            many = self.explainer.many(x, [ranked[:, k].tolist() for k in range(self.request.count)])
-            explained: list[Explanation] = list(many)
-        else:
-            explained = [self.explainer(x, [entry for *_, entry in waiting])]
+                ranked = self.loaded.model(x.clone()).topk(count, dim=1).indices
+            entries = ranked.tolist()
+        targets = [list(part) for part in zip(*entries, strict=True)]
+        # One forward pass for all parts.
+        explained = (
+            [self.explainer(x, targets[0])] if len(targets) == 1 else list(self.explainer.many(x, targets))
+        )
         return [self._sheet(i, item, explained) for i, item in enumerate(waiting)]
 
     def _sheet(self, i: int, item: Any, explained: list[Explanation]) -> Sheet:
-        _, photo, place, fingerprint, entry = item
+        photo, place, fingerprint, request, entries = item
         names = self.loaded.class_names
         logits = explained[0].logits[i].detach().cpu()
         probabilities = logits.double().softmax(0)
         best = probabilities.topk(min(5, len(names)))
         winner = int(best.indices[0])
-        panels = [self._panel(e, i, entry, probabilities) for e in explained]
+        # Of topK the classes are the explanations' own targets.
+        entries = entries or [int(e.target[i]) for e in explained]
+        panels = [self._panel(e, i, part, probabilities) for e, part in zip(explained, entries, strict=True)]
+        titles = request.titles or [p["title"] for p in panels]
         facts: dict[str, Any] = {
             "predicted": names[winner],
             "predicted_index": winner,
@@ -339,11 +385,15 @@ class Gallery:
             "fingerprint": np.array(fingerprint),
         }
         unit = "shares of the softmax" if self.explainer.seed == "softmax" else "logits"
+        predicted = f"{names[winner]}  {100 * float(probabilities[winner]):.1f} %"
+        geometry = self.loaded.preprocessing.geometry
         return Sheet(
             place, photo, fingerprint, facts,
-            maps=[r.sum(0) for r in relevance],
-            titles=[(p["title"], _account(p, unit)) for p in panels],
-            heading=(f"{names[winner]}  {100 * float(probabilities[winner]):.1f} %", f"predicted for {photo.path.name}"),
+            maps=[
+                Map(r.sum(0), geometry, title, _account(p, unit))
+                for r, title, p in zip(relevance, titles, panels, strict=True)
+            ],
+            heading=request.heading or (predicted, f"predicted for {photo.path.name}"),
             npz=npz if self.save_npz else None,
             unit=unit,
         )  # fmt: skip
@@ -377,18 +427,15 @@ class Gallery:
 
     # ------------------------------------------------------------ writing
 
-    def _write(self, sheet: Sheet, limit: float | None) -> Result:
+    def write(self, sheet: Sheet, limit: float | None = None) -> Result:
+        """Draw a sheet, which may hold another gallery's maps too, on its own scale or from -limit to limit."""
         source = sheet.photo.path
         sheet.facts["scale"] = limit
         try:
             pixels = sheet.photo.pixels
             if not pixels.size:
                 pixels = open_photo(source, max_megapixels=self.max_megapixels).pixels
-            geometry = self.loaded.preprocessing.geometry
-            panels = [
-                heatmap.Panel(geometry.to_photo(values, *pixels.shape[:2]), title, subtitle)
-                for values, (title, subtitle) in zip(sheet.maps, sheet.titles, strict=True)
-            ]
+            panels = [one.panel(*pixels.shape[:2]) for one in sheet.maps]
             picture = heatmap.draw(
                 pixels, panels, title=sheet.heading[0], subtitle=sheet.heading[1], style=self.drawing.style,
                 percentile=self.drawing.percentile, limit=limit, unit=sheet.unit,

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrp.cli import common, tables
+from lrp.cli import common, tables, why
 from lrp.cli.confidence import ROOT, end
 from lrp.cli.evaluate import JSON, QUIET
 
 if TYPE_CHECKING:
     from lrp.comparison import Comparison, Twin
+    from lrp.gallery import Result
     from lrp.intervals import Paired
 
 CLASSES = 30
+
+
+class Target(StrEnum):
+    true = "true"
+    predicted = "predicted"
 
 
 @common.example("lrp compare vgg19_results_original.csv vgg19_results_retrained.csv --explain")
@@ -34,6 +41,19 @@ def compare(
         typer.Option("--output", "-o", help="Folder for tables and pictures; none: one beside A."),
     ] = None,
     root: Annotated[Path | None, ROOT] = None,
+    explain: Annotated[bool, why.EXPLAIN] = False,
+    target: Annotated[
+        Target,
+        typer.Option(help="With --explain: the photo's true class, or the one that each model predicts."),
+    ] = Target.true,
+    model_a: Annotated[
+        str | None, typer.Option(help="With --explain: A's model, if it is not where its rows say.")
+    ] = None,
+    model_b: Annotated[str | None, typer.Option(help="The same of B.")] = None,
+    composite: Annotated[str | None, common.COMPOSITE] = None,
+    size_a: Annotated[int | None, typer.Option(min=1, help="Side of A's input, as it was evaluated.")] = None,
+    size_b: Annotated[int | None, typer.Option(min=1, help="The same of B.")] = None,
+    device: Annotated[str, common.DEVICE] = "auto",
     as_json: Annotated[bool, JSON] = False,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
@@ -41,11 +61,30 @@ def compare(
     from lrp import study
 
     found = study.compare(a, b, output, count=count, root=root)
+    pictures: list[Result] = []
+    groups = {"gained": found.comparison.gained[:count], "lost": found.comparison.lost[:count]}
+    if explain and any(groups.values()):
+        from lrp.why import explain_changes
+
+        twins = found.comparison.twins
+        galleries = (
+            why.gallery(a, [t.a for t in twins], model_a, composite, size_a, device, "--model-a"),
+            why.gallery(b, [t.b for t in twins], model_b, composite, size_b, device, "--model-b"),
+        )
+        photos = {path: Path(file) for path, file in found.written.photos.items()}
+        for name, group in groups.items():
+            if not group:
+                continue
+            folder = Path(found.written.folder, name)
+            made = explain_changes(group, photos, galleries, folder, target=target.value)
+            pictures += why.told(made, len(group), f"explaining {name}", quiet)
     if as_json:
-        print(json.dumps(found.to_dict(), ensure_ascii=False))
+        print(
+            json.dumps(found.to_dict() | {"explained": [p.to_dict() for p in pictures]}, ensure_ascii=False)
+        )
     elif not quiet:
         show(found.comparison, count)
-    end(found.written, as_json or quiet)
+    end(found.written, as_json or quiet, pictures)
 
 
 def show(c: Comparison, count: int) -> None:

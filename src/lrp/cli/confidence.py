@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lrp.analysis import Surest
+    from lrp.gallery import Result
     from lrp.predictions import Prediction
     from lrp.study import Written
 
@@ -91,11 +93,13 @@ def _class(one: Surest) -> list[str]:
     ]  # fmt: skip
 
 
-def end(written: Written, silent: bool) -> None:
+def end(written: Written, silent: bool, pictures: Sequence[Result] = ()) -> None:
     """Say where everything is, and what is missing: exit code 3 then."""
     if not silent:
         print(f"-> {written.folder}: {', '.join(written.files)}")
+        for folder, group in groupby(p.output.parent for p in pictures if p.output):
+            print(f"-> {folder}: {len(list(group)):,} pictures")
     for note in written.notes:
         common.complain(note)
-    if written.notes:
+    if written.notes or any(p.status == "skipped" for p in pictures):
         raise common.Skipped

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrp.cli import common, tables
+from lrp.cli import common, tables, why
 from lrp.cli.confidence import OUTPUT, RESULTS, ROOT, end
 from lrp.cli.evaluate import JSON, QUIET
 
 if TYPE_CHECKING:
+    from lrp.gallery import Result
     from lrp.study import Errors
 
 PAIRS, CLASSES = 10, 30
@@ -27,6 +28,11 @@ def errors(
     bins: Annotated[int, typer.Option(min=1, help="Bins of the reliability plot.")] = 15,
     output: Annotated[Path | None, OUTPUT] = None,
     root: Annotated[Path | None, ROOT] = None,
+    explain: Annotated[bool, why.EXPLAIN] = False,
+    model: Annotated[str | None, why.MODEL] = None,
+    composite: Annotated[str | None, common.COMPOSITE] = None,
+    size: Annotated[int | None, common.SIZE] = None,
+    device: Annotated[str, common.DEVICE] = "auto",
     as_json: Annotated[bool, JSON] = False,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
@@ -34,11 +40,22 @@ def errors(
     from lrp import study
 
     found = study.errors(results, output, count=count, bins=bins, root=root)
+    pictures: list[Result] = []
+    mistakes = found.confusion.mistakes[:count]
+    if explain and mistakes:
+        from lrp.why import explain_mistakes
+
+        gallery = why.gallery(results, mistakes, model, composite, size, device)
+        photos = {path: Path(file) for path, file in found.written.photos.items()}
+        made = explain_mistakes(mistakes, photos, gallery, Path(found.written.folder, "mistakes"))
+        pictures = list(why.told(made, len(photos), "explaining", quiet))
     if as_json:
-        print(json.dumps(found.to_dict(), ensure_ascii=False))
+        print(
+            json.dumps(found.to_dict() | {"explained": [p.to_dict() for p in pictures]}, ensure_ascii=False)
+        )
     elif not quiet:
         show(found, count)
-    end(found.written, as_json or quiet)
+    end(found.written, as_json or quiet, pictures)
 
 
 def show(found: Errors, count: int) -> None:

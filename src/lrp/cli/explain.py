@@ -37,7 +37,9 @@ def explain(
     target: Annotated[
         str,
         typer.Option(
-            "--target", "-t", help="predicted, true (the folder's name), a class, an index, topK, or A-vs-B."
+            "--target",
+            "-t",
+            help="predicted, true (the folder's name), a class, an index, topK, A-vs-B; several with commas: a,b.",
         ),
     ] = "predicted",
     bias: Annotated[str | None, common.BIAS] = None,
