@@ -67,7 +67,8 @@ MAY_IMPORT = {
     "data": {"errors", "classes"},
     "archives": {"errors", "data", "download", "unpack"},
     "predictions": {"errors"},
-    "journal": {"errors", "predictions"},
+    "lock": {"errors", "predictions"},
+    "journal": {"errors", "lock", "predictions"},
     "evaluate": {"errors", "data", "journal", "predictions", "images", *MODELS},
     "intervals": set(),
     "analysis": TABLES,
@@ -81,7 +82,7 @@ MAY_IMPORT = {
     "measure": {"errors", "data", "evaluate", "models", *TABLES},
 }
 WITHOUT_TORCH = {
-    *PICTURES, *TABLES, "classes", "data", "download", "unpack", "archives", "journal", "figures", "plots", "contact",
+    *PICTURES, *TABLES, "classes", "data", "download", "unpack", "archives", "journal", "lock", "figures", "plots", "contact",
     "files", "study",
 }  # fmt: skip
 

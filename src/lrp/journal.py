@@ -6,10 +6,8 @@ unit of work, in any order. Knows the standard library alone.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import sys
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -18,18 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from lrp.errors import PredictionsError
+from lrp.lock import START_OVER, Lock, beside, differing
+from lrp.lock import BusyError as BusyError
 from lrp.predictions import Prediction, fault, os_errors, write_whole
-
-if sys.platform != "win32":
-    import fcntl
 
 _FORMAT = 1  # of a line's rows: the columns of `Prediction`, in their order
 _GO_ON = ". What is finished is kept: put that right, and the same command goes on from there"
-_START_OVER = "start over with --overwrite, or choose another -o"
-
-
-class BusyError(PredictionsError):
-    """Another run is writing the same table."""
 
 
 class Journal:
@@ -39,7 +31,7 @@ class Journal:
     however that ends, and a forked worker has no share in it. (Windows: nothing is held.)
     """
 
-    def __init__(self, output: Path, identity: dict[str, str], overwrite: bool, lock: _Lock) -> None:
+    def __init__(self, output: Path, identity: dict[str, str], overwrite: bool, lock: Lock) -> None:
         """For `Journal.open`."""
         self.path = journal_of(output)
         self._lock = lock
@@ -49,7 +41,7 @@ class Journal:
             before, self._units, self._end = _scan(self.path)
             if before != identity:
                 if self._units:
-                    raise PredictionsError(_differing(output, before, identity))
+                    raise PredictionsError(differing(output, before, identity))
                 self._begin(identity)  # nothing was finished yet: nothing is lost
                 _, self._units, self._end = _scan(self.path)
         with os_errors(self.path, "written"):
@@ -77,7 +69,7 @@ class Journal:
                 raise PredictionsError(
                     f"{output}: is a folder; name a file in it, as {output / 'results.csv'}"
                 )
-        lock = _Lock(output)
+        lock = Lock(output)
         try:
             return cls(output, dict(identity), overwrite, lock)
         except BaseException:
@@ -131,7 +123,7 @@ class Journal:
                 file.seek(self._units.offset(unit))
                 entry = _unseal(file.readline())
                 if entry is None or entry["unit"] != unit:
-                    raise PredictionsError(f"{self.path}: unit {unit} was changed meanwhile; {_START_OVER}")
+                    raise PredictionsError(f"{self.path}: unit {unit} was changed meanwhile; {START_OVER}")
                 for values in entry["rows"]:
                     yield Prediction(*values)
 
@@ -194,12 +186,12 @@ def _scan(path: Path) -> tuple[dict[str, str], _Units, int]:
         header = _unseal(file.readline())
         if header is None or "journal" not in header:
             raise PredictionsError(
-                f"{path}: is no journal of 'lrp evaluate', or its first line is damaged; move it away, or {_START_OVER}"
+                f"{path}: is no journal of 'lrp evaluate', or its first line is damaged; move it away, or {START_OVER}"
             )
         if header["journal"] != _FORMAT:
             raise PredictionsError(
                 f"{path}: is of format {header['journal']}, this version of lrp writes format {_FORMAT}; "
-                f"finish it with the version that began it, or {_START_OVER}"
+                f"finish it with the version that began it, or {START_OVER}"
             )
         end, broken = file.tell(), 0
         for number, line in enumerate(file, 2):
@@ -207,7 +199,7 @@ def _scan(path: Path) -> tuple[dict[str, str], _Units, int]:
             if entry is None:
                 broken = broken or number
             elif broken:  # each line was on the disk before the next began, so it was not torn by a kill
-                raise PredictionsError(f"{path}: line {broken} is damaged, and more follow it; {_START_OVER}")
+                raise PredictionsError(f"{path}: line {broken} is damaged, and more follow it; {START_OVER}")
             else:
                 units.remember(entry["unit"], end)
                 end += len(line)
@@ -236,82 +228,6 @@ def _unseal(line: bytes) -> dict[str, Any] | None:
     return json.loads(b"{" + body)
 
 
-def _differing(output: Path, before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    names = [*now, *(name for name in before if name not in now)]
-    changes = (
-        f"{name} was {repr(before[name]) if name in before else 'not there'}, "
-        f"now is {repr(now[name]) if name in now else 'not there'}"
-        for name in names
-        if before.get(name) != now.get(name)
-    )
-    what = "; ".join(changes)
-    return f"{output}: was begun by another run: {what}. Run that one again to go on, {_START_OVER}"
-
-
 def journal_of(output: Path) -> Path:
     """Where the journal of a table stands while the table is being made."""
-    return _beside(output, "journal")
-
-
-def _beside(output: Path, ending: str) -> Path:
-    return output.parent / f"{output.name}.{ending}"
-
-
-_HELD: dict[str, int] = {}  # lock file -> process: a lock of the system's does not keep its own process out
-
-
-class _Lock:
-    """A POSIX record lock on `OUTPUT.lock`: the process's own, so that it ends with it and no fork inherits it.
-
-    Such a lock is lost when its process closes any descriptor of the file, hence a file that nobody else opens.
-    """
-
-    def __init__(self, output: Path) -> None:
-        self._path = _beside(output, "lock")
-        self._key = os.path.realpath(self._path)
-        self._descriptor = -1
-        if _HELD.get(self._key) == os.getpid():
-            raise BusyError(_busy(output, str(os.getpid())))
-        if sys.platform != "win32":
-            with os_errors(self._path, "locked"):
-                while not self._take(output):
-                    pass
-            _HELD[self._key] = os.getpid()
-
-    def _take(self, output: Path) -> bool:
-        """Whether it is held; False if its file was removed by the run before, between opening and locking."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            try:
-                there = os.path.samestat(os.fstat(descriptor), os.stat(self._path))
-            except FileNotFoundError:
-                there = False
-            if there:
-                with suppress(OSError):  # on a full disk: the lock holds without the number
-                    os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
-                self._descriptor, descriptor = descriptor, -1
-            return there
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                process = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
-                raise BusyError(_busy(output, process)) from error
-            raise
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
-
-    def release(self) -> None:
-        if self._descriptor >= 0:
-            if _HELD.get(self._key) == os.getpid():  # in a fork it is still the parent's
-                with suppress(OSError):
-                    self._path.unlink()
-            os.close(self._descriptor)
-            self._descriptor = -1
-            _HELD.pop(self._key, None)
-
-
-def _busy(output: Path, process: str) -> str:
-    who = f" (process {process})" if process else ""
-    return f"{output} is being written by another run{who}; wait for it or choose another -o"
+    return beside(output, "journal")
