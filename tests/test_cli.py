@@ -23,7 +23,7 @@ from lrp.models import load_model
 
 ORIGINAL = load_model
 COMMANDS = (
-    "explain", "rules", "models", "demo", "data", "accuracy", "evaluate", "confidence", "errors", "compare",
+    "explain", "rules", "models", "demo", "data", "accuracy", "evaluate", "confidence", "errors", "compare", "retrain",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,11 @@ from torch import nn
 import lrp.models
 import lrp.weights
 from lrp.classes import class_index, imagenet_names, imagenet_wnids, timm_class_names
+from lrp.cli import main
 from lrp.errors import ModelError, TargetError
 from lrp.images import Geometry
-from lrp.models import Preprocessing, load_model, model_names, save_checkpoint
+from lrp.models import Preprocessing, architecture, is_file, load_model, model_names, save_checkpoint
+from lrp.predictions import read_predictions
 from lrp.weights import checkpoint, download, fingerprint, read_weights
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (301, 427, 3), dtype=np.uint8)
@@ -296,7 +299,7 @@ def test_the_architecture_fits_the_weights_even_when_they_are_random(monkeypatch
 
 
 def test_every_torchvision_classifier_is_preprocessed_as_its_weights_say(monkeypatch):
-    monkeypatch.setattr(lrp.models, "_build", lambda *args: nn.Identity())
+    monkeypatch.setattr(lrp.models, "build", lambda *args: nn.Identity())
     names = tv.list_models(module=tv)
     assert len(names) >= 80
     ours_by_theirs: dict[str, Preprocessing] = {}
@@ -537,9 +540,17 @@ def saved(tmp_path: Path) -> Path:
 def test_a_file_without_sidecar(saved):
     Path(f"{saved}.json").unlink()
     assert message(load_model, str(saved)) == (
-        f"{saved} needs the sidecar {saved}.json: JSON with architecture (a name that `lrp models` lists), "
-        "class_names, and preprocessing (resize, crop, interpolation, mean, std)."
+        f"{saved} has no sidecar {saved}.json that says what it holds: name the architecture, as `lrp models` lists "
+        'them (--arch vgg19; in Python arch="vgg19"), and its classes in a file (--labels FILE).'
     )
+
+
+UNEXPECTED = [
+    f"features.{layer}.{part}.{kind}"
+    for layer in (3, 4, 6, 7)
+    for part in ("squeeze", "expand1x1", "expand3x3")
+    for kind in ("weight", "bias")
+][:20]
 
 
 @pytest.mark.parametrize(
@@ -561,8 +572,9 @@ def test_a_file_without_sidecar(saved):
         (
             {"architecture": "alexnet"},
             "{0} does not fit alexnet: 12 missing (features.3.weight; features.3.bias; features.6.weight; "
-            "and 9 more), 48 unexpected (features.3.squeeze.weight; features.3.squeeze.bias; "
-            "features.3.expand1x1.weight; and 45 more), 3 of another shape (features.0.weight is "
+            "features.6.bias; features.8.weight; features.8.bias; features.10.weight; features.10.bias; "
+            "classifier.4.weight; classifier.4.bias; classifier.6.weight; classifier.6.bias), "
+            f"48 unexpected ({'; '.join(UNEXPECTED)}; and 28 more), 3 of another shape (features.0.weight is "
             "[64, 3, 3, 3], expected [64, 3, 11, 11]; classifier.1.weight is [2, 512, 1, 1], expected "
             "[4096, 9216]; classifier.1.bias is [2], expected [4096]).",
         ),
@@ -605,6 +617,7 @@ PYTHON_OBJECTS = (
         (nn.Linear(1, 1), PYTHON_OBJECTS.replace("{1}", "torch.nn.modules.linear.Linear")),
         ({"epoch": 3}, "{0} is no state dict: tensors by name were expected."),
         ([torch.zeros(1)], "{0} is no state dict: tensors by name were expected."),
+        ({0: torch.zeros(1)}, "{0} is no state dict: tensors by name were expected."),
         (b"<html>Please log in</html>", "{0} is damaged or no file of weights."),
         (b"", "{0} is damaged or no file of weights."),
         (as_file({"weight": torch.zeros(9999)})[:20000], "{0} is damaged or no file of weights."),
@@ -624,10 +637,27 @@ def test_a_damaged_safetensors_file(tmp_path):
     assert text == f"{tmp_path / 'a.safetensors'} is damaged or no file of weights."
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model"])
-def test_a_training_checkpoint_is_unpacked(tmp_path, key):
-    torch.save({key: {"weight": torch.ones(2)}, "epoch": 3}, tmp_path / "a.pth")
-    assert read_weights(tmp_path / "a.pth")["weight"].tolist() == [1, 1]
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_a_training_checkpoint_is_unpacked(tmp_path, key, prefix):
+    state = {f"{prefix}weight": torch.ones(2), f"{prefix}module.bias": torch.zeros(1)}
+    torch.save({"optimizer": {"lr": 0.1}, key: state, "epoch": 3}, tmp_path / "a.pth")
+    found = read_weights(tmp_path / "a.pth")
+    assert list(found) == ["weight", "module.bias"] and found["weight"].tolist() == [1, 1]
+
+
+def test_a_layer_may_be_called_as_a_container_or_a_prefix(tmp_path):
+    state = {"net": torch.ones(2), "module.bias": torch.ones(1)}
+    torch.save(state, tmp_path / "a.pth")
+    assert list(read_weights(tmp_path / "a.pth")) == ["net", "module.bias"]
+
+
+def test_weights_of_data_parallel_and_compiled_models_load(tmp_path):
+    model = tv.squeezenet1_1(num_classes=2)
+    for wrapped in (nn.DataParallel(model), torch.compile(model), nn.DataParallel(torch.compile(model))):
+        torch.save({"state_dict": wrapped.state_dict(), "epoch": 1}, tmp_path / "a.pth")
+        loaded = load_model(str(tmp_path / "a.pth"), arch="squeezenet1_1")
+        assert fingerprint(loaded.model) == fingerprint(model)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -644,6 +674,185 @@ def test_weights_without_counters_and_versions_still_load(tmp_path, suffix):
     )
     loaded = load_model(str(path)).model.state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in state.items())
+
+
+# --- files without sidecar ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A squeezenet of three classes as someone else would save it."""
+    torch.save({"model": random_state(tv.squeezenet1_1(num_classes=3))}, tmp_path / "b.pth")
+    return tmp_path / "b.pth"
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_file_without_sidecar_loads_by_its_architecture(bare, pretrained):
+    loaded = load_model(str(bare), pretrained=pretrained, arch="squeezenet1_1")
+    same = [torch.equal(t, loaded.model.state_dict()[n]) for n, t in read_weights(bare).items()]
+    assert all(same) if pretrained else not all(same)
+    assert loaded.model(torch.zeros(1, 3, 64, 64)).shape == (1, 3) and not loaded.model.training
+    assert loaded.class_names == ("class 0", "class 1", "class 2")
+    assert loaded.preprocessing == load_model("squeezenet1_1", pretrained=False).preprocessing
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "efficientnet_lite0",
+        "squeezenet1_1",
+        "regnet_x_400mf",
+        "googlenet",
+        "timm:levit_128s",
+        "timm:dla46x_c",
+    ],
+)
+@pytest.mark.parametrize("classes", [7, 1000])
+def test_the_file_tells_the_number_of_classes(tmp_path, arch, classes):
+    name = "timm:tf_efficientnet_lite0" if arch == "efficientnet_lite0" else arch
+    if name.startswith("timm:"):
+        model = timm.create_model(name.removeprefix("timm:"), num_classes=classes)
+    else:
+        heads = {"aux_logits": False, "init_weights": False} if arch == "googlenet" else {}
+        model = tv.get_model(arch, num_classes=classes, **heads)
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    loaded = load_model(str(tmp_path / "a.pth"), arch=arch)
+    assert fingerprint(loaded.model) == fingerprint(model)
+    generic = tuple(f"class {index}" for index in range(classes))
+    assert loaded.class_names == (imagenet_names() if classes == 1000 else generic)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["cat\ndog\nTom's  hat\n", "\ufeffcat\r\ndog \r\n Tom's  hat\r\n\r\n", '["cat", "dog", "Tom\'s  hat"]'],
+)
+def test_labels_from_a_file(bare, tmp_path, content):
+    (tmp_path / "names.txt").write_bytes(content.encode())
+    for labels in (tmp_path / "names.txt", str(tmp_path / "names.txt"), ["cat", "dog", "Tom's  hat"]):
+        loaded = load_model(str(bare), arch="squeezenet1_1", labels=labels)
+        assert loaded.class_names == ("cat", "dog", "Tom's  hat")
+
+
+UNREADABLE = "the labels {labels} hold an empty line, or what is no text: a name each is expected."
+
+
+@pytest.mark.parametrize(
+    "content, text",
+    [
+        ("a\nb\n", "{labels} names 2 classes, {0} has 3: one name for each is expected, in the order of the model's outputs."),
+        ("a\n\nb\n", UNREADABLE),
+        ("", UNREADABLE),
+        ('["a", 2, "c"]', UNREADABLE),
+        ('["a", "b"', "the labels {labels} cannot be read: Expecting ',' delimiter: line 1 column 10 (char 9)."),
+        (None, "the labels {labels} cannot be read: No such file or directory."),
+    ],
+)  # fmt: skip
+def test_labels_that_do_not_fit(bare, tmp_path, content, text):
+    labels = tmp_path / "names.txt"
+    if content is not None:
+        labels.write_text(content)
+    expected = text.format(bare, labels=labels)
+    assert message(load_model, str(bare), arch="squeezenet1_1", labels=labels) == expected
+
+
+def test_labels_given_as_a_list_that_do_not_fit(bare):
+    assert message(load_model, str(bare), arch="squeezenet1_1", labels=["a"]) == (
+        f"labels names 1 classes, {bare} has 3: one name for each is expected, in the order of the model's outputs."
+    )
+
+
+def test_all_that_does_not_fit_is_listed_at_once(bare):
+    state = dict(read_weights(bare))
+    state["features.0.weight"] = torch.zeros(64, 1, 3, 3)
+    state["classifier.1.bias"] = torch.zeros(4)
+    state["extra"] = state.pop("features.0.bias")
+    torch.save(state, bare)
+    assert message(load_model, str(bare), arch="squeezenet1_1") == (
+        f"{bare} does not fit squeezenet1_1: 1 missing (features.0.bias), 1 unexpected (extra), 2 of another shape "
+        "(features.0.weight is [64, 1, 3, 3], expected [64, 3, 3, 3]; classifier.1.bias is [4], expected [3])."
+    )
+
+
+def test_an_architecture_where_none_belongs(saved, bare, tmp_path):
+    assert message(load_model, "vgg19", arch="vgg19") == (
+        "vgg19 is no file of weights: only a file without sidecar takes an architecture (--arch) and labels."
+    )
+    assert message(load_model, "timm:resnet18", labels=["a"]).startswith(
+        "timm:resnet18 is no file of weights: "
+    )
+    assert message(load_model, "no.pth", arch="vgg19") == "there is no file no.pth."
+    assert message(load_model, "no.pth", arch="vgg19", pretrained=False) == "there is no file no.pth."
+
+
+def test_an_architecture_that_the_sidecar_contradicts(saved):
+    assert message(load_model, str(saved), arch="alexnet") == (
+        f"{saved} is squeezenet1_1, says {saved}.json, not alexnet: leave the architecture (--arch) out."
+    )
+    assert message(load_model, str(saved), labels=["x", "y"]) == (
+        f"{saved}.json names other classes for {saved}: leave the labels (--labels) out."
+    )
+    loaded = load_model(str(saved), arch="squeezenet1_1", labels=["a", "b"])
+    assert loaded.class_names == ("a", "b") and loaded.preprocessing == HALF
+
+
+def test_an_architecture_that_does_not_exist(bare):
+    assert message(load_model, str(bare), arch="vg19") == (
+        f"no model 'vg19': did you mean vgg19, vgg19_bn, vgg16? {LISTED}"
+    )
+
+
+def test_architectures_by_name_and_by_file(saved, bare):
+    assert architecture("timm:resnet18.a1_in1k") == "timm:resnet18.a1_in1k"
+    assert architecture(str(bare), "squeezenet1_1") == architecture(str(saved)) == "squeezenet1_1"
+    assert architecture(str(saved), "alexnet") == "squeezenet1_1"  # which `load_model` then complains about
+    assert message(architecture, str(bare)).startswith(f"{bare} has no sidecar {bare}.json that says")
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [("vgg19", False), ("timm:a/b.pth", False), ("a.pth", True), ("./a", True), ("a.safetensors", True)],
+)
+def test_what_is_taken_for_a_file(name, expected):
+    assert is_file(name) is expected
+
+
+def test_the_command_line_takes_such_files(bare, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two", "three"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.fromarray(PHOTO).save(tmp_path / "data" / name / "photo.png")
+    Path("names.txt").write_text("one\ntwo\nthree\n")
+    given = ["--model", str(bare), "--arch", "squeezenet1_1", "--labels", "names.txt", "--device", "cpu"]
+    assert main(["evaluate", "data", *given, "-o", "out.csv"]) == 0
+    rows = read_predictions("out.csv")
+    assert [row.true_index for row in rows] == [0, 2, 1]  # one, three, two: by folder
+    assert main(["accuracy", "data", *given]) == 0
+    capsys.readouterr()
+    assert main(["accuracy", "data", "-m", "vgg19", "--arch", "vgg19"]) == 2
+    words = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "--arch and --labels are for files of weights, and no --model is a file." in words
+
+
+# --- facts in the sidecar -----------------------------------------------------------------------------------
+
+
+def test_how_a_model_came_to_be_is_kept_beside_it(tmp_path):
+    facts = {"seed": 3, "metrics": {"val accuracy": 0.75}, "classes": ["é"], "data": None}
+    path = tmp_path / "a.pth"
+    save = partial(save_checkpoint, path, tv.squeezenet1_1(num_classes=2), "squeezenet1_1", ["a", "b"], HALF)
+    sidecar = save(facts=facts)
+    assert json.loads(sidecar.read_text())["training"] == facts
+    assert load_model(str(path))[1:] == (HALF, ("a", "b"))
+    before = sidecar.read_bytes(), path.read_bytes()
+    assert message(save, facts={"loss": float("nan")}).startswith(
+        f"cannot save weights as {path}: its facts are not for JSON: Out of range float values are not JSON compliant"
+    )
+    assert message(save, facts={"size": HALF}) == (
+        f"cannot save weights as {path}: its facts are not for JSON: "
+        "Object of type Preprocessing is not JSON serializable."
+    )
+    assert (sidecar.read_bytes(), path.read_bytes()) == before
+    assert "training" not in json.loads(save().read_text())
 
 
 # --- fingerprints -------------------------------------------------------------------------------------------

@@ -1,8 +1,6 @@
 """`python -m lrp` is the command `lrp`."""
 
-import sys
-
-from lrp.cli import main
+from lrp.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

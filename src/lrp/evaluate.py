@@ -10,9 +10,8 @@ import hashlib
 import json
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 import lrp
+from lrp.ahead import read_ahead
 from lrp.data import DataSet, Sample, match_classes
 from lrp.errors import DataError, ImageError, ModelError, PredictionsError
 from lrp.images import PhotoError, open_photo
@@ -231,7 +231,7 @@ def evaluate(
             advance(resumed, total)
             batches = enumerate(_batches(data, batch_size))
             todo = ((unit, batch) for unit, batch in batches if unit not in journal.done)
-            for unit, batch, seen in _read_ahead(
+            for unit, batch, seen in read_ahead(
                 todo, classifier.read, workers or min(8, os.cpu_count() or 1)
             ):
                 journal.add(unit, classifier.rows(batch, seen))
@@ -288,25 +288,3 @@ def _batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
     left = iter(samples)
     while batch := list(islice(left, size)):
         yield batch
-
-
-def _read_ahead(
-    batches: Iterable[tuple[int, list[Sample]]], read: Callable[[Sample], Any], workers: int
-) -> Iterator[tuple[int, list[Sample], list[Any]]]:
-    """The batches with their photos, in order; while one is computed on, the next two are being decoded."""
-    waiting: deque[tuple[int, list[Sample], list[Future[Any]]]] = deque()
-    pool = ThreadPoolExecutor(workers, "lrp-decode")
-    try:
-        for unit, batch in batches:
-            waiting.append((unit, batch, [pool.submit(read, sample) for sample in batch]))
-            if len(waiting) > 2:
-                yield _done(waiting.popleft())
-        while waiting:
-            yield _done(waiting.popleft())
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _done(item: tuple[int, list[Sample], list[Future[Any]]]) -> tuple[int, list[Sample], list[Any]]:
-    unit, batch, futures = item
-    return unit, batch, [future.result() for future in futures]

@@ -41,6 +41,9 @@ class Request:
         count: instead of parts, so many of the likeliest classes.
         titles: above each heatmap; without them the class and its probability.
         heading: title and subtitle above the photo; without it the predicted class and the file's name.
+
+    Raises:
+        TargetError: neither parts nor a count, or both; not one title for each heatmap.
     """
 
     text: str
@@ -48,6 +51,20 @@ class Request:
     count: int = 0
     titles: tuple[str, ...] = ()
     heading: tuple[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.parts) == bool(self.count):
+            raise TargetError(
+                f"request {self.text!r}: expected parts or a count, got {len(self.parts)} parts and count={self.count}."
+            )
+        if self.titles and len(self.titles) != self.panels:
+            raise TargetError(
+                f"request {self.text!r}: {len(self.titles)} titles for {self.panels} heatmaps: give one for each, or none."
+            )
+
+    @property
+    def panels(self) -> int:
+        return self.count or len(self.parts)
 
     @staticmethod
     def parse(text: str, class_names: Sequence[str]) -> Request:
@@ -217,7 +234,7 @@ class Gallery:
         explainer: explains that model.
         request: the same for all photos, or what gives each one its own.
         identity: whatever else decides what a result is (model's name, weights, preset): its fingerprint.
-        save_npz: write `<name>.npz` beside each picture: relevance [C, H, W] float32 (of topK
+        save_npz: write `<name>.npz` beside each picture: relevance [C, H, W] float32 (of K heatmaps
             [K, C, H, W]), logits, target, crop (left, top, right, bottom in photo pixels), fingerprint.
     """
 
@@ -254,9 +271,8 @@ class Gallery:
         self, found: Sequence[Found], places: Sequence[Path], common: str = ""
     ) -> Iterator[Result | Sheet]:
         """Results that are settled and sheets to draw, in order; photos go through the model in batches."""
-        queue: list[
-            Any
-        ] = []  # results, and (photo, place, fingerprint, request, entries) that wait for a batch
+        # Results, and (photo, place, fingerprint, request, entries) that wait for a batch.
+        queue: list[Any] = []
 
         def flush() -> Iterator[Result | Sheet]:
             waiting = [q for q in queue if not isinstance(q, Result)]
@@ -301,13 +317,20 @@ class Gallery:
             **self.identity,
             "lrp": lrp.__version__,
             "photo": photo.digest,
-            "target": repr(request) if request.titles or request.heading else request.text,
+            "target": request.text if self._written(request) else repr(request),
             "true": true,
             "preprocessing": self.loaded.preprocessing.to_dict(),
             "drawing": asdict(self.drawing),
             "all": common,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _written(self, request: Request) -> bool:
+        """Whether its text says all of it: not where a caller chose the parts, or words of their own."""
+        try:
+            return Request.parse(request.text, self.loaded.class_names) == request
+        except TargetError:
+            return False
 
     def _all_digests(self, found: Sequence[Found]) -> str:
         """On one common scale, each picture depends on all photos."""
@@ -340,10 +363,18 @@ class Gallery:
         pre = self.loaded.preprocessing
         x = torch.stack([pre(photo.pixels) for photo, *_ in waiting]).to(self.device)
         requests, entries = [request for *_, request, _ in waiting], [part for *_, part in waiting]
-        if count := requests[0].count:
+        panels = {request.panels for request in requests}
+        if len(panels) > 1:
+            raise TargetError(
+                f"the photos of one batch ask for {' and '.join(map(str, sorted(panels)))} heatmaps: give each as many, "
+                "or take batch_size=1."
+            )
+        if any(request.count for request in requests):
             with torch.no_grad():
-                ranked = self.loaded.model(x.clone()).topk(count, dim=1).indices
-            entries = ranked.tolist()
+                ranked = self.loaded.model(x.clone()).topk(max(panels), dim=1).indices.tolist()
+            entries = [
+                top if r.count else part for r, top, part in zip(requests, ranked, entries, strict=True)
+            ]
         targets = [list(part) for part in zip(*entries, strict=True)]
         # One forward pass for all parts.
         explained = (

@@ -1,12 +1,13 @@
 """Weights as files: fetched whole and verified or not at all, read as tensors alone, fitted to a model."""
 
 import hashlib
+import json
 import os
 import pickle
 import re
 import urllib.parse
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +17,12 @@ from lrp.download import MEGABYTE, TIMEOUT, DownloadError, fetch, reason
 from lrp.errors import ModelError
 
 Progress = Callable[[str], None]
+
+# Where training loops put the state dict (Lightning and timm, PyTorch's tutorials, torchvision and DeiT, others),
+# and what DataParallel and torch.compile put before every name.
+CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
+PREFIXES = ("module.", "_orig_mod.")
+LISTED = 20
 
 
 def checkpoint(name: str, url: str, megabytes: float | None, progress: Progress) -> Path:
@@ -125,7 +132,13 @@ def sha256_of(path: Path) -> str:
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a state dict file; in a training checkpoint, those under "state_dict" or "model"."""
+    """The tensors of a state dict file; in a training checkpoint, those under the first of `CONTAINERS`.
+
+    A prefix of `PREFIXES` that all names have is taken off. Code in the file is never run.
+
+    Raises:
+        ModelError: the file is damaged, holds other objects than tensors, or no state dict.
+    """
     try:
         if path.suffix == ".safetensors":
             import safetensors.torch
@@ -141,21 +154,50 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
             ) from error
         raise ModelError(f"{path} is damaged or no file of weights.") from error
     if isinstance(content, Mapping):
-        content = next((content[key] for key in ("state_dict", "model") if key in content), content)
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        inner = (content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping))
+        content = next(inner, content)
+    if not isinstance(content, Mapping) or not all(
+        isinstance(n, str) and isinstance(t, Tensor) for n, t in content.items()
+    ):
         raise ModelError(f"{path} is no state dict: tensors by name were expected.")
-    return content  # as it is, with its attribute _metadata
+    while content and (prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in content)), "")):
+        content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    return content  # without prefix, as it is: with its attribute _metadata
+
+
+def read_labels(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
+    """Class names as they are, or from a file: one a line, or a JSON list of texts."""
+    if not isinstance(labels, str | Path):
+        return tuple(labels)
+    try:
+        text = Path(labels).read_text(encoding="utf-8-sig")
+        listed = text.lstrip().startswith("[")
+        names = json.loads(text) if listed else [line.strip() for line in text.rstrip().split("\n")]
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the labels {labels} cannot be read: {reason(error)}.") from error
+    if not all(isinstance(name, str) and name.strip() for name in names):
+        raise ModelError(
+            f"the labels {labels} hold an empty line, or what is no text: a name each is expected."
+        )
+    return tuple(names)
 
 
 def write_weights(path: Path, model: nn.Module, suffix: str) -> None:
     """Write a state dict as safetensors or as PyTorch's own format, whichever `suffix` names."""
+    state = model.state_dict()
+    for name, tensor in state.items():  # on the CPU and plainly laid, wherever and however the model runs
+        state[name] = tensor.detach().cpu().contiguous()
     if suffix != ".safetensors":
-        torch.save(model.state_dict(), path)
+        try:
+            with open(path, "wb") as file:
+                torch.save(state, file)
+        except RuntimeError as error:  # how torch says that the disk is full
+            raise OSError(None, str(error).splitlines()[0]) from error
         return
     import safetensors.torch
 
     # Copies, because the format refuses tensors that share memory, as tied weights do.
-    safetensors.torch.save_file({n: t.detach().cpu().clone() for n, t in model.state_dict().items()}, path)
+    safetensors.torch.save_file({n: t.clone() for n, t in state.items()}, path)
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, path: Path) -> None:
@@ -185,7 +227,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, pat
         ) from error
 
 
-def _few(items: list[str], count: int = 3) -> str:
+def _few(items: list[str], count: int = LISTED) -> str:
     return "; ".join(items[:count]) + (f"; and {len(items) - count} more" if len(items) > count else "")
 
 

@@ -52,6 +52,8 @@ def accuracy(
     classes: Annotated[evaluate.Classes, evaluate.CLASSES] = evaluate.Classes.model,
     split: Annotated[str | None, evaluate.SPLIT] = None,
     follow_links: Annotated[bool, evaluate.LINKS] = False,
+    arch: Annotated[str | None, common.ARCH] = None,
+    labels: Annotated[Path | None, common.LABELS] = None,
     size: Annotated[int | None, common.SIZE] = None,
     device: Annotated[str, common.DEVICE] = "auto",
     batch_size: Annotated[int, evaluate.BATCH] = 32,
@@ -62,16 +64,20 @@ def accuracy(
 ) -> None:
     """How often models are right: top-1, top-5, loss, images/s; each with its table of predictions."""
     from lrp import measure
+    from lrp.models import is_file
 
     for file in (csv, plot):
         if file and file.is_dir():
             raise typer.BadParameter(f"{file} is a folder: --csv and --plot take a file's name, or none.")
     names = list(dict.fromkeys(model or measure.MODELS))
+    files = [name for name in names if is_file(name)]
+    if (arch or labels) and not files:
+        raise typer.BadParameter("--arch and --labels are for files of weights, and no --model is a file.")
     opened, chosen = evaluate.opened(data, split, follow_links), common.device(device)
     found: list[Measured] = []
     with common.progress("loading", quiet) as advance:
         for one in measure.measure(
-            opened, names, output, load=lambda name: common.load(name, size),
+            opened, names, output, load=lambda name: common.load(name, size, *((arch, labels) if name in files else ())),
             advance=lambda name, done, total: advance(done, total, name),
             classes=classes.value, device=chosen, batch_size=batch_size, max_megapixels=max_megapixels,
             overwrite=overwrite,
@@ -88,9 +94,9 @@ def accuracy(
         print(json.dumps({"models": [one.to_dict() for one in found]}, ensure_ascii=False))
     elif not quiet:
         show(found)
-    files = [*(one.output for one in found if one.output), *_write(found, csv, plot)]
-    if files and not (as_json or quiet):
-        print(f"-> {', '.join(map(str, files))}")
+    written = [*(one.output for one in found if one.output), *_write(found, csv, plot)]
+    if written and not (as_json or quiet):
+        print(f"-> {', '.join(map(str, written))}")
     if all(one.error for one in found):
         raise typer.Exit(2 if all(one.no_class for one in found) else 1)
     if any(one.accuracy is None or one.accuracy.counted < one.accuracy.total for one in found):

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -60,8 +61,12 @@ def example(text: str) -> Callable[[Any], Any]:
     return add
 
 
-MODEL = typer.Option(
-    "--model", "-m", help="A name that `lrp models` lists, timm:NAME, or a file of weights with its sidecar."
+MODEL = typer.Option("--model", "-m", help="A name that `lrp models` lists, timm:NAME, or a file of weights.")
+ARCH = typer.Option(
+    "--arch", help="For a file of weights without sidecar: whose weights it holds, as `lrp models` lists."
+)
+LABELS = typer.Option(
+    "--labels", help="For a file without sidecar: its class names in order, one a line, or a JSON list."
 )
 COMPOSITE = typer.Option(
     "--composite", "-c", help="A preset such as epsilon_plus_flat; none: the one that fits the architecture."
@@ -79,10 +84,13 @@ SIZE = typer.Option(
 )
 
 
-def load(name: str, size: int | None = None) -> LoadedModel:
+def load(
+    name: str, size: int | None = None, arch: str | None = None, labels: Path | None = None
+) -> LoadedModel:
     from lrp.models import load_model
 
-    loaded = load_model(name)
+    said = {"arch": arch, "labels": labels}
+    loaded = load_model(name, **{option: value for option, value in said.items() if value is not None})  # type: ignore[arg-type]
     return loaded if size is None else loaded._replace(preprocessing=loaded.preprocessing.with_size(size))
 
 

@@ -46,6 +46,8 @@ def evaluate(
     classes: Annotated[Classes, CLASSES] = Classes.model,
     split: Annotated[str | None, SPLIT] = None,
     follow_links: Annotated[bool, LINKS] = False,
+    arch: Annotated[str | None, common.ARCH] = None,
+    labels: Annotated[Path | None, common.LABELS] = None,
     size: Annotated[int | None, common.SIZE] = None,
     device: Annotated[str, common.DEVICE] = "auto",
     batch_size: Annotated[int, BATCH] = 32,
@@ -59,7 +61,7 @@ def evaluate(
 
     found = run(
         opened(data, split, follow_links), model, output or outputs([model], ".")[0], classes.value,
-        size, device, batch_size, max_megapixels, overwrite, quiet,
+        size, device, batch_size, max_megapixels, overwrite, quiet, arch, labels,
     )  # fmt: skip
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
@@ -93,13 +95,15 @@ def run(
     max_megapixels: float = 100.0,
     overwrite: bool = False,
     quiet: bool = False,
+    arch: str | None = None,
+    labels: Path | None = None,
 ) -> Evaluation:
     """Evaluate with a bar on stderr; folders that are no class are named there."""
     from lrp.evaluate import evaluate
     from lrp.measure import file_name
 
     chosen = common.device(device)
-    loaded = common.load(model, size)
+    loaded = common.load(model, size, arch, labels)
     try:
         with common.progress(file_name(model), quiet) as advance:
             found = evaluate(

@@ -33,6 +33,8 @@ def explain(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("output"),
     model: Annotated[str, common.MODEL] = "efficientnet_lite0",
+    arch: Annotated[str | None, common.ARCH] = None,
+    labels: Annotated[Path | None, common.LABELS] = None,
     composite: Annotated[str | None, common.COMPOSITE] = None,
     target: Annotated[
         str,
@@ -66,7 +68,7 @@ def explain(
     """Show which pixels made the model decide: for each photo a picture with its heatmap beside it."""
     counts = run(
         paths or [Path("input")], output, model, composite, target, bias, epsilon, top_k, style.value, percentile,
-        shared_scale, size, device, batch_size, max_megapixels, save is not None, json_lines, quiet, overwrite,
+        shared_scale, size, device, batch_size, max_megapixels, save is not None, json_lines, quiet, overwrite, arch, labels,
     )  # fmt: skip
     if counts["skipped"]:
         raise common.Skipped
@@ -92,6 +94,8 @@ def run(
     json_lines: bool = False,
     quiet: bool = False,
     overwrite: bool = False,
+    arch: str | None = None,
+    labels: Path | None = None,
 ) -> Counter[str]:
     """Explain and print; returns how many files ended with which status."""
     from lrp.explainer import Explainer
@@ -105,7 +109,7 @@ def run(
     if not found:
         raise typer.BadParameter(f"no files below {', '.join(map(str, paths))}.")
     chosen = common.device(device)
-    loaded = common.load(model, size)
+    loaded = common.load(model, size, arch, labels)
     try:
         request = Request.parse(target, loaded.class_names)
     except TargetError as error:
@@ -129,7 +133,7 @@ def run(
         overwrite=overwrite,
     )
     counts: Counter[str] = Counter()
-    with _progress(len(found), quiet) as advance:
+    with common.progress("explaining", quiet) as advance:
         for result in gallery.run(found, output):
             counts[result.status] += 1
             if json_lines:
@@ -138,7 +142,7 @@ def run(
                 print(_line(result), flush=True)
             if result.status == "skipped" and (json_lines or quiet):
                 common.complain(f"skipped {result.path}: {result.error}")
-            advance()
+            advance(1, len(found))
     if not quiet:
         total = (
             f"{len(found)} found = {counts['ok']} ok + {counts['kept']} kept + {counts['skipped']} skipped"
@@ -166,27 +170,3 @@ def _line(result: Any) -> str:
     if facts["target_index"] != facts["predicted_index"]:
         line += f", explained: {facts['target']}"
     return line if facts["health"]["ok"] else f"{line}  NOT TRUSTWORTHY: {facts['health']['problems'][0]}"
-
-
-class _progress:
-    """A bar on stderr where a person is watching; nothing where not."""
-
-    def __init__(self, total: int, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        self.bar = Progress(
-            "explaining", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=console, transient=True, disable=quiet or not console.is_terminal,
-            redirect_stdout=sys.stdout.isatty(),
-        )  # fmt: skip
-        self.total = total
-
-    def __enter__(self) -> Any:
-        self.bar.start()
-        task = self.bar.add_task("", total=self.total)
-        return lambda: self.bar.advance(task)
-
-    def __exit__(self, *_: Any) -> None:
-        self.bar.stop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ def rules(
     model: Annotated[
         str | None, typer.Argument(help="As --model of `lrp explain`; random weights suffice.")
     ] = None,
+    arch: Annotated[str | None, common.ARCH] = None,
     composite: Annotated[str | None, common.COMPOSITE] = None,
     bias: Annotated[str | None, common.BIAS] = None,
     epsilon: Annotated[float | None, common.EPSILON] = None,
@@ -35,7 +36,8 @@ def rules(
     from lrp.explainer import Explainer
     from lrp.models import load_model
 
-    loaded = load_model(model or "efficientnet_lite0", pretrained=False)  # weights change no rule
+    named: dict[str, Any] = {} if arch is None else {"arch": arch}
+    loaded = load_model(model or "efficientnet_lite0", pretrained=False, **named)  # weights change no rule
     preprocessing = loaded.preprocessing.with_size(size) if size else loaded.preprocessing
     chosen = common.composite(composite, preprocessing, bias, epsilon, top_k)
     print(Explainer(loaded.model, chosen).rules(torch.zeros(2, 3, *preprocessing.geometry.crop)))

@@ -1,0 +1,198 @@
+"""`lrp retrain`: a model with new classes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lrp.cli import common, tables
+from lrp.cli.evaluate import JSON, LINKS, MEGAPIXELS, OVERWRITE, QUIET
+from lrp.errors import DataError, TrainingError
+
+if TYPE_CHECKING:
+    from lrp.models import LoadedModel
+    from lrp.retrain import OnEpoch, Retrained
+    from lrp.splits import TrainingData
+
+CLASSES = 30
+
+
+class Train(StrEnum):
+    head = "head"
+    all = "all"
+
+
+@common.example("lrp retrain data/imagenette2-320 --model vgg19 -o vgg19_imagenette.pth")
+def retrain(
+    data: Annotated[
+        Path,
+        typer.Argument(help="DATA/train and DATA/val, or DATA/<class>/<image>, then split.", metavar="DATA"),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Ends in .pth or .safetensors; every --model takes it.")
+    ],
+    model: Annotated[str, common.MODEL] = "efficientnet_lite0",
+    train: Annotated[
+        Train, typer.Option(help="head: the last layer, on features computed once; all: the whole net.")
+    ] = Train.head,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="At most; none: 100 for the head, 10 for all.")
+    ] = None,
+    size: Annotated[int | None, common.SIZE] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos that go through the model together.")] = 32,
+    accumulate: Annotated[int, typer.Option(min=1, help="all: so many batches make one step.")] = 1,
+    learning_rate: Annotated[float | None, typer.Option(help="all: AdamW's highest; none: 0.0003.")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="none: cross-validated for the head, 0.05 for all.")
+    ] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="none: 0 for the head, 0.1 for all.")] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(min=1, help="Epochs without a better accuracy; none: 20 for the head, 5 for all."),
+    ] = None,
+    val_share: Annotated[float, typer.Option(help="Of each class, where there is no DATA/val.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the split, the fresh head, order and crops.")] = 0,
+    max_skip_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="More unreadable files than this share: stop.")
+    ] = 0.05,
+    max_megapixels: Annotated[float, MEGAPIXELS] = 100.0,
+    follow_links: Annotated[bool, LINKS] = False,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Random weights; nothing downloaded.")
+    ] = False,
+    device: Annotated[str, common.DEVICE] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="all: so many of them.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="all: on so many machines.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="That decode; none: one per core, up to 8.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of the features; none: .lrp_features beside the output.")
+    ] = None,
+    watch: Annotated[
+        list[Path] | None,
+        typer.Option(help="A photo to explain after each epoch; as often as there are some.", dir_okay=False),
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write NAME.tensorboard/.")] = False,
+    overwrite: Annotated[bool, OVERWRITE] = False,
+    as_json: Annotated[bool, JSON] = False,
+    quiet: Annotated[bool, QUIET] = False,
+) -> None:
+    """Give a model your class folders as classes and train it. Stopped, the same command goes on."""
+    from lrp.fit_all import NetSettings
+    from lrp.fit_head import HeadSettings
+    from lrp.retrain import retrain as run
+
+    asked = {
+        "epochs": epochs, "weight_decay": weight_decay, "label_smoothing": label_smoothing, "patience": patience,
+    }  # fmt: skip
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if train is Train.head and (accumulate != 1 or learning_rate is not None or devices * nodes > 1):
+        raise typer.BadParameter(
+            "--accumulate, --learning-rate, --devices and --nodes belong to --train all."
+        )
+    rate: dict[str, Any] = {} if learning_rate is None else {"learning_rate": learning_rate}
+    settings: dict[str, Any]
+    if train is Train.head:
+        settings = {"head": HeadSettings(seed=seed, **given)}
+    else:
+        settings = {
+            "net": NetSettings(
+                seed=seed,
+                keep_statistics=not from_scratch,
+                batch_size=batch_size,
+                accumulate=accumulate,
+                **rate,
+                **given,
+            )
+        }
+    heard: list[OnEpoch] = []
+    place = output.with_name(output.stem)
+    if watch:
+        from lrp.watch import Watch
+
+        heard.append(Watch(watch, f"{place}.watch", every=1 if train is Train.all else 10))
+    if tensorboard:
+        heard.append(_board(Path(f"{place}.tensorboard")))
+    silent = quiet or as_json
+    chosen = common.device(device)
+    with common.progress("reading photos", quiet) as advance:
+        if not silent:
+            heard.append(lambda facts, loaded: print(line(facts), flush=True))
+        try:
+            found = run(
+                data, output, model, train=train.value, **settings, size=size, val_share=val_share, seed=seed,
+                max_skip_rate=max_skip_rate, max_megapixels=max_megapixels, follow_links=follow_links,
+                pretrained=not from_scratch, device=chosen, devices=devices, nodes=nodes, workers=workers,
+                batch_size=batch_size, cache=cache, overwrite=overwrite, on_epoch=heard,
+                on_data=lambda material: None if silent else say(material),
+                advance=lambda done, total, what: advance(done, total, what),
+            )  # fmt: skip
+        except (DataError, TrainingError) as error:
+            raise typer.BadParameter(str(error)) from error
+    if not found.files:  # another process's than the first
+        return
+    for path, reason in found.broken:
+        common.complain(f"left out {path}: {reason}")
+    if as_json:
+        print(json.dumps(found.to_dict(), ensure_ascii=False))
+    elif not quiet:
+        print(said(found))
+    if found.broken:
+        raise common.Skipped
+
+
+def say(material: TrainingData) -> None:
+    """The data, before the training begins."""
+    classes = material.classes
+    print(
+        f"{len(material.train):,} photos to train on, {len(material.val):,} to validate, {len(classes)} classes"
+    )
+    for note in material.notes:
+        common.complain(note)
+    if len(classes) <= CLASSES:
+        rows = [[c.label, f"{c.train:,}", f"{c.val:,}"] for c in classes]
+        tables.show("Classes", ("class", ">train", ">val"), rows)
+    sys.stdout.flush()
+
+
+def line(facts: dict[str, Any]) -> str:
+    """One epoch."""
+    words = [f"epoch {facts['epoch']:>3}"]
+    if "loss" in facts:
+        words.append(f"loss {facts['loss']:.3f}, {100 * facts['accuracy']:.1f} % of train")
+    words.append(f"val loss {facts['val_loss']:.3f}, {100 * facts['val_accuracy']:.1f} % of val")
+    if "images_per_second" in facts:
+        words.append(f"{facts['images_per_second']:.0f} images/s")
+    return "; ".join(words)
+
+
+def said(found: Retrained) -> str:
+    best = found.metrics
+    words = f"best: epoch {best['epoch']}, {100 * best['val_accuracy']:.2f} % of val, val loss {best['val_loss']:.3f}"
+    if found.kept:
+        words += " (up to date)"
+    if found.resumed:
+        words += f" (went on after epoch {found.resumed})"
+    return f"{words}\n-> {', '.join(found.files)}"
+
+
+def _board(folder: Path) -> OnEpoch:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise TrainingError("--tensorboard needs tensorboard: pip install 'lrp[train]'.") from error
+    writer = SummaryWriter(str(folder))
+
+    def write(facts: dict[str, Any], loaded: LoadedModel) -> None:
+        for name, value in facts.items():
+            if name != "epoch":
+                writer.add_scalar(name.replace("val_", "val/"), value, facts["epoch"])
+        writer.flush()
+
+    return write
