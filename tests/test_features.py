@@ -1,5 +1,6 @@
 """features.py: the oracle is the trunk itself, photo by photo; and the same work undisturbed, to the bit."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from lrp.data import DataSet, Sample
 from lrp.errors import TrainingError
 from lrp.features import Store, features
 from lrp.fit_head import fit_head
-from lrp.images import Geometry, open_photo
+from lrp.images import Geometry, Photo, open_photo
 from lrp.models import Preprocessing
 
 PREPROCESSING = Preprocessing(Geometry(10, (8, 8), "bilinear"), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
@@ -158,8 +159,14 @@ def test_copies_are_computed_once(tmp_path: Path) -> None:
     samples, trunk = folder_of(tmp_path, 6), Trunk()
     photo(tmp_path / "data/a/99.png", 0)
     samples = list(DataSet.open(tmp_path / "data"))
-    store = run(samples, tmp_path / "cache", trunk, views=("plain",))
-    assert sum(trunk.seen) == 6 and len(store.kept) == 7
+    decoded: list[str] = []
+
+    def read(sample: Sample) -> Photo:
+        decoded.append(sample.path)
+        return open_photo(sample.file)
+
+    store = run(samples, tmp_path / "cache", trunk, views=("plain",), batch_size=1, read=read)
+    assert sum(trunk.seen) == len(decoded) == 6 and len(store.kept) == 7
     assert torch.equal(store.views["plain"][0][0:1], store.views["plain"][0][3:4])
 
 
@@ -327,8 +334,9 @@ def test_a_damaged_beginning_of_the_index_costs_all_rows_but_not_those_in_use(tm
     for name in ("plain.index", "mirrored.index"):
         file = only(cache) / name
         file.write_bytes(b"x" + file.read_bytes()[1:])
-    store = run(samples, cache)
-    assert counts(store) == (0, 11) and same(store, in_use)
+    store = run(samples[::-1], cache, batch_size=11)
+    assert counts(store) == (0, 11)
+    torch.testing.assert_close(store.views["plain"][0][:], before[0].flip(0))
     assert all(map(torch.equal, before, everything(in_use)))
 
 
@@ -356,6 +364,22 @@ def test_a_full_disk(tmp_path: Path) -> None:
         store = run(samples, disk / "cache")
         assert 0 < store.computed < 40 and same(store, whole)
         del store
+
+
+def test_what_could_not_be_written_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, cache = folder_of(tmp_path), tmp_path / "cache"
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        assert refusal(samples, cache) == (
+            f"{only(cache)}/plain.rows: cannot be written: No space left on device. What is finished is kept: put "
+            "that right, and the same command goes on from there."
+        )
+    assert (only(cache) / "plain.rows").stat().st_size == 0
+    assert same(run(samples, cache), run(samples, tmp_path / "other"))
 
 
 def test_two_runs_at_once(tmp_path: Path) -> None:

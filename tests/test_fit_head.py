@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrp.descent import STRENGTHS
+from lrp.descent import STRENGTHS, Data
 from lrp.errors import TrainingError
 from lrp.fit_head import Fitted, HeadSettings, best_epoch, fit_head
 
@@ -161,8 +161,14 @@ def test_heads_that_are_averaged() -> None:
 
 @pytest.mark.parametrize(
     "head",
-    [nn.Conv2d(2, 3, 1), nn.Conv2d(2, 3, 2), nn.Conv2d(2, 3, 1, bias=False), nn.Conv2d(2, 3, 1, padding=1)],
-    ids=["squeezenet", "2x2", "no bias", "padded"],
+    [
+        nn.Conv2d(2, 3, 1),
+        nn.Conv2d(2, 3, 2),
+        nn.Conv2d(2, 3, 1, bias=False),
+        nn.Conv2d(2, 3, 1, padding=1),
+        nn.Conv2d(2, 4, 1, groups=2),
+    ],
+    ids=["squeezenet", "2x2", "no bias", "padded", "groups"],
 )
 def test_any_other_tail(head: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -170,6 +176,8 @@ def test_any_other_tail(head: nn.Module) -> None:
     labels = torch.arange(60) % 3
     maps[:, 0] += 2.0 * labels[:, None, None]
     tail = Tail(head)
+    if head.bias is not None:
+        nn.init.ones_(head.bias)  # so that no output begins where the ReLU is flat
     fitted = fit(
         tail, features={"plain": (maps,)}, labels=labels, validation={"plain": (maps,)}, val_labels=labels
     )
@@ -232,6 +240,17 @@ def test_chunks_change_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> 
     pieces = fit(linear(), HeadSettings(weight_decay=0.1))
     assert pieces.history[-1]["objective"] == pytest.approx(whole.history[-1]["objective"], rel=1e-4)
     assert pieces.history[0]["val_loss"] == pytest.approx(whole.history[0]["val_loss"], rel=1e-5)
+
+
+def test_some_photos_come_in_chunks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrp.descent.CHUNK", 56)
+    x, y = photos()
+    some = torch.tensor([80, 3, 3, 40, 7, 9, 60, 61, 62, 0])
+    data = Data("training", [(x, x[:, :2]), (-x, x[:, :2])], y, torch.device("cpu")).of(some)
+    chunks = [(*inputs, labels) for inputs, labels in data]
+    assert len(data) == 10 and [len(labels) for *_, labels in chunks] == [5, 5]
+    for found, expected in zip(map(torch.cat, zip(*chunks, strict=True)), (x, x[:, :2], y), strict=True):
+        assert torch.equal(found, expected[some])
 
 
 # Deterministic --------------------------------------------------------------------------------------------------

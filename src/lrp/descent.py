@@ -129,7 +129,7 @@ def standards_of(tail: nn.Module, data: Data) -> dict[str, tuple[Tensor, Tensor]
     hooks = [
         layer.register_forward_pre_hook(watch(path))
         for path, layer in tail.named_modules()
-        if isinstance(layer, nn.Linear) or _is_pointwise(layer)
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
     ]
     try:
         expect_fitting(tail, data)
@@ -144,15 +144,6 @@ def standards_of(tail: nn.Module, data: Data) -> dict[str, tuple[Tensor, Tensor]
         deviation = torch.where(deviation > rounding, deviation, torch.ones_like(deviation))
         standards[path] = (mean, deviation)
     return standards
-
-
-def _is_pointwise(layer: nn.Module) -> bool:
-    return (
-        isinstance(layer, nn.Conv2d)
-        and layer.kernel_size == (1, 1)
-        and layer.padding == (0, 0)
-        and layer.groups == 1
-    )
 
 
 # ---------------------------------------------------------------- the problem

@@ -265,8 +265,8 @@ class _Table:
                 return
             self._shapes = tuple(tuple(shape) for shape in header["shapes"])
             self._end = file.tell()
-            there, torn = divmod(self._rows_path.stat().st_size, 4 * max(1, self._width))
-            self._count = there + bool(torn)  # no row is ever written over: another run may be reading it
+            there = self._rows_path.stat().st_size // (4 * self._width)
+            self._count = there  # no whole row is ever written over: another run may be reading it
             for line in file:
                 if not line.endswith(b"\n"):
                     break  # the torn line of a killed run
@@ -317,13 +317,8 @@ class _Table:
             for number, (digest, row) in enumerate(zip(digests, rows, strict=True))
         ]
         lines = [_seal({"digest": digest, "row": row, "sum": crc}) for digest, row, crc in entries]
-        try:
-            _append(self._rows_path, self._count * rows.shape[1] * 4, rows.data.cast("B"))
-            _append(self._index_path, self._end, memoryview(head + b"".join(lines)))
-        except BaseException:
-            if head:
-                self._shapes = None
-            raise
+        _append(self._rows_path, self._count * rows.shape[1] * 4, rows.data.cast("B"))
+        _append(self._index_path, self._end, memoryview(head + b"".join(lines)))
         self._end += len(head) + sum(map(len, lines))
         self._count += len(rows)
         self._found.update((digest, (row, crc)) for digest, row, crc in entries)

@@ -104,7 +104,7 @@ def fit_head(
 ) -> Fitted:
     """Train all parameters of `tail`, which then has those of the best epoch, and is in eval mode.
 
-    Inputs of `nn.Linear` and 1x1 `nn.Conv2d` layers are standardised while training; afterwards that is folded into
+    Inputs of `nn.Linear` and `nn.Conv2d` layers are standardised while training; afterwards that is folded into
     weight and bias, so that the layers stay what they are. Any other tail is trained as it is. Draws nothing from the
     global generator; with the same number of threads on the same machine the result is the same bit for bit.
 
