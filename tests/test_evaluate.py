@@ -21,8 +21,9 @@ from lrp.data import DataSet
 from lrp.errors import DataError, ModelError, PredictionsError
 from lrp.evaluate import Classifier, evaluate
 from lrp.images import Geometry
-from lrp.models import LoadedModel, Preprocessing, save_checkpoint
+from lrp.models import LoadedModel, save_checkpoint
 from lrp.predictions import read_predictions
+from lrp.preprocessing import Preprocessing
 
 NAMES = ("red", "green", "blue", "grey")
 HALF = Preprocessing(Geometry(12, (8, 8)), (0.5,) * 3, (0.5,) * 3)

@@ -29,8 +29,9 @@ from lrp.cli import main
 from lrp.data import DataSet
 from lrp.evaluate import Evaluation, evaluate
 from lrp.images import Geometry
-from lrp.models import LoadedModel, Preprocessing, save_checkpoint
+from lrp.models import LoadedModel, save_checkpoint
 from lrp.predictions import Prediction, read_predictions
+from lrp.preprocessing import Preprocessing
 
 NAMES = ("blue", "green", "grey", "red")  # in the order of their folders
 CHANNEL = {"blue": 2, "green": 1, "red": 0}

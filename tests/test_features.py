@@ -21,7 +21,7 @@ from lrp.errors import TrainingError
 from lrp.features import Store, features
 from lrp.fit_head import fit_head
 from lrp.images import Geometry, Photo, open_photo
-from lrp.models import Preprocessing
+from lrp.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(Geometry(10, (8, 8), "bilinear"), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 

@@ -34,8 +34,9 @@ from lrp.classes import class_index, imagenet_names, imagenet_wnids, timm_class_
 from lrp.cli import main
 from lrp.errors import ModelError, TargetError
 from lrp.images import Geometry
-from lrp.models import Preprocessing, architecture, is_file, load_model, model_names, save_checkpoint
+from lrp.models import architecture, is_file, load_model, model_names, save_checkpoint
 from lrp.predictions import read_predictions
+from lrp.preprocessing import Preprocessing
 from lrp.weights import checkpoint, download, fingerprint, read_weights
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (301, 427, 3), dtype=np.uint8)

@@ -22,7 +22,7 @@ ENGINE = (
     | {"program", "targets", "ledger", "rules_table", "stamp", "explanation", "explainer"}
 )
 PICTURES = {"errors", "images", "heatmap", "lettering"}
-MODELS = {"models", "weights", "classes"}
+MODELS = {"models", "preprocessing", "weights", "classes"}
 TABLES = {"errors", "predictions", "intervals", "analysis", "comparison"}
 
 MAY_IMPORT = {
@@ -61,7 +61,9 @@ MAY_IMPORT = {
     "check": {"errors", "explainer", "ledger", "zoo", *MODELS},
     "zoo": {"errors"},
     "survey": {"check", "errors", "zoo"},
-    "gallery": {"explainer", "targets", *PICTURES, *MODELS},
+    "preprocessing": {"errors", "images"},
+    "request": {"errors", "classes", "targets"},
+    "gallery": {"explainer", "request", "targets", *PICTURES, *MODELS},
     "download": {"errors"},
     "unpack": {"errors", "download"},
     "data": {"errors", "classes"},
@@ -73,9 +75,9 @@ MAY_IMPORT = {
     "ahead": set(),
     "splits": {"errors", "data", "images", "classes", "intervals"},
     "descent": {"errors"},
-    "features": {"ahead", "errors", "data", "images", "lock", "models"},
+    "features": {"ahead", "errors", "data", "images", "lock", "preprocessing"},
     "fit_head": {"errors", "descent", "intervals"},
-    "fit_all": {"errors", "images", "intervals", "models", "splits"},
+    "fit_all": {"errors", "images", "intervals", "preprocessing", "splits"},
     "retrain": {
         "errors",
         "data",
@@ -100,7 +102,7 @@ MAY_IMPORT = {
     "contact": PICTURES,
     "files": {"errors", "predictions"},
     "study": {"contact", "files", "plots", *PICTURES, *TABLES},
-    "why": {"gallery", "targets", *PICTURES, *MODELS, *TABLES},
+    "why": {"gallery", "request", "targets", *PICTURES, *MODELS, *TABLES},
     "measure": {"errors", "data", "evaluate", "models", *TABLES},
 }
 WITHOUT_TORCH = {

@@ -17,11 +17,13 @@ from lrp.cli import main
 from lrp.comparison import compare
 from lrp.errors import CompositeError, ModelError, TargetError
 from lrp.evaluate import evaluate
-from lrp.gallery import Gallery, Request
+from lrp.gallery import Gallery
 from lrp.images import Found, Geometry, find_photos
 from lrp.intervals import percent
-from lrp.models import LoadedModel, Preprocessing
+from lrp.models import LoadedModel
 from lrp.predictions import read_predictions, write_predictions
+from lrp.preprocessing import Preprocessing
+from lrp.request import Request
 from lrp.why import explain_changes, explain_mistakes
 
 NAMES = ("cat", "dog", "great white shark, white shark")

@@ -27,7 +27,7 @@ from lrp.ahead import read_ahead
 from lrp.data import Sample
 from lrp.errors import ImageError, TrainingError
 from lrp.images import Photo, PhotoError, open_photo
-from lrp.models import Preprocessing
+from lrp.preprocessing import Preprocessing
 
 if sys.platform != "win32":
     import fcntl

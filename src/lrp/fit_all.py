@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lrp.errors import TrainingError
 from lrp.images import open_photo
 from lrp.intervals import Plain
-from lrp.models import Preprocessing
+from lrp.preprocessing import Preprocessing
 from lrp.splits import Example
 
 if TYPE_CHECKING:

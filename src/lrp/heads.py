@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 
 from lrp.errors import ModelError
 from lrp.graph.capture import Batch, Captured, capture
-from lrp.models import Preprocessing, architecture, build, class_tensors, load_model
+from lrp.models import architecture, build, class_tensors, load_model
+from lrp.preprocessing import Preprocessing
 from lrp.weights import Progress
 
 REMEDY = (

@@ -10,10 +10,11 @@ from typing import TypeVar
 from lrp.classes import class_index, classes_meant
 from lrp.comparison import Twin
 from lrp.errors import CompositeError, ModelError, TargetError
-from lrp.gallery import Gallery, Request, Result, Sheet, outputs
+from lrp.gallery import Gallery, Result, Sheet, outputs
 from lrp.images import Found
 from lrp.intervals import percent
 from lrp.predictions import Prediction
+from lrp.request import Request
 from lrp.targets import Contrast
 
 T = TypeVar("T")

@@ -17,7 +17,8 @@ from lrp.errors import CompositeError, LrpError
 if TYPE_CHECKING:
     import torch
 
-    from lrp.models import LoadedModel, Preprocessing
+    from lrp.models import LoadedModel
+    from lrp.preprocessing import Preprocessing
 
 
 class Skipped(Exception):

@@ -99,7 +99,8 @@ def run(
 ) -> Counter[str]:
     """Explain and print; returns how many files ended with which status."""
     from lrp.explainer import Explainer
-    from lrp.gallery import Drawing, Gallery, Request, find
+    from lrp.gallery import Drawing, Gallery, find
+    from lrp.request import Request
 
     try:
         found = find(paths, output)

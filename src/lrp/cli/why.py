@@ -36,7 +36,8 @@ def gallery(
         ModelError: the table does not name its model, or the model's weights are others now.
     """
     from lrp.explainer import Explainer
-    from lrp.gallery import Gallery, Request
+    from lrp.gallery import Gallery
+    from lrp.request import Request
     from lrp.weights import fingerprint
 
     named = model or next((row.model for row in rows if row.model), "")
