@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint bench faithfulness clean
+.PHONY: demo test bench faithfulness docs clean
 
 demo: $(STAMP)  ## photos to input/, explained to output/
 	$(BIN)/lrp demo
@@ -21,10 +21,13 @@ bench: $(STAMP)  ## time and memory against one input gradient, zennit and captu
 faithfulness: $(STAMP)  ## how well the maps of the candidate presets find what the decision hangs on
 	$(BIN)/python benchmarks/faithfulness.py
 
+docs: $(STAMP)  ## the pages of docs/ as a site in build/docs, warnings are errors
+	$(BIN)/mkdocs build --strict
+
 # Installed again only when the dependencies change.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,study,train,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,study,report,train,docs,test]'
 	touch $(STAMP)
 
 clean:

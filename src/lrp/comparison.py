@@ -123,7 +123,7 @@ def compare(
     pairs = [
         Twin(row, rows_b[other])
         for path, row in rows_a.items()
-        if (other := _moved(path, folders)) is not None and other in rows_b
+        if (other := moved(path, folders)) is not None and other in rows_b
     ]
     _expect_same_classes(pairs, names)
     counted([row for pair in pairs for row in (pair.a, pair.b)])  # whole, or refused
@@ -179,7 +179,7 @@ def _folders(a: Sequence[str], b: Sequence[str], names: tuple[str, str]) -> tupl
         if common:
             rest = len("/".join(first[-common:]))
             possible[a[0][:-rest], path[:-rest]] = common
-    fitting = [f for f in possible if all(_moved(path, f) in everything for path in a)]
+    fitting = [f for f in possible if all(moved(path, f) in everything for path in a)]
     longest = [f for f in fitting if possible[f] == max(possible[g] for g in fitting)]
     if len(longest) == 1:
         return longest[0]
@@ -194,7 +194,7 @@ def _folders(a: Sequence[str], b: Sequence[str], names: tuple[str, str]) -> tupl
     )
 
 
-def _moved(path: str, folders: tuple[str, str]) -> str | None:
+def moved(path: str, folders: tuple[str, str]) -> str | None:
     """A's path as B has it; None if it is not below that folder."""
     return folders[1] + path[len(folders[0]) :] if path.startswith(folders[0]) else None
 

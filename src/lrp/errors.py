@@ -51,3 +51,7 @@ class PredictionsError(LrpError):
 
 class TrainingError(LrpError):
     """What is to be trained on, or with, is not what was expected; or training went wrong."""
+
+
+class ReportError(LrpError):
+    """A report cannot be made, or written."""

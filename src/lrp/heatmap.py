@@ -54,7 +54,7 @@ def _palette() -> np.ndarray:
     return (screen * 255).round().astype(np.uint8)
 
 
-_PALETTE = _palette()
+PALETTE = _palette()
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ def colours(relevance: np.ndarray, limit: float) -> np.ndarray:
     unseen = np.isnan(relevance)
     # Clipped first, as dividing by a tiny limit would overflow.
     share = np.where(unseen, 0, relevance).astype(np.float64).clip(-limit, limit) / limit
-    picture = _PALETTE[np.rint(share * 255).astype(np.intp) + 255]
+    picture = PALETTE[np.rint(share * 255).astype(np.intp) + 255]
     picture[unseen] = _UNSEEN
     return picture
 

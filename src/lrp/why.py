@@ -116,7 +116,7 @@ def _ranked(items: Mapping[str, T], files: Mapping[str, Path]) -> dict[Found, T]
 
 
 def _mistake(row: Prediction, class_names: Sequence[str]) -> Request:
-    predicted, true = (_index(row, side, class_names) for side in ("predicted", "true"))
+    predicted, true = (index_of(row, side, class_names) for side in ("predicted", "true"))
     wrong, right = _short(row.predicted_label), _short(row.true_label)
     return Request(
         "mistake",
@@ -128,7 +128,7 @@ def _mistake(row: Prediction, class_names: Sequence[str]) -> Request:
 
 def _change(row: Prediction, name: str, target: str, class_names: Sequence[str]) -> Request:
     return Request(
-        "change", (_index(row, target, class_names),), titles=(f"{name}: why {_says(row, target)}",)
+        "change", (index_of(row, target, class_names),), titles=(f"{name}: why {_says(row, target)}",)
     )
 
 
@@ -160,7 +160,7 @@ def _short(label: str) -> str:
 # --- whether the model is the table's ---------------------------------------------------------------------
 
 
-def _index(row: Prediction, side: str, class_names: Sequence[str]) -> int:
+def index_of(row: Prediction, side: str, class_names: Sequence[str]) -> int:
     label: str = getattr(row, f"{side}_label")
     index: int | None = getattr(row, f"{side}_index")
     if index is None:
@@ -191,7 +191,7 @@ def _expect_choice(gallery: Gallery) -> None:
 
 def _check(facts: dict[str, object], row: Prediction, class_names: Sequence[str]) -> None:
     """Where only the data's classes competed, another class may well be the likeliest of all."""
-    if not row.restricted and _index(row, "predicted", class_names) != facts["predicted_index"]:
+    if not row.restricted and index_of(row, "predicted", class_names) != facts["predicted_index"]:
         facts["differs"] = (
             f"{row.path}: the table says {row.predicted_label!r}, the model {facts['predicted']!r} now: was it "
             "evaluated at another size, or on another device?"

@@ -22,6 +22,7 @@ from lrp.cli import (
     evaluate,
     explain,
     models,
+    report,
     retrain,
     rules,
 )
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     explain.explain, rules.rules, models.models, demo.demo, data.data, accuracy.accuracy, evaluate.evaluate,
-    confidence.confidence, errors.errors, compare.compare, retrain.retrain,
+    confidence.confidence, errors.errors, compare.compare, report.report, retrain.retrain,
 )  # fmt: skip
 for command in COMMANDS:
     kind = accuracy.OptionalFiles if command is accuracy.accuracy else None

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lrp.cli import common, explain
+from lrp.cli import common, evaluate, explain, report
 from lrp.errors import ImageError
 
 # scikit-image's own photos: file -> the ImageNet class of what is on it.
@@ -27,8 +27,17 @@ def demo(
 ) -> None:
     """Write a few photos to input/<class>/ and explain them with the packaged model; nothing is downloaded."""
     places = write_photos(photos)
-    counts = explain.run(places, output, save_npz=False)
+    counts = explain.run(places, output, save_npz=False, report=False)
     print(f"Look at {output}/: each photo with the pixels that made the model decide, red for, blue against.")
+    table, page = output / "results.csv", output / "report.html"
+    evaluate.run(
+        evaluate.opened(photos, None, False), "efficientnet_lite0", table, "model", None, "auto", 32, 100.0, True, True,
+        None, None,
+    )  # fmt: skip
+    made = report.run(table, page, command=f"lrp report {table} -o {page}", quiet=True)
+    for note in made.notes:
+        common.complain(note)
+    print(f"The same and more as one page, to be opened in a browser: {made.path}")
     if counts["skipped"]:
         raise common.Skipped
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,6 +56,8 @@ def errors(
         )
     elif not quiet:
         show(found, count)
+    if not (as_json or quiet):
+        print(f"A page to look through: lrp report {shlex.quote(str(results))}")
     end(found.written, as_json or quiet, pictures)
 
 

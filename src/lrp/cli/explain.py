@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections import Counter
 from enum import StrEnum
@@ -96,8 +97,9 @@ def run(
     overwrite: bool = False,
     arch: str | None = None,
     labels: Path | None = None,
+    report: bool = True,
 ) -> Counter[str]:
-    """Explain and print; returns how many files ended with which status."""
+    """Explain and print; returns how many files ended with which status. `report`: say how to make one."""
     from lrp.explainer import Explainer
     from lrp.gallery import Drawing, Gallery, find
     from lrp.request import Request
@@ -148,7 +150,11 @@ def run(
         total = (
             f"{len(found)} found = {counts['ok']} ok + {counts['kept']} kept + {counts['skipped']} skipped"
         )
-        print(total, file=sys.stderr if json_lines else sys.stdout)
+        place = sys.stderr if json_lines else sys.stdout
+        print(total, file=place)
+        if report and len(paths) == 1 and paths[0].is_dir():
+            data, table = shlex.quote(str(paths[0])), shlex.quote(str(output / "results.csv"))
+            print(f"A page to look through: lrp evaluate {data} -o {table}; lrp report {table}", file=place)
     return counts
 
 
