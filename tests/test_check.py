@@ -8,13 +8,19 @@ import random
 import re
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
+from typing import Any
 
 import pytest
+import timm
 import torch
 import torchvision
+import torchvision.models as tv
 from torch import nn
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
 import lrp
 from lrp import check, survey, zoo
@@ -23,31 +29,66 @@ from lrp.cli import main
 
 # One per kind of architecture; with a size where the model takes another than its own.
 SAMPLE = (
-    ("squeezenet1_1", 64), ("resnet18", 64), ("googlenet", 64), ("densenet121", 64), ("mnasnet0_5", 64),
-    ("mobilenet_v3_small", 64), ("efficientnet_b0", 64), ("shufflenet_v2_x0_5", 64), ("regnet_y_400mf", 64),
-    ("convnext_tiny", 64), ("swin_t", 64), ("swin_v2_t", 64), ("vit_b_32", 64), ("maxvit_t", None),
-    ("timm:deit_tiny_patch16_224", None), ("timm:mobilevit_xxs", 64), ("timm:sequencer2d_s", 64),
-    ("timm:xcit_nano_12_p8_224", 64), ("timm:poolformerv2_s12", 64), ("timm:gmlp_ti16_224", None),
-    ("timm:cait_xxs24_224", None), ("timm:edgenext_xx_small", 64), ("timm:lambda_resnet26rpt_256", None),
-    ("timm:focalnet_tiny_srf", 64),
+    ("squeezenet1_1", 64), ("resnet18", 64), ("googlenet", 64), ("mnasnet0_5", 64), ("mobilenet_v3_small", 64),
+    ("efficientnet_b0", 64), ("shufflenet_v2_x0_5", 64), ("regnet_y_400mf", 64),
 )  # fmt: skip
+
+
+def swin(**options: Any) -> nn.Module:
+    return tv.SwinTransformer([4, 4], 24, [2, 2], [2, 4], [7, 7], **options)
+
+
+# And of kinds that repeat one block dozens of times, nets of fewer blocks: `lrp models --check` measures the whole ones.
+SHALLOW: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "densenet": (lambda: tv.DenseNet(16, (2, 2, 2), 32), 64),
+    "convnext": (lambda: tv.ConvNeXt([CNBlockConfig(32, 64, 2), CNBlockConfig(64, None, 2)]), 64),
+    "swin": (swin, 64),
+    "swin_v2": (lambda: swin(block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2), 64),
+    "vit": (lambda: tv.VisionTransformer(64, 16, 3, 4, 64, 128), 64),
+    "maxvit": (lambda: tv.MaxVit((64, 64), 16, 4, [16, 32], [1, 2], 8, 0.0), 64),
+}
+OF_TIMM = {
+    "timm:deit_tiny_patch16_224": 224, "timm:mobilevit_xxs": 64, "timm:sequencer2d_s": 28,
+    "timm:xcit_nano_12_p8_224": 64, "timm:poolformerv2_s12": 64, "timm:gmlp_ti16_224": 224,
+    "timm:cait_xxs24_224": 224, "timm:edgenext_xx_small": 64, "timm:lambda_resnet26rpt_256": 256,
+    "timm:focalnet_tiny_srf": 64,
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------- the sample
 
 
-@pytest.mark.parametrize(("name", "size"), SAMPLE, ids=[name for name, _ in SAMPLE])
-def test_the_sample_is_explained_as_it_should_be(name, size):
-    result = check.check(name, size=size, repeats=0)
+def expect_explained(result: Result) -> None:
     assert result.reason == ""
     assert result.logit_error <= 1e-4
     assert result.dtype == "float64" and result.closing_error <= 1e-9
     assert result.finite and abs(result.reached) >= 1e-6
 
 
+@pytest.mark.parametrize(("name", "size"), SAMPLE, ids=[name for name, _ in SAMPLE])
+def test_the_sample_is_explained_as_it_should_be(name, size):
+    expect_explained(check.check(name, size=size, repeats=0))
+
+
+@pytest.mark.parametrize("name", [*SHALLOW, *OF_TIMM])
+def test_shallow_nets_of_other_kinds_are_too(name):
+    def make() -> tuple[nn.Module, torch.Tensor]:
+        if name in SHALLOW:
+            build, size = SHALLOW[name]
+            model = build()
+        else:
+            model, size = timm.create_model(name.removeprefix("timm:")), OF_TIMM[name]
+            for module in model.modules():
+                if isinstance(blocks := getattr(module, "blocks", None), nn.Sequential | nn.ModuleList):
+                    module.blocks = blocks[:2]
+        return check.realistic(model.eval(), torch.randn(8, 3, size, size)), torch.randn(1, 3, size, size)
+
+    expect_explained(measure(name, make, repeats=0))
+
+
 def fresh(day: date) -> list[str]:
     """Four others that take seconds, another four every day."""
-    sample = {name for name, _ in SAMPLE}
+    sample = {name for name, _ in SAMPLE} | set(OF_TIMM)
     small = [
         name for name in zoo.names()
         if name not in sample and check._published(name) < 50e6 and name not in SLOW

@@ -17,13 +17,15 @@ import typer
 from PIL import Image
 
 from lrp import heatmap
+from lrp.check import realistic
 from lrp.cli import app, main
 from lrp.cli.demo import PHOTOS, write_photos
-from lrp.models import load_model
+from lrp.models import LoadedModel, load_model
 
 ORIGINAL = load_model
 COMMANDS = (
-    "explain", "rules", "models", "demo", "data", "accuracy", "evaluate", "confidence", "errors", "compare", "retrain",
+    "explain", "rules", "models", "demo", "data", "accuracy", "evaluate", "confidence", "errors", "compare", "report",
+    "retrain",
 )  # fmt: skip
 
 
@@ -47,6 +49,22 @@ def loaded_once(monkeypatch):
 @functools.cache
 def loaded(name, pretrained=True):
     return ORIGINAL(name, pretrained=pretrained)
+
+
+@functools.cache
+def small():
+    """A random net of 64 pixels with ImageNet's classes."""
+    model, preprocessing, names = ORIGINAL("timm:test_efficientnet", pretrained=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        realistic(model, torch.randn(8, 3, 64, 64))
+    return LoadedModel(model, preprocessing.with_size(64), names)
+
+
+@pytest.fixture
+def any_model(monkeypatch):
+    """Where what the net sees is not the point: every model is the small one."""
+    monkeypatch.setattr("lrp.models.load_model", lambda name, **options: small())
 
 
 @pytest.fixture
@@ -134,7 +152,7 @@ def test_layout_json_and_npz(inside, capsys):
             assert saved["crop"] == pytest.approx([26.25, 7.5, 131.25, 112.5], abs=2)
 
 
-def test_kept_only_while_everything_is_the_same(inside, capsys):
+def test_kept_only_while_everything_is_the_same(inside, any_model, capsys):
     photo = "input/espresso/coffee.png"
     run = ["explain", photo, "-o", "out", "--json"]
 
@@ -160,7 +178,7 @@ def test_kept_only_while_everything_is_the_same(inside, capsys):
     assert status("--percentile", "98") == "ok"  # same name, other photo
 
 
-def test_kept_results_report_the_same_facts(inside, capsys):
+def test_kept_results_report_the_same_facts(inside, any_model, capsys):
     run = ["explain", "input", "-o", "out", "--json"]
     assert main(run) == 0
     first = records(capsys)
@@ -171,7 +189,7 @@ def test_kept_results_report_the_same_facts(inside, capsys):
     assert first == second
 
 
-def test_every_file_gives_one_line_and_a_bad_one_stops_nothing(inside, capsys):
+def test_every_file_gives_one_line_and_a_bad_one_stops_nothing(inside, any_model, capsys):
     Path("input/espresso/broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not much more")
     Path("input/notes.txt").write_text("hello")
     Path("input/.hidden").write_text("passed over")
@@ -187,7 +205,7 @@ def test_every_file_gives_one_line_and_a_bad_one_stops_nothing(inside, capsys):
     assert "4 found = 0 ok + 2 kept + 2 skipped" in captured.err
 
 
-def test_names_that_are_taken(inside, capsys):
+def test_names_that_are_taken(inside, any_model, capsys):
     folder = Path("same")
     folder.mkdir()
     for name in ("a.jpg", "a.png", "b.bmp"):
@@ -202,14 +220,14 @@ def test_names_that_are_taken(inside, capsys):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_earlier_results_are_not_photos(inside, capsys):
+def test_earlier_results_are_not_photos(inside, any_model, capsys):
     assert main(["explain", ".", "-o", "output", "--json"]) == 0
     assert len(records(capsys)) == 2
     assert main(["explain", ".", "-o", "output", "--json"]) == 0
     assert [r["status"] for r in records(capsys)] == ["kept", "kept"]
 
 
-def test_all_orientations_give_the_same_map(inside, capsys):
+def test_all_orientations_give_the_same_map(inside, any_model, capsys):
     upright = Image.open("input/espresso/coffee.png").convert("RGB")
     Path("turned").mkdir()
     inverse = {
@@ -229,7 +247,7 @@ def test_all_orientations_give_the_same_map(inside, capsys):
         assert np.array_equal(other["crop"], maps[0]["crop"])
 
 
-def test_targets(inside, capsys):
+def test_targets(inside, any_model, capsys):
     photo = "input/tiger cat/chelsea.png"
 
     def explained(target):
@@ -249,7 +267,7 @@ def test_targets(inside, capsys):
     assert explained("true-vs-tabby")["target"] == "tiger cat"
 
 
-def test_true_skips_where_the_folder_is_no_class(inside, capsys):
+def test_true_skips_where_the_folder_is_no_class(inside, any_model, capsys):
     Path("input/tiger cat").rename("input/tigercatt")
     assert main(["explain", "input", "--target", "true", "--json"]) == 3
     ok, skipped = records(capsys)
@@ -259,7 +277,7 @@ def test_true_skips_where_the_folder_is_no_class(inside, capsys):
     )
 
 
-def test_shared_scale_is_one_scale(inside, capsys):
+def test_shared_scale_is_one_scale(inside, any_model, capsys):
     assert main(["explain", "input", "-o", "out", "--shared-scale", "--save", "npz", "--json"]) == 0
     first = records(capsys)
     limits = heatmap.scale(
@@ -315,7 +333,7 @@ def test_unknown_model_is_one_line_and_exit_1(inside, capsys):
     )
 
 
-def test_interrupted_is_130_and_leaves_whole_files(inside, capsys, monkeypatch):
+def test_interrupted_is_130_and_leaves_whole_files(inside, any_model, capsys, monkeypatch):
     from lrp.gallery import Gallery
 
     written = []
@@ -335,7 +353,7 @@ def test_interrupted_is_130_and_leaves_whole_files(inside, capsys, monkeypatch):
     assert [r["status"] for r in records(capsys)] == ["kept", "ok"]
 
 
-def test_output_that_cannot_be_written_is_said(inside, capsys):
+def test_output_that_cannot_be_written_is_said(inside, any_model, capsys):
     Path("out").write_text("a file")
     assert main(["explain", "input", "-o", "out", "--json"]) == 3
     assert all("cannot be written" in r["error"] for r in records(capsys))

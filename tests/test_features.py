@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from disks import small_disk
 from lrp.data import DataSet, Sample
-from lrp.errors import TrainingError
+from lrp.errors import LrpError, PredictionsError, TrainingError
 from lrp.features import Store, features
 from lrp.fit_head import fit_head
 from lrp.images import Geometry, Photo, open_photo
+from lrp.lock import BusyError
 from lrp.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(Geometry(10, (8, 8), "bilinear"), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
@@ -75,7 +76,7 @@ def counts(store: Store) -> tuple[int, int]:
 
 def only(cache: Path) -> Path:
     """The folder of the one key."""
-    (inside,) = cache.iterdir()
+    (inside,) = (path for path in cache.iterdir() if path.is_dir())
     return inside
 
 
@@ -352,13 +353,13 @@ def test_a_full_disk(tmp_path: Path) -> None:
     samples = folder_of(tmp_path, 40)
     whole = run(samples, tmp_path / "whole")
     with small_disk("24k") as disk:
-        with pytest.raises(TrainingError) as caught:
+        with pytest.raises(PredictionsError) as caught:
             run(samples, disk / "cache")
         path = str(caught.value).partition(":")[0]
         assert path.startswith(str(only(disk / "cache")))
         assert str(caught.value) == (
             f"{path}: cannot be written: No space left on device. What is finished is kept: put that right, and the "
-            "same command goes on from there."
+            "same command goes on from there"
         )
         subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
         store = run(samples, disk / "cache")
@@ -376,7 +377,7 @@ def test_what_could_not_be_written_is_taken_back(tmp_path: Path, monkeypatch: py
         patched.setattr(os, "fsync", full)
         assert refusal(samples, cache) == (
             f"{only(cache)}/plain.rows: cannot be written: No space left on device. What is finished is kept: put "
-            "that right, and the same command goes on from there."
+            "that right, and the same command goes on from there"
         )
     assert (only(cache) / "plain.rows").stat().st_size == 0
     assert same(run(samples, cache), run(samples, tmp_path / "other"))
@@ -386,10 +387,11 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
     samples, cache = folder_of(tmp_path), tmp_path / "cache"
     process = child(tmp_path / "data", cache, 2)
     try:
-        with pytest.raises(TrainingError) as caught:
+        with pytest.raises(BusyError) as caught:
             run(samples, cache)
         assert str(caught.value) == (
-            f"{only(cache)}: another run is computing these features; wait for it, or choose another cache folder."
+            f"{only(cache)} is being written by another run (process {process.pid}); wait for it or choose another "
+            "cache folder"
         )
         assert counts(run(samples, cache, key="another")) == (0, 11)
     finally:
@@ -415,7 +417,7 @@ def test_an_interruption_leaves_no_lock_and_what_is_finished(tmp_path: Path) -> 
 
 
 def refusal(*given: Any, **changes: Any) -> str:
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(LrpError) as caught:
         run(*given, **changes)
     return str(caught.value)
 
@@ -463,5 +465,5 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     message = refusal(samples, tmp_path / "file")
     assert message.startswith(f"{tmp_path / 'file'}/") and message.endswith(
-        ": cannot be made: Not a directory."
+        ": cannot be made: Not a directory"
     )

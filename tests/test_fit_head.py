@@ -302,6 +302,24 @@ def test_resumed_from_any_epoch_it_ends_the_same() -> None:
             assert torch.equal(tensor, tail.state_dict()[name]), (epoch, name)
 
 
+def test_the_last_epoch_is_told_beside_the_best() -> None:
+    """As the tail's own parameters: with them it does what the last epoch's facts say, and no longer the best one's."""
+    vx, vy = photos(seed=1, count=60)
+    vy = vy.roll(7)  # what is learned helps nothing there, so that the best epoch comes early
+    tail = linear()
+    fitted = fit(tail, HeadSettings(weight_decay=0.01), validation={"plain": (vx,)}, val_labels=vy)
+    last = fitted.history[-1]
+    assert fitted.best_epoch < last["epoch"] and fitted.last.keys() == dict(tail.named_parameters()).keys()
+
+    def loss() -> float:
+        return nn.functional.cross_entropy(tail((vx,)), vy).item()
+
+    assert loss() == pytest.approx(fitted.history[fitted.best_epoch]["val_loss"], rel=1e-4)
+    tail.load_state_dict(fitted.last)
+    assert loss() == pytest.approx(last["val_loss"], rel=1e-4)
+    assert abs(last["val_loss"] - fitted.history[fitted.best_epoch]["val_loss"]) > 0.1
+
+
 def test_a_state_does_not_change_while_training_goes_on() -> None:
     states, texts = [], []
 

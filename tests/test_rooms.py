@@ -129,7 +129,7 @@ MAY_IMPORT = {
         "report.render",
         *TABLES,
     },
-    "notebook": {"archives", "errors", "figures", "images", "models"},
+    "notebook": {"archives", "data", "errors", "evaluate", "figures", "images", "models"},
     "measure": {"errors", "data", "evaluate", "models", *TABLES},
 }
 WITHOUT_TORCH = {

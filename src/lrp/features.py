@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -27,10 +26,9 @@ from lrp.ahead import read_ahead
 from lrp.data import Sample
 from lrp.errors import ImageError, TrainingError
 from lrp.images import Photo, PhotoError, open_photo
+from lrp.lock import Lock
+from lrp.predictions import os_errors
 from lrp.preprocessing import Preprocessing
-
-if sys.platform != "win32":
-    import fcntl
 
 VIEWS: Mapping[str, Callable[[Tensor], Tensor]] = {"plain": lambda x: x, "mirrored": lambda x: x.flip(-1)}
 _FORMAT = 1  # of the tables
@@ -108,8 +106,8 @@ def features(
         advance: called with the number of photos done since the last call, and of all.
 
     Raises:
-        TrainingError: no photo can be read, the cache cannot be read or written, another run is writing it, or the
-            trunk gives something else than what the cache holds of it.
+        TrainingError: no photo can be read, or the trunk gives something else than what the cache holds of it.
+        PredictionsError: the cache cannot be read or written, or another run is writing it.
     """
     if unknown := [view for view in views if view not in VIEWS] or ([] if views else ["none"]):
         raise TrainingError(f"expected views out of {', '.join(VIEWS)}, got {', '.join(unknown)}.")
@@ -117,9 +115,9 @@ def features(
     workers = workers or min(8, os.cpu_count() or 1)
     identity = json.dumps([_FORMAT, key, preprocessing.to_dict(), device.type], sort_keys=True)
     place = Path(folder, hashlib.sha256(identity.encode()).hexdigest()[:16])
-    with _disk(place, "made"):
+    with os_errors(place, "made"):
         place.mkdir(parents=True, exist_ok=True)
-    with _held(place):
+    with Lock(place, "choose another cache folder"):
         tables = {view: _Table(place / view, identity) for view in views}
         known: list[str | None] = list(digests) if digests is not None else _digests(samples, workers)
         for table in tables.values():
@@ -245,7 +243,7 @@ class _Table:
         self._shapes: Shapes | None = None
         self._found: dict[str, tuple[int, int]] = {}  # digest -> (row, its checksum)
         self._end = self._count = 0
-        with _disk(path, "read"):
+        with os_errors(path, "read"):
             self._rows_path.touch()
             self._index_path.touch()
             self._scan()
@@ -293,7 +291,7 @@ class _Table:
 
     def _mapped(self) -> Tensor:
         """The whole rows that the file has now, [rows, width]."""
-        with _disk(self._rows_path, "read"):
+        with os_errors(self._rows_path, "read"):
             count = self._rows_path.stat().st_size // (4 * self._width)
             size = count * self._width
             flat = torch.from_file(str(self._rows_path), shared=False, size=size, dtype=torch.float32)
@@ -336,7 +334,7 @@ class _Table:
 
 def _append(path: Path, end: int, data: memoryview) -> None:
     """Write at `end`, to the disk and not only to its cache; what stood there and after it goes."""
-    with _disk(path, "written", _GO_ON), path.open("r+b", buffering=0) as file:
+    with os_errors(path, "written", _GO_ON), path.open("r+b", buffering=0) as file:
         try:
             file.truncate(end)
             file.seek(end)
@@ -348,33 +346,6 @@ def _append(path: Path, end: int, data: memoryview) -> None:
             with suppress(OSError):
                 file.truncate(end)
             raise
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """The right to write there, for one run at a time; it ends with the process. (Windows: nothing is held.)"""
-    with _disk(folder / "lock", "locked"):
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise TrainingError(
-                    f"{folder}: another run is computing these features; wait for it, or choose another cache folder."
-                ) from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _disk(path: Path, done: str, advice: str = "") -> Iterator[None]:
-    """What the system refuses inside becomes a TrainingError: "PATH: cannot be DONE: reason"."""
-    try:
-        yield
-    except OSError as error:
-        raise TrainingError(f"{path}: cannot be {done}: {error.strerror or error}{advice}.") from error
 
 
 def _seal(entry: Mapping[str, Any]) -> bytes:

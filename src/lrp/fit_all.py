@@ -6,19 +6,22 @@ The loop is Lightning Fabric's, which brings devices, nodes and precision; there
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lrp.errors import TrainingError
+from lrp.errors import ImageError, TrainingError
+from lrp.fit_head import Facts, best_epoch
 from lrp.images import open_photo
 from lrp.intervals import Plain
 from lrp.preprocessing import Preprocessing
@@ -27,7 +30,9 @@ from lrp.splits import Example
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Facts = dict[str, Any]
+Value = TypeVar("Value")
+PATIENCE = timedelta(days=7)
+"""How long other processes wait for the first one, which may compute features and draw heatmaps meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +102,14 @@ class Photos(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(
-        self, examples: Sequence[Example], preprocessing: Preprocessing, settings: NetSettings | None
+        self,
+        examples: Sequence[Example],
+        preprocessing: Preprocessing,
+        settings: NetSettings | None,
+        max_megapixels: float = 100.0,
     ) -> None:
         self.examples, self.preprocessing, self.settings = examples, preprocessing, settings
+        self.max_megapixels = max_megapixels
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -107,7 +117,12 @@ class Photos(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = item
         example = self.examples[index]
-        pixels = open_photo(example.sample.file).pixels
+        try:
+            pixels = open_photo(example.sample.file, max_megapixels=self.max_megapixels).pixels
+        except ImageError as error:
+            raise TrainingError(
+                f"{error}: it could be read when the training began. Put it back, and the same command goes on."
+            ) from error
         if self.settings is None:
             return self.preprocessing(pixels), example.target
         with torch.random.fork_rng(devices=[]):
@@ -164,23 +179,38 @@ def launch(device: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
     """
     try:
         from lightning_fabric import Fabric
+        from lightning_fabric.strategies import DDPStrategy
+        from lightning_fabric.utilities.exceptions import MisconfigurationException
     except ModuleNotFoundError as error:
         raise TrainingError("this needs Lightning Fabric: pip install 'lrp[train]'.") from error
     kind = device.partition(":")[0]
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if kind == "auto" else kind
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # of its banners
     chosen: Any = [int(device.partition(":")[2])] if ":" in device and devices == 1 else devices
     try:
         fabric = Fabric(
             accelerator=kind,
             devices=chosen,
             num_nodes=nodes,
-            strategy="ddp" if devices * nodes > 1 else "auto",
+            strategy=DDPStrategy(timeout=PATIENCE) if devices * nodes > 1 else "auto",
             precision="bf16-mixed" if kind == "cuda" and torch.cuda.is_bf16_supported() else "32-true",
         )
         fabric.launch()
-    except (RuntimeError, ValueError) as error:
-        raise TrainingError(f"--devices {devices} of {kind}: {str(error).strip().splitlines()[0]}") from error
+    except (RuntimeError, ValueError, TypeError, MisconfigurationException) as error:
+        words = " ".join(str(error).split())
+        raise TrainingError(f"--devices {devices} of {kind}: {words}") from error
     return fabric
+
+
+def shared(fabric: Fabric, make: Callable[[], Value]) -> Value | None:
+    """What `make` gives in the first process, in all of them. Where it raises there, the others get None."""
+    made = None
+    try:
+        if fabric.is_global_zero:
+            made = make()
+    finally:
+        made = fabric.broadcast(made) if fabric.world_size > 1 else made
+    return made
 
 
 def fit_all(
@@ -193,8 +223,9 @@ def fit_all(
     fabric: Fabric,
     *,
     workers: int | None = None,
+    max_megapixels: float = 100.0,
     state: Mapping[str, Any] | None = None,
-    on_state: Callable[[dict[str, Any], bool], None] = lambda state, better: None,
+    on_state: Callable[[dict[str, Any]], None] = lambda state: None,
     on_epoch: Callable[[Facts], None] = lambda facts: None,
     advance: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> list[Facts]:
@@ -206,14 +237,15 @@ def fit_all(
         heads: paths of the fresh layers.
         workers: processes that decode; None: as many as cores, eight at most.
         state: of an earlier run, to go on from: {"model", "optimizer", "epoch", "history"}.
-        on_state: given the state after each epoch, and whether its accuracy on val is the best so far; of equal ones,
-            the one with the lower loss. Only the first process calls it.
+        on_state: given the state after each epoch, after `on_epoch`. Only the first process calls these two; where
+            they raise, the others return.
         on_epoch: given the facts of each epoch: epoch, loss, accuracy (of training, with augmentation), val_loss,
             val_accuracy, learning_rate, seconds, images_per_second.
-        advance: photos done since the last call, of how many in this epoch, and words.
+        advance: photos done since the last call, of how many in all epochs, and words: the epoch, and after a comma
+            its loss and accuracy so far.
 
     Raises:
-        TrainingError: the loss is no number any more.
+        TrainingError: the loss is no number any more, or a photo cannot be read any more.
     """
     optimizer = torch.optim.AdamW(_groups(model, heads, settings))
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
@@ -225,14 +257,14 @@ def fit_all(
     # Batch norm cannot train on a single photo: it sits out, another one in each epoch.
     single = len(order) > settings.batch_size > 1 and len(order) % settings.batch_size == 1
     batches = DataLoader(
-        Photos(train, preprocessing, settings),
+        Photos(train, preprocessing, settings, max_megapixels),
         settings.batch_size,
         sampler=order,
         drop_last=single,
         **options,
     )
     judged = DataLoader(
-        Photos(val, preprocessing, None),
+        Photos(val, preprocessing, None, max_megapixels),
         settings.batch_size,
         sampler=Order(len(val), None, rank, world),
         **options,
@@ -246,20 +278,46 @@ def fit_all(
         history = [dict(facts) for facts in state["history"]]
     # A loader has no place here that Fabric would have to know: the samplers divide the photos themselves.
     steps = -(-len(batches) // settings.accumulate)
-    if not history:
-        val_loss, accuracy = _judge(wrapped, judged, fabric, advance)
+    in_epoch = len(order) * world + len(val)
+    total = len(val) + settings.epochs * in_epoch
+    begun = len(history)
+
+    def close() -> bool:
+        """Of an epoch: what only the first process does."""
+        if len(history) == begun:
+            return True  # an earlier run did
+        facts = history[-1]
+        if not math.isfinite(facts.get("loss", 0.0) + facts["val_loss"]):
+            raise TrainingError(
+                f"epoch {facts['epoch']}: the loss is no number any more; a lower --learning-rate than "
+                f"{settings.learning_rate:g} may help."
+            )
+        on_epoch(facts)
+        if facts["epoch"]:
+            on_state(
+                {
+                    "model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": facts["epoch"],
+                    "history": history,
+                }
+            )  # fmt: skip
+        return True
+
+    if history:
+        advance(len(val) + (len(history) - 1) * in_epoch, total, "training")
+    else:
+        val_loss, accuracy = _judge(model, judged, fabric, advance, total, "training")
         history.append({"epoch": 0, "val_loss": val_loss, "val_accuracy": accuracy})
-        on_epoch(history[-1])
-    while not finished(history, settings):
+    while shared(fabric, close) and not finished(history, settings):
         epoch, begin = len(history), time.perf_counter()
         order.epoch = epoch
+        words, told = f"training, epoch {epoch} of {settings.epochs}", begin
         sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
         wrapped.train()
         if settings.keep_statistics:
             for norm in _batch_norms(model):
                 norm.eval()
         optimizer.zero_grad(set_to_none=True)
-        for number, (images, targets) in enumerate(batches):
+        for number, (images, targets) in enumerate(_loaded(batches)):
             step, part = divmod(number, settings.accumulate)
             last = part == settings.accumulate - 1 or number == len(batches) - 1
             images, targets = fabric.to_device(
@@ -284,15 +342,13 @@ def fit_all(
                 sums += torch.stack(
                     [loss.double() * len(targets), right.double(), right.new_tensor(len(targets))]
                 )
-            advance(len(targets) * world, len(order) * world, f"epoch {epoch} of {settings.epochs}")
+            if time.perf_counter() > told + 1:  # a GPU would be waited for each time
+                told, (so_far, hits, seen) = time.perf_counter(), sums.tolist()
+                words = f"training, epoch {epoch} of {settings.epochs}, loss {so_far / seen:.3f}, {hits / seen:.1%}"
+            advance(len(targets) * world, total, words)
         total_loss, correct, seen = _summed(fabric, sums)
-        if not math.isfinite(total_loss):
-            raise TrainingError(
-                f"epoch {epoch}: the loss is no number any more; a lower --learning-rate than "
-                f"{settings.learning_rate:g} may help."
-            )
         seconds = time.perf_counter() - begin
-        val_loss, accuracy = _judge(wrapped, judged, fabric, advance)
+        val_loss, accuracy = _judge(model, judged, fabric, advance, total, words)
         history.append(
             {
                 "epoch": epoch, "loss": total_loss / seen, "accuracy": correct / seen, "val_loss": val_loss,
@@ -300,19 +356,16 @@ def fit_all(
                 "images_per_second": seen / seconds,
             }
         )  # fmt: skip
-        if fabric.is_global_zero:
-            held_state = {
-                "model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "history": history,
-            }  # fmt: skip
-            on_state(held_state, best_epoch(history) == epoch)
-        fabric.barrier()
-        on_epoch(history[-1])
     return history
 
 
-def best_epoch(history: Sequence[Facts]) -> int:
-    """The epoch with the highest accuracy on val; of equal ones that with the lowest loss, then the first."""
-    return min(history[1:] or history, key=lambda f: (-f["val_accuracy"], f["val_loss"]))["epoch"]
+def _loaded(batches: DataLoader[Any]) -> Iterator[Any]:
+    """The batches; what went wrong in a process that decodes is said in one line, as if it had been in this one."""
+    try:
+        yield from batches
+    except TrainingError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise TrainingError(last.removeprefix(f"{TrainingError.__module__}.TrainingError: ")) from error
 
 
 def finished(history: Sequence[Facts], settings: NetSettings) -> bool:
@@ -364,20 +417,29 @@ def _summed(fabric: Fabric, sums: Tensor) -> list[float]:
 
 
 def _judge(
-    model: nn.Module, judged: DataLoader[Any], fabric: Fabric, advance: Callable[[int, int, str], None]
+    model: nn.Module,
+    judged: DataLoader[Any],
+    fabric: Fabric,
+    advance: Callable[[int, int, str], None],
+    total: int,
+    words: str,
 ) -> tuple[float, float]:
-    """Mean loss in nats and accuracy."""
+    """Mean loss in nats and accuracy.
+
+    Of the bare model: the wrapped one talks to the other processes in each batch, and these may have fewer.
+    """
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
     with torch.no_grad():
-        for images, targets in judged:
+        for images, targets in _loaded(judged):
             images, targets = fabric.to_device(
                 (images.contiguous(memory_format=torch.channels_last), targets)
             )
-            logits = _logits(model(images)).float()
+            with fabric.autocast():
+                logits = _logits(model(images)).float()
             loss = functional.cross_entropy(logits, targets, reduction="sum")
             right = (logits.argmax(1) == targets).sum()
             sums += torch.stack([loss.double(), right.double(), right.new_tensor(len(targets))])
-            advance(len(targets) * fabric.world_size, len(judged.dataset), "validating")  # type: ignore[arg-type]
-    total, correct, count = _summed(fabric, sums)
-    return total / count, correct / count
+            advance(len(targets) * fabric.world_size, total, words)
+    loss_sum, correct, count = _summed(fabric, sums)
+    return loss_sum / count, correct / count

@@ -242,11 +242,15 @@ def _read(constants: dict[str, Tensor], graph: fx.Graph) -> dict[str, Any]:
 
 
 class Adapted(NamedTuple):
-    """A model with another number of classes, in eval mode; `save_checkpoint` takes the architecture's name."""
+    """A model with another number of classes, in eval mode; `save_checkpoint` takes the architecture's name.
+
+    `heads`: paths of the layers that are fresh.
+    """
 
     model: nn.Module
     preprocessing: Preprocessing
     architecture: str
+    heads: tuple[str, ...]
 
 
 def adapted(
@@ -282,4 +286,4 @@ def adapted(
             model.get_submodule(path).reset_parameters()  # type: ignore[operator]
     kept = {n: t for n, t in loaded.model.state_dict().items() if n.rpartition(".")[0] not in fresh}
     model.load_state_dict({**model.state_dict(), **kept})
-    return Adapted(model.eval(), loaded.preprocessing, of)
+    return Adapted(model.eval(), loaded.preprocessing, of, tuple(sorted(fresh)))

@@ -49,12 +49,14 @@ class Lock:
     Such a lock is lost when its process closes any descriptor of the file, hence a file that nobody else opens.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, otherwise: str = "choose another -o") -> None:
+        """`otherwise`: what to do but wait, where it is held by another run."""
+        self._otherwise = otherwise
         self._path = beside(output, "lock")
         self._key = os.path.realpath(self._path)
         self._descriptor = -1
         if _HELD.get(self._key) == os.getpid():
-            raise BusyError(_busy(output, str(os.getpid())))
+            raise self._busy(output, str(os.getpid()))
         if sys.platform != "win32":
             with os_errors(self._path, "locked"):
                 while not self._take(output):
@@ -79,7 +81,7 @@ class Lock:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 process = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
-                raise BusyError(_busy(output, process)) from error
+                raise self._busy(output, process) from error
             raise
         finally:
             if descriptor >= 0:
@@ -94,7 +96,12 @@ class Lock:
             self._descriptor = -1
             _HELD.pop(self._key, None)
 
+    def _busy(self, output: Path, process: str) -> BusyError:
+        who = f" (process {process})" if process else ""
+        return BusyError(f"{output} is being written by another run{who}; wait for it or {self._otherwise}")
 
-def _busy(output: Path, process: str) -> str:
-    who = f" (process {process})" if process else ""
-    return f"{output} is being written by another run{who}; wait for it or choose another -o"
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

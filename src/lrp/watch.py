@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from lrp.models import LoadedModel
 class Watch:
     """Called after an epoch, explains its photos: `folder`/epoch_NNN/<photo>.png, and `folder`/development.png.
 
-    As `on_epoch` of `lrp.retrain.retrain`, or from any training loop: `watch({"epoch": 3}, loaded)`.
+    As `on_epoch` of `lrp.retrain.retrain`, or from any training loop: `watch({"epoch": 3}, loaded)`. The sheet shows
+    what lies in `folder`, so that a training that was killed and goes on has all of it; epoch 0 begins anew.
 
     Args:
         photos: files, looked at in each epoch. One whose folder names a class is asked for that class, another for
@@ -39,7 +41,6 @@ class Watch:
     ) -> None:
         self.photos = [open_photo(path) for path in photos]
         self.folder, self.composite, self.every = Path(folder), composite, every
-        self.shown: dict[int, list[Entry]] = {i: [] for i in range(len(self.photos))}
         self.names = _names([photo.path for photo in self.photos])
 
     def __call__(self, facts: Mapping[str, Any], loaded: LoadedModel) -> None:
@@ -55,6 +56,9 @@ class Watch:
         folder = self.folder / f"epoch_{epoch:03d}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if not epoch:
+                for tile, _, _ in (entry for i in range(len(self.photos)) for entry in self.shown(i)):
+                    Path(tile).unlink()
         except OSError as error:
             raise ImageError(f"{folder}: cannot be made: {error.strerror or error}") from error
         for i, photo in enumerate(self.photos):
@@ -76,17 +80,25 @@ class Watch:
             heatmap.save_png(picture, folder / f"{self.names[i]}.png", {"epoch": str(epoch)})
             tile = folder / f"{self.names[i]}.map.png"
             colours = heatmap.colours(on_photo, heatmap.scale([on_photo]))
-            heatmap.save_png(_large(colours), tile, {"epoch": str(epoch)})
-            self.shown[i] = [entry for entry in self.shown[i] if entry[0] != tile]
-            self.shown[i].append((tile, f"epoch {epoch}", trust or title))
+            said = {"epoch": str(epoch), "photo": photo.digest, "said": trust or title}
+            heatmap.save_png(_large(colours), tile, said)
         sheet = contact_sheet(
             {
-                photo.path.name: [(photo.path, "the photo", ""), *self.shown[i]]
+                photo.path.name: [(photo.path, "the photo", ""), *self.shown(i)]
                 for i, photo in enumerate(self.photos)
             },
-            "What speaks for the class, epoch by epoch",
+            "What speaks for the class, epoch by epoch; each map on its own scale",
         )
         heatmap.save_png(sheet, self.folder / "development.png", {})
+
+    def shown(self, i: int) -> list[Entry]:
+        """The maps of a photo that lie in the folder, epoch by epoch, each with what is written below it."""
+        found: list[tuple[int, Entry]] = []
+        for tile in self.folder.glob(f"epoch_*/{glob.escape(self.names[i])}.map.png"):
+            facts = heatmap.read_metadata(tile)
+            if facts.get("photo") == self.photos[i].digest:
+                found.append((int(facts["epoch"]), (tile, f"epoch {facts['epoch']}", facts["said"])))
+        return [entry for _, entry in sorted(found)]
 
 
 def _large(colours: np.ndarray) -> Image.Image:

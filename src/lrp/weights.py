@@ -1,5 +1,6 @@
 """Weights as files: fetched whole and verified or not at all, read as tensors alone, fitted to a model."""
 
+import argparse
 import hashlib
 import json
 import os
@@ -144,7 +145,9 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
             import safetensors.torch
 
             return safetensors.torch.load_file(path)
-        content = torch.load(path, weights_only=True, map_location="cpu")
+        # Training loops keep their options beside the weights; that class holds values and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # what a damaged file raises depends on where it is damaged
         blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and blocked:

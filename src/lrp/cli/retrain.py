@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,11 +15,12 @@ import typer
 from lrp.cli import common, tables
 from lrp.cli.evaluate import JSON, LINKS, MEGAPIXELS, OVERWRITE, QUIET
 from lrp.errors import DataError, TrainingError
+from lrp.predictions import os_errors
 
 if TYPE_CHECKING:
     from lrp.models import LoadedModel
-    from lrp.retrain import OnEpoch, Retrained
     from lrp.splits import TrainingData
+    from lrp.training_run import OnEpoch, Retrained
 
 CLASSES = 30
 
@@ -37,6 +40,7 @@ def retrain(
         Path, typer.Option("--output", "-o", help="Ends in .pth or .safetensors; every --model takes it.")
     ],
     model: Annotated[str, common.MODEL] = "efficientnet_lite0",
+    arch: Annotated[str | None, common.ARCH] = None,
     train: Annotated[
         Train, typer.Option(help="head: the last layer, on features computed once; all: the whole net.")
     ] = Train.head,
@@ -119,19 +123,26 @@ def retrain(
         heard.append(Watch(watch, f"{place}.watch", every=1 if train is Train.all else 10))
     if tensorboard:
         heard.append(_board(Path(f"{place}.tensorboard")))
+    quiet = quiet or (devices * nodes > 1 and _not_the_first())
     silent = quiet or as_json
     chosen = common.device(device)
-    with common.progress("reading photos", quiet) as advance:
+    told: list[str] = []
+
+    def on_data(material: TrainingData) -> None:
+        told.extend(material.notes)
         if not silent:
-            heard.append(lambda facts, loaded: print(line(facts), flush=True))
+            say(material)
+
+    with _Bar("reading photos", quiet) as advance:
+        if not silent:
+            heard.append(_Lines(settings["net"].epochs if train is Train.all else 0))
         try:
             found = run(
-                data, output, model, train=train.value, **settings, size=size, val_share=val_share, seed=seed,
+                data, output, model, arch=arch, train=train.value, **settings, size=size, val_share=val_share, seed=seed,
                 max_skip_rate=max_skip_rate, max_megapixels=max_megapixels, follow_links=follow_links,
                 pretrained=not from_scratch, device=chosen, devices=devices, nodes=nodes, workers=workers,
                 batch_size=batch_size, cache=cache, overwrite=overwrite, on_epoch=heard,
-                on_data=lambda material: None if silent else say(material),
-                advance=lambda done, total, what: advance(done, total, what),
+                on_data=on_data, advance=advance,
             )  # fmt: skip
         except (DataError, TrainingError) as error:
             raise typer.BadParameter(str(error)) from error
@@ -139,6 +150,9 @@ def retrain(
         return
     for path, reason in found.broken:
         common.complain(f"left out {path}: {reason}")
+    for note in found.notes:
+        if not silent and note not in told:
+            common.complain(note)
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
@@ -161,6 +175,31 @@ def say(material: TrainingData) -> None:
     sys.stdout.flush()
 
 
+class _Lines:
+    """Prints each epoch; of `epochs` in all, with the time that they will take at most. 0: that is unknown."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.first: tuple[int, float] | None = None
+
+    def __call__(self, facts: dict[str, Any], loaded: LoadedModel) -> None:
+        words, now = line(facts), time.monotonic()
+        if self.first is None:
+            self.first = facts["epoch"], now
+        elif left := self.epochs - facts["epoch"]:
+            each = (now - self.first[1]) / (facts["epoch"] - self.first[0])
+            words += f"; {duration(left * each)} left" if left > 0 else ""
+        print(words, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """ "40 s", "12 min", "3 h 20 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def line(facts: dict[str, Any]) -> str:
     """One epoch."""
     words = [f"epoch {facts['epoch']:>3}"]
@@ -170,6 +209,40 @@ def line(facts: dict[str, Any]) -> str:
     if "images_per_second" in facts:
         words.append(f"{facts['images_per_second']:.0f} images/s")
     return "; ".join(words)
+
+
+class _Bar(common.progress):
+    """With images per second; words after a comma say how it goes, and change without beginning anew."""
+
+    def __init__(self, what: str, quiet: bool) -> None:
+        from rich.progress import ProgressColumn, Task
+        from rich.text import Text
+
+        class Speed(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                images = not task.description.startswith("training the head")  # its steps see all of them
+                return Text(f"{task.speed:.0f} images/s" if images and task.speed else "")
+
+        super().__init__(what, quiet)
+        self.bar.columns = (*self.bar.columns, Speed())
+
+    def __enter__(self) -> Callable[[int, int, str], None]:
+        advance = super().__enter__()
+
+        def tell(done: int, total: int, words: str) -> None:
+            advance(done, total, words.partition(",")[0])
+            self.bar.update(self.bar.task_ids[0], description=words)
+
+        return tell
+
+
+def _not_the_first() -> bool:
+    """Whether this is another process than the first of those that train together."""
+    try:
+        from lightning_fabric.utilities.rank_zero import rank_zero_only
+    except ModuleNotFoundError:
+        return False
+    return bool(getattr(rank_zero_only, "rank", 0))
 
 
 def said(found: Retrained) -> str:
@@ -187,7 +260,8 @@ def _board(folder: Path) -> OnEpoch:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
         raise TrainingError("--tensorboard needs tensorboard: pip install 'lrp[train]'.") from error
-    writer = SummaryWriter(str(folder))
+    with os_errors(folder, "written"):
+        writer = SummaryWriter(str(folder))
 
     def write(facts: dict[str, Any], loaded: LoadedModel) -> None:
         for name, value in facts.items():
