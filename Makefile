@@ -22,7 +22,7 @@ faithfulness: $(STAMP)  ## how well the maps of the candidate presets find what 
 	$(BIN)/python benchmarks/faithfulness.py
 
 docs: $(STAMP)  ## the pages of docs/ as a site in build/docs, warnings are errors
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Installed again only when the dependencies change.
 $(STAMP): pyproject.toml

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -381,6 +382,13 @@ def test_the_console_script_is_the_module():
         for command in ([str(script)], [sys.executable, "-m", "lrp"])
     ]
     assert texts == ["lrp 0.1.0\n"] * 2
+
+
+def test_known_operations_are_listed_by_a_fresh_process():
+    done = subprocess.run(
+        [sys.executable, "-m", "lrp", "rules", "--known"], capture_output=True, text=True, check=True
+    )
+    assert len(done.stdout.splitlines()) > 150 and re.search(r"^conv2d +conv$", done.stdout, re.M)
 
 
 def test_a_reader_that_leaves_is_no_error():

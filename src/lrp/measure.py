@@ -59,7 +59,7 @@ def measure(
 ) -> Iterator[Measured]:
     """Evaluate the models one after the other, only one in memory; gives each one's numbers as it is done.
 
-    The tables are `folder`/<model>_results.csv, the names that `lrp evaluate` uses: what is there and up to date is
+    The tables are `folder/<model>_results.csv`, the names that `lrp evaluate` uses: what is there and up to date is
     not computed again, and what was stopped goes on. A model that fails has its `error`; the others go on.
 
     Args:

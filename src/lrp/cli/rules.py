@@ -26,6 +26,7 @@ def rules(
 ) -> None:
     """Print the table operation -> rule: module path, operation, output's shape, rule, sign of its input."""
     if known:
+        import lrp.graph.vocabulary  # noqa: F401  (registers what is known)
         from lrp.graph.ops import known as vocabulary
 
         for name, family in vocabulary().items():
