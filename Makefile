@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test bench faithfulness docs clean
+.PHONY: demo test bench faithfulness notebooks docs clean
 
 demo: $(STAMP)  ## photos to input/, explained to output/
 	$(BIN)/lrp demo
@@ -21,13 +21,16 @@ bench: $(STAMP)  ## time and memory against one input gradient, zennit and captu
 faithfulness: $(STAMP)  ## how well the maps of the candidate presets find what the decision hangs on
 	$(BIN)/python benchmarks/faithfulness.py
 
+notebooks: $(STAMP)  ## run them offline, and keep their outputs
+	$(BIN)/python tools/notebooks.py
+
 docs: $(STAMP)  ## the pages of docs/ as a site in build/docs, warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Installed again only when the dependencies change.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,study,report,train,docs,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,study,report,train,notebooks,docs,test]'
 	touch $(STAMP)
 
 clean:

@@ -196,8 +196,11 @@ def test_every_file_gives_one_line_and_a_bad_one_stops_nothing(inside, any_model
     Path("input/.hidden").write_text("passed over")
     assert main(["explain", "-o", "out"]) == 3
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed] == ["skipped", "ok", "skipped", "ok", "4"]
-    assert printed[-1] == "4 found = 2 ok + 0 kept + 2 skipped"
+    assert [line.split()[0] for line in printed] == ["skipped", "ok", "skipped", "ok", "4", "A"]
+    assert printed[-2:] == [
+        "4 found = 2 ok + 0 kept + 2 skipped",
+        "A page to look through: lrp evaluate input -o out/results.csv; lrp report out/results.csv",
+    ]
     assert main(["explain", "-o", "out", "--json"]) == 3
     captured = capsys.readouterr()
     found = [json.loads(line) for line in captured.out.splitlines()]

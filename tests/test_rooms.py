@@ -50,7 +50,14 @@ MAY_IMPORT = {
     "ledger": set(),
     "rules_table": {"display", "composite", "rules", "program", "graph.ops", "graph.canonical"},
     "stamp": set(),
-    "explanation": {"display", "errors", "ledger", "stamp", "targets", "explainer"},  # the last for its type alone
+    "explanation": {
+        "display",
+        "errors",
+        "ledger",
+        "stamp",
+        "targets",
+        "explainer",
+    },  # the last for its type alone
     "display": {"errors", "heatmap", "explanation", "rules_table"},  # these two for their types alone
     "explainer": ENGINE,
     "images": {"errors"},
@@ -120,6 +127,7 @@ MAY_IMPORT = {
         "why",
     },
     "report.write": {
+        "report.explain",
         "files",
         "gallery",
         "images",

@@ -77,6 +77,12 @@ class Explanation:
         ]
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: photo, heatmap, target and health of the first images."""
+        from lrp import display  # only where there is something to show
+
+        return display.explanation(self)
+
 
 @dataclass
 class Explanations(Sequence[Explanation]):
@@ -93,3 +99,8 @@ class Explanations(Sequence[Explanation]):
 
     def __getitem__(self, place: Any) -> Any:
         return self.entries[place]
+
+    def _repr_html_(self) -> str:
+        from lrp import display
+
+        return display.explanations(self.entries)

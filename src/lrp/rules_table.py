@@ -57,3 +57,9 @@ class RulesTable:
             for line in [head, *self.lines]
         ]
         return "\n".join([f"composite: {self.composite}", *([self.reason] if self.reason else []), "", *text])
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        from lrp import display
+
+        return display.rules(self)

@@ -1,0 +1,61 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,.nb.py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Accuracy on Imagewoof
+#
+# How much of a model's trouble with Imagewoof, ten breeds of dogs, comes from the classes that are not in it: its accuracy among
+# all its classes, and with only the data's classes competing.
+#
+# *The outputs kept in this file are of an offline run (`LRP_OFFLINE=1`): the model that comes in a package, on photos made of
+# a few free ones that come in packages. They show what to expect to see, and nothing about VGG19 or dogs; run the cells for that.*
+
+# %%
+from lrp import DataSet, notebook, plots
+from lrp.cli import tables
+from lrp.cli.common import device
+from lrp.measure import measure
+
+# %% tags=["parameters"]
+MODEL = "vgg19"  # downloaded once: 548 MB
+DATA = "imagewoof"
+SIZE = "320px"  # 329 MB to download; "160px" is 93 MB, "full" 1.3 GB
+
+# %%
+model = notebook.model(MODEL)
+data = DataSet.open(notebook.photos(DATA, SIZE))
+print(f"{data.split}/: {sum(1 for _ in data):,} photos of {len(data.categories)} classes")
+
+# %%
+measured = {}
+for competing, words in (("model", "all its classes compete"), ("data", "only the data's classes compete")):
+    folder, bar = f"accuracy/{DATA}_{competing}", notebook.progress(words)
+    for one in measure(
+        data, [model], folder, classes=competing, device=device("auto"),
+        advance=lambda model, done, total, bar=bar: bar(done, total),
+    ):  # fmt: skip
+        if one.error:
+            print(f"{one.model}: {one.error}")
+        if one.accuracy:
+            measured[f"{model}, {words}"] = one.accuracy
+tables.show(
+    "Accuracy",
+    ("", ">photos", ">top-1 (95 % interval)", ">top-5 (95 % interval)"),
+    [[words, f"{a.counted:,}", str(a.top1 or ""), str(a.top5 or "")] for words, a in measured.items()],
+)
+
+# %%
+notebook.show(plots.accuracy_bars(measured))
+
+# %% [markdown]
+# Which classes gain by it:
+
+# %%
+notebook.show(plots.class_accuracy_bars(measured))

@@ -1,0 +1,65 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,.nb.py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # VGG19 on Imagenette: the table of predictions
+#
+# What VGG19 predicts for every photo of Imagenette's validation set, how sure it is, and whether it is right: the table
+# `vgg19_results_original.csv`, which the next notebooks read.
+#
+# *The outputs kept in this file are of an offline run (`LRP_OFFLINE=1`): the model that comes in a package, on photos made of
+# a few free ones that come in packages. They show what to expect to see, and nothing about VGG19 or Imagenette; run the cells for that.*
+
+# %%
+from pathlib import Path
+
+from lrp import DataSet, analysis, load_model, notebook, plots, read_predictions
+from lrp.cli import tables
+from lrp.cli.common import device
+from lrp.evaluate import evaluate
+
+# %% tags=["parameters"]
+MODEL = "vgg19"  # downloaded once: 548 MB
+DATA = "imagenette"
+SIZE = "320px"  # 342 MB to download; "160px" is 99 MB, "full" 1.6 GB
+RESULTS = "vgg19_results_original.csv"
+
+# %%
+model = notebook.model(MODEL)
+data = DataSet.open(notebook.photos(DATA, SIZE))
+
+# %% [markdown]
+# One row for each file. Stopped, the same cell goes on where it was; and what is up to date is not computed again.
+
+# %%
+advance = notebook.progress("evaluating")
+found = evaluate(data, load_model(model), RESULTS, name=model, device=device("auto"), advance=advance)
+ok = found.counts.get("ok", 0)
+print(f"{found.output}: {found.total:,} files, {ok:,} of them predicted, {found.correct:,} correctly")
+
+# %%
+rows = read_predictions(RESULTS)
+tables.show(
+    "A few of the rows",
+    ("photo", "true", "predicted", ">confidence", ">of the true class", "correct"),
+    [
+        [
+            Path(row.path).name, row.true_label, row.predicted_label, tables.percent(row.predicted_confidence),
+            tables.percent(row.true_confidence), str(row.correct),
+        ]
+        for row in rows[:: max(1, len(rows) // 10)]
+    ],
+)  # fmt: skip
+
+# %% [markdown]
+# How often it is right, class by class:
+
+# %%
+notebook.show(plots.class_accuracy_bars({model: analysis.accuracy(rows)}))
