@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -310,6 +311,17 @@ def test_every_family_of_the_installed_timm_is_listed():
     assert zoo.unlisted() == [], (
         "choose with lrp.zoo.smallest and add to TIMM, or to LEFT_OUT with the reason"
     )
+
+
+def test_what_a_user_registers_with_timm_is_no_family_of_timm(monkeypatch):
+    from timm.models import _registry
+
+    for name in ("mine", "new_in_timm"):
+        monkeypatch.setitem(_registry._module_to_models, name, {"a_net"})
+    monkeypatch.setattr(
+        zoo.pkgutil, "iter_modules", lambda paths: [SimpleNamespace(name=n) for n in ("new_in_timm", "vgg")]
+    )
+    assert zoo.unlisted() == ["new_in_timm"]
 
 
 def test_the_list():

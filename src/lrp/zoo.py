@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import pkgutil
 
 from lrp.errors import ModelError
 
@@ -149,7 +150,9 @@ def unlisted() -> list[str]:
     """The families of the installed timm that are in neither list: new ones, to be added here."""
     import timm
 
-    return sorted(set(timm.list_modules()) - TIMM.keys() - LEFT_OUT.keys())
+    # What a user registered (`@register_model`) is in timm's list too, under the user's own file's name.
+    own = {module.name for module in pkgutil.iter_modules(timm.models.__path__)}
+    return sorted(own.intersection(timm.list_modules()) - TIMM.keys() - LEFT_OUT.keys())
 
 
 def smallest(family: str) -> str | None:
