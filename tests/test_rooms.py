@@ -19,7 +19,7 @@ ENGINE = (
     RULES
     | COMPOSITES
     | GRAPH
-    | {"program", "targets", "ledger", "rules_table", "stamp", "explanation", "explainer"}
+    | {"program", "silence", "targets", "ledger", "rules_table", "stamp", "explanation", "explainer"}
 )
 PICTURES = {"errors", "images", "heatmap", "lettering"}
 MODELS = {"models", "preprocessing", "weights", "classes"}
@@ -45,7 +45,8 @@ MAY_IMPORT = {
     "predicates": {"errors", "graph.ops"},
     "composite": {"errors", "rules", "predicates", "graph.ops", "graph.canonical"},
     "presets": {"errors", "rules", "predicates", "composite", "graph.ops", "graph.canonical"},
-    "program": RULES | OPERATIONS | {"graph.canonical"},
+    "silence": RULES | OPERATIONS | {"graph.canonical"},
+    "program": RULES | OPERATIONS | {"graph.canonical", "silence"},
     "targets": {"errors", "classes"},
     "ledger": set(),
     "rules_table": {"display", "composite", "rules", "program", "graph.ops", "graph.canonical"},

@@ -54,6 +54,7 @@ class Affine:
         weight: as `forward` takes it: a tensor, or a `weights` structure where the matrix has one.
         bias: broadcasts against the output, or None.
         nonneg: the input is provably >= 0, so its a⁻ terms need no computing.
+        silent: relevance is zero wherever its output is <= 0.
         bounds: a -> (low, high) of the input, to broadcast against it; only ZBox asks.
         blank: an input of ones, [1, *in]: for rules whose denominators do not see the input.
         transform: remembers fn(weight), so that a program and its ledger share the positive parts.
@@ -66,6 +67,7 @@ class Affine:
     weight: Any
     bias: Any = None
     nonneg: bool = False
+    silent: bool = False
     bounds: Callable[[Any], tuple[Any, Any]] | None = None
     blank: Callable[[], Tensor] | None = None
     transform: Callable[[Any, Callable[[Any], Any]], Any] = lambda w, fn: fn(w)

@@ -31,6 +31,7 @@ from lrp.graph.canonical import Graph
 from lrp.graph.capture import Batch
 from lrp.graph.ops import Operation
 from lrp.rules import AffineRule, Pass, Rule
+from lrp.silence import silent_below
 
 SEEDS = ("logit", "one", "softmax")
 TERMS = ("relevance_in", "absolute", "relevance_out", "bias", "epsilon", "dropped")
@@ -125,6 +126,7 @@ class Builder:
 
     def __post_init__(self) -> None:
         refuse_unknown(self.graph, self.rules)
+        self.silent = silent_below(self.graph, self.rules)
 
     def program(self, *, ledger: bool = False) -> Program:
         """Write the program.
@@ -237,7 +239,7 @@ class Builder:
 
     def _equipped(self, affine: Affine, operation: Operation, window: Any = None) -> Affine:
         """An operation's algebra with what the rules may ask about it."""
-        affine.nonneg = operation.nonneg
+        affine.nonneg, affine.silent = operation.nonneg, operation.node in self.silent
         affine.transform = self._version
         affine.where, affine.dims = str(operation), len(operation.shape)
         shape = operation.input_shape()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lrp.affine import Affine, Branch, Flow, fraction, hand_down, total
 from lrp.errors import RuleError
-from lrp.structured import negative, ones, positive, square, unchanged
+from lrp.structured import magnitude, negative, ones, positive, square, unchanged
 
 AFFINE = frozenset({"conv", "linear", "norm", "layer_norm", "pool", "scale"})
 
@@ -79,6 +79,11 @@ class AffineRule(AnyStabilised):
 
     def branches(self) -> tuple[Branch, ...]:
         raise RuleError(f"{type(self).__name__} is a base class: use one of its rules, such as Epsilon().")
+
+    @property
+    def in_proportion(self) -> bool:
+        """Whether an input of 0 gets nothing."""
+        return all(part in ("a", "a+", "a-") for branch in self.branches() for part, _ in branch.terms)
 
     def propagate(self, op: Affine, a: Any, z: Any, relevance: Any) -> Flow:
         """Hand relevance from one affine operation's output down to its input.
@@ -178,17 +183,30 @@ class Gamma(AffineRule):
         if not self.gamma >= 0:
             raise RuleError(f"Gamma(gamma={self.gamma}): gamma must be >= 0; gamma=0 is LRP-ε.")
 
+    in_proportion: ClassVar[bool] = True  # type: ignore[assignment]
+
     def up(self, w: Any) -> Any:
         return w + self.gamma * positive(w)
 
-    def down(self, w: Any) -> Any:
-        return w + self.gamma * negative(w)
-
-    def branches(self) -> tuple[Branch, ...]:
-        return (
-            Branch((("a+", self.up), ("a-", self.down)), self.up, side="+"),
-            Branch((("a+", self.down), ("a-", self.up)), self.down, side="-"),
-        )
+    def propagate(self, op: Affine, a: Any, z: Any, relevance: Any) -> Flow:
+        """One more product than ε where only z > 0 has relevance to hand down, else two more. There, both signs are
+        had from |a||w|: a⁺w⁺ + a⁻w⁻ = (aw + |a||w|) / 2 and a⁺w⁻ + a⁻w⁺ = (aw − |a||w|) / 2."""
+        ignored = self.bias == "ignore" and op.bias is not None
+        if op.silent and op.nonneg and not ignored:  # an ignored bias may turn the sign of z
+            return hand_down((Branch((("a", self.up),), self.up),), self, False, op, a, z, relevance)
+        linear = z if op.bias is None else z - op.bias
+        z, b = (linear, None) if ignored else (z, op.bias)
+        half, sign = 0.5 * self.gamma, torch.sign(z)
+        size = op.transform(op.weight, magnitude)
+        d = z + half * (linear + sign * op.forward(abs(a), size))
+        amplified = None if b is None else b + self.gamma * torch.where(z > 0, positive(b), negative(b))
+        if b is not None:
+            d = d + (amplified - b)
+        s, epsilon, dropped = fraction(torch.where(z == 0, 0.0, relevance), d, self, 0, op.dims)
+        received = (1 + half) * a * op.adjoint(s, op.weight)
+        received = received + half * abs(a) * op.adjoint(sign * s, size)
+        bias = 0.0 if b is None else total(torch.where(d == 0, 0.0, s * amplified))
+        return Flow((received,), bias, epsilon, dropped + total(torch.where(z == 0, relevance, 0.0)))
 
     def _shown(self) -> list[Any]:
         return [self.gamma, *super()._shown()]

@@ -45,6 +45,10 @@ def negative(w: Any) -> Any:
     return w.negative() if isinstance(w, Structured) else w.clamp(max=0)
 
 
+def magnitude(w: Any) -> Any:
+    return w.positive() + -1.0 * w.negative() if isinstance(w, Structured) else w.abs()
+
+
 def square(w: Any) -> Any:
     return w.square() if isinstance(w, Structured) else w * w
 
