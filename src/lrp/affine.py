@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from lrp.errors import RuleError
 from lrp.structured import Structured
@@ -55,39 +56,75 @@ class Affine:
         bias: broadcasts against the output, or None.
         nonneg: the input is provably >= 0, so its a⁻ terms need no computing.
         silent: relevance is zero wherever its output is <= 0.
+        rectified: max(z, 0), where the net computes it anyway and the operation is silent; else None.
+        coarse: products of one sign run in bfloat16.
+        branching: the program may look at its tensors and decide; a compiled one may not.
         bounds: a -> (low, high) of the input, to broadcast against it; only ZBox asks.
+        fused: `forward` takes a bias [out] as its third argument.
         blank: an input of ones, [1, *in]: for rules whose denominators do not see the input.
         transform: remembers fn(weight), so that a program and its ledger share the positive parts.
         where: how to name the operation in an error.
         dims: the number of dimensions of its output.
     """
 
-    forward: Callable[[Any, Any], Any]
+    forward: Callable[..., Any]
     adjoint: Callable[[Any, Any], Any]
     weight: Any
     bias: Any = None
     nonneg: bool = False
     silent: bool = False
+    rectified: Any = None
+    coarse: bool = False
+    branching: bool = False
     bounds: Callable[[Any], tuple[Any, Any]] | None = None
     blank: Callable[[], Tensor] | None = None
+    fused: bool = False
     transform: Callable[[Any, Callable[[Any], Any]], Any] = lambda w, fn: fn(w)
     where: str = "the operation"
     dims: int = 2
+
+    def total(self, a: Any, w: Any, c: Any = None, one_signed: bool = False) -> Any:
+        """Σ a w + c, in one step where the operation has one for it.
+
+        Args:
+            c: broadcasts against the output; or a number, or None.
+            one_signed: no terms of different sign meet: what bfloat16 rounds off (one part in 256 of each factor)
+                stays small beside the sum.
+        """
+        coarse = one_signed and self.coarse and not isinstance(w, Structured)
+        if coarse:
+            a, w = a.to(torch.bfloat16), self.transform(w, coarsened)
+        if self.fused and c is not None:
+            c = w.new_full(w.shape[:1], c) if isinstance(c, float) else c.flatten().to(w.dtype)
+            z = self.forward(a, w, c)
+        else:
+            z = self.forward(a, w) if c is None else self.forward(a, w) + c
+        return z.to(torch.float32) if coarse else z
+
+    def back(self, s: Any, w: Any, one_signed: bool = False) -> Any:
+        """`adjoint`, where no weights of different sign meet in bfloat16."""
+        if not (one_signed and self.coarse) or isinstance(w, Structured):
+            return self.adjoint(s, w)
+        return self.adjoint(s.to(torch.bfloat16), self.transform(w, coarsened)).to(torch.float32)
+
+
+def coarsened(w: Tensor) -> Tensor:
+    return w.to(torch.bfloat16)
 
 
 class Branch(NamedTuple):
     """One fraction of a rule: its terms (part of a, version of w), version of b, and factor.
 
-    `side` "+" or "-" lets only outputs with z > 0 or z < 0 through. `sign` says that D is known to be
+    `rest` says that D is what the branch before leaves of z. `sign` says that D is known to be
     >= 0 (+1) or <= 0 (-1). `exact` says that D is the operation's own output z.
     """
 
     terms: tuple[tuple[str, Callable[[Any], Any]], ...]
     bias: Callable[[Any], Any] | None
     factor: float = 1.0
-    side: str = ""
     sign: int = 0
     exact: bool = False
+    rest: bool = False
 
 
 class Stabiliser(Protocol):
@@ -116,18 +153,37 @@ def stabilise(d: Any, epsilon: float, *, sign: int = 0, relative: bool = False, 
     return d + torch.copysign(torch.full((), epsilon, dtype=d.dtype, device=d.device), d)
 
 
-def fraction(relevance: Any, d: Any, rule: Stabiliser, sign: int = 0, dims: int = 2) -> tuple[Any, Any, Any]:
+def fraction(
+    relevance: Any, d: Any, rule: Stabiliser, sign: int = 0, dims: int = 2, shifted: bool = False
+) -> tuple[Any, Any, Any]:
     """R / s(D), 0 where D = 0; with what ε took and what was dropped.
 
     A denominator of one sign is empty only where all its terms are 0: then any finite quotient
     gives every input its share of 0, and the guard against D = 0 can be saved.
+
+    Args:
+        shifted: `d` is s(D) already, D of one sign.
     """
-    s = stabilise(d, rule.epsilon, sign=sign, relative=rule.relative, dims=dims)
+    if shifted:
+        s, d = d, d - sign * rule.epsilon
+    else:
+        s = stabilise(d, rule.epsilon, sign=sign, relative=rule.relative, dims=dims)
     quotient = relevance / s
     if sign == 0 or rule.epsilon == 0 or rule.relative:
         quotient = torch.where(d == 0, 0.0, quotient)
     filled = torch.where(d == 0, 0.0, quotient)
     return quotient, total(filled * (s - d)), total(torch.where(d == 0, relevance, 0.0))
+
+
+@dataclass(frozen=True)
+class Times:
+    """A version of the weights, multiplied: a factor is cheapest there."""
+
+    factor: float
+    version: Callable[[Any], Any]
+
+    def __call__(self, w: Any) -> Any:
+        return self.factor * self.version(w)
 
 
 def hand_down(
@@ -150,38 +206,83 @@ def hand_down(
         Relevance at the input, [N, *in]: `relevance` less what bias, ε and empty denominators took.
     """
     b = op.bias
-    if ignore_bias and b is not None:
+    ignored = ignore_bias and b is not None
+    if ignored:
         z, b = z - b, None
     received, bias, epsilon, dropped = None, 0.0, 0.0, 0.0
+    before = None
     for branch in branches:
-        r = relevance if branch.factor == 1 else relevance * branch.factor
-        if branch.side:
-            r = torch.where(z > 0 if branch.side == "+" else z < 0, r, 0.0)
-        terms = [
-            (part, op.transform(op.weight, version))
-            for part, version in branch.terms
-            if not (part == "a-" and op.nonneg)
-        ]
-        terms = [(part, w) for part, w in terms if not (isinstance(w, Structured) and w.empty)]
+        factor, sign = branch.factor, branch.sign
+        terms = [(part, version) for part, version in branch.terms if not (part == "a-" and op.nonneg)]
+        terms = [(part, version) for part, version in terms if not _empty(op.transform(op.weight, version))]
         c = branch.bias(b) if branch.bias is not None and b is not None else None
-        d = z if branch.exact else _denominator(op, a, terms, c)
+        shift = 0.0 if rule.relative else sign * rule.epsilon
+        if branch.exact and op.rectified is not None and not ignored:
+            d, sign = op.rectified, 1  # the same wherever there is relevance, and with less to guard against
+        elif branch.exact:
+            d = z
+        elif branch.rest and op.branching and before is not None and len(terms) == 1:
+            part, version = terms[0]
+            w = op.transform(op.weight, version)
+            d = call(subtraction(op, shift), z, before, relevance, _part(op, a, part), w, shifted(c, shift))
+        else:
+            d = before = _denominator(op, a, terms, shifted(c, shift), bool(sign))
         if d is None:  # no term at all, as in z⊖ of a mean of values >= 0: empty everywhere
-            dropped = dropped + total(r)
+            dropped = dropped + factor * total(relevance)
             continue
-        s, by_epsilon, by_nothing = fraction(r, d, rule, branch.sign, op.dims)
-        for part, w in terms:
-            share = op.adjoint(s, w)
-            if part != "1":
-                share = _part(op, a, part) * share
+        s, by_epsilon, by_nothing = fraction(relevance, d, rule, sign, op.dims, shifted=shift != 0)
+        for part, version in terms:
+            w = op.transform(op.weight, version if factor == 1 else Times(factor, version))
+            if part == "1":
+                share = op.adjoint(s, w)
+            else:
+                share = _part(op, a, part) * op.back(s, w, one_signed=branch.sign != 0)
             received = share if received is None else received + share
-        epsilon, dropped = epsilon + by_epsilon, dropped + by_nothing
+        epsilon, dropped = epsilon + factor * by_epsilon, dropped + factor * by_nothing
         if c is not None:
-            bias = bias + total(torch.where(d == 0, 0.0, s * c))
-    if branches[0].side:
-        dropped = dropped + total(torch.where(z == 0, relevance, 0.0))
+            bias = bias + factor * total(torch.where(d == shift, 0.0, s * c))
     if received is None:
         received = torch.zeros_like(a)
     return Flow((received,), bias, epsilon, dropped)
+
+
+def _empty(w: Any) -> bool:
+    return isinstance(w, Structured) and w.empty
+
+
+def shifted(c: Any, shift: float) -> Any:
+    """A bias with ε in it; where there is none, ε alone."""
+    if not shift:
+        return c
+    return shift if c is None else c + shift
+
+
+CANCELS = 1e-3  # of D⊕: a remainder smaller than this has lost half its digits
+
+
+def subtraction(op: Affine, shift: float) -> Callable[..., Tensor]:
+    """What D⊕ >= 0 leaves of z = D⊕ + D⊖, without a product of its own; the channels in which it would have lost half
+    its digits, at a place that has relevance, are computed as the sum they are. ε is in both: z − (D⊕ + ε) = D⊖ − ε."""
+
+    def rest(z: Tensor, plus: Tensor, relevance: Tensor, a: Tensor, w: Tensor, c: Any) -> Tensor:
+        d = z - plus
+        unsure = (d > -CANCELS * plus).logical_and_(relevance != 0)
+        channels = unsure.any(dim=(0, *range(2, d.dim()))).nonzero()[:, 0]
+        if len(channels) > d.shape[1] // 2:
+            return op.total(a, w, c)
+        if len(channels):
+            d[:, channels] = op.total(a, w[channels], c[channels] if isinstance(c, Tensor) else c)
+        return d.clamp_(max=shift)
+
+    return rest
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)`; as one step of the program where that is being written."""
+    for argument in arguments:
+        if isinstance(argument, Proxy):
+            return argument.tracer.create_proxy("call_function", function, arguments, {})
+    return function(*arguments)
 
 
 def _part(op: Affine, a: Any, part: str) -> Any:
@@ -201,9 +302,10 @@ def _part(op: Affine, a: Any, part: str) -> Any:
     return -low if part == "low" else -high
 
 
-def _denominator(op: Affine, a: Any, terms: Sequence[tuple[str, Any]], bias: Any) -> Any:
+def _denominator(op: Affine, a: Any, terms: Sequence[tuple[str, Any]], c: Any, one_signed: bool) -> Any:
     d = None
-    for part, w in terms:
-        z = op.forward(_part(op, a, part), w)
+    for part, version in terms:
+        w = op.transform(op.weight, version)
+        z = op.total(_part(op, a, part), w, c if d is None else None, one_signed and part != "1")
         d = z if d is None else d + z
-    return d if bias is None or d is None else d + bias
+    return d

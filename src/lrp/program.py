@@ -34,6 +34,7 @@ from lrp.rules import AffineRule, Pass, Rule
 from lrp.silence import silent_below
 
 SEEDS = ("logit", "one", "softmax")
+PLAIN = frozenset({"conv1d", "conv2d", "conv3d", "padded_conv"})  # convolutions, where they have one group
 TERMS = ("relevance_in", "absolute", "relevance_out", "bias", "epsilon", "dropped")
 
 
@@ -121,6 +122,8 @@ class Builder:
     rules: dict[fx.Node, Rule]
     top_k: float = 0.0
     seed: str = "logit"
+    coarse: bool = False
+    branching: bool = False
     versions: dict[tuple[int, Any], Any] = field(default_factory=dict)
     kept: list[Any] = field(default_factory=list)
 
@@ -143,13 +146,13 @@ class Builder:
                 env[node].meta = {}
                 if node.op == "get_attr":
                     writer.nodes[id(constants[str(node.target)])] = env[node]
+                if node is self.graph.image:
+                    image = env[node]
+                    places = [graph.placeholder(name) for name in ("given", "weight", "predicted")]
+                    if self.graph.channels_last:
+                        env[node] = graph.call_method("contiguous", (image,), {"memory_format": torch.channels_last})
         value = {node: writer.proxy(made) for node, made in env.items()}
-        place = env[self.graph.image]
-        seeds = []
-        for name in ("given", "weight", "predicted"):
-            with graph.inserting_after(place):
-                place = graph.placeholder(name)
-            seeds.append(writer.proxy(place))
+        seeds = [writer.proxy(place) for place in places]
         logits = value[self.graph.logits]
         start = self._start(logits, *seeds)
         relevance: dict[fx.Node, Any] = {self.graph.logits: start}
@@ -169,9 +172,10 @@ class Builder:
                 _sum(arrived), sum(total(abs(r)) for r in arrived), _sum(sent), flow.bias, flow.epsilon,
                 flow.dropped + cut,
             )  # fmt: skip
-        image: Any = value[self.graph.image]
-        result = relevance.get(self.graph.image)
-        result = torch.zeros_like(image) if result is None else result
+        result: Any = relevance.get(self.graph.image)
+        result = torch.zeros_like(writer.proxy(image)) if result is None else result
+        if self.graph.channels_last:
+            result = result.contiguous()
         rows = [self.graph.operations[n] for n in self.graph.operations if n in book]
         outputs = [result, logits, start]
         if ledger:
@@ -227,6 +231,8 @@ class Builder:
         if isinstance(algebra, Affine):
             assert isinstance(rule, AffineRule)
             equipped = self._equipped(algebra, operation)
+            if equipped.silent:
+                equipped.rectified = next((value[u] for u in operation.node.users if self._is_relu(u)), None)
             return rule.propagate(equipped, inputs[0], value[operation.node], outputs[0])
 
         def read(argument: Any) -> Any:
@@ -237,9 +243,14 @@ class Builder:
 
         return algebra.hand_down(Step(rule, inputs, value[operation.node], outputs, read, equip))
 
+    def _is_relu(self, node: fx.Node) -> bool:
+        return node in self.graph.operations and self.graph.operations[node].name == "relu"
+
     def _equipped(self, affine: Affine, operation: Operation, window: Any = None) -> Affine:
         """An operation's algebra with what the rules may ask about it."""
         affine.nonneg, affine.silent = operation.nonneg, operation.node in self.silent
+        plain = operation.name in PLAIN and operation.arguments.get("groups", 1) == 1
+        affine.coarse, affine.branching = self.coarse and plain, self.branching and plain
         affine.transform = self._version
         affine.where, affine.dims = str(operation), len(operation.shape)
         shape = operation.input_shape()

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lrp.affine import Affine, Branch, Flow, fraction, hand_down, total
+from lrp.affine import Affine, Branch, Flow, Times, fraction, hand_down, shifted, total
 from lrp.errors import RuleError
 from lrp.structured import magnitude, negative, ones, positive, square, unchanged
 
@@ -193,12 +193,12 @@ class Gamma(AffineRule):
         had from |a||w|: a⁺w⁺ + a⁻w⁻ = (aw + |a||w|) / 2 and a⁺w⁻ + a⁻w⁺ = (aw − |a||w|) / 2."""
         ignored = self.bias == "ignore" and op.bias is not None
         if op.silent and op.nonneg and not ignored:  # an ignored bias may turn the sign of z
-            return hand_down((Branch((("a", self.up),), self.up),), self, False, op, a, z, relevance)
+            return self._single(op, a, z, relevance)
         linear = z if op.bias is None else z - op.bias
         z, b = (linear, None) if ignored else (z, op.bias)
         half, sign = 0.5 * self.gamma, torch.sign(z)
         size = op.transform(op.weight, magnitude)
-        d = z + half * (linear + sign * op.forward(abs(a), size))
+        d = z + half * (linear + sign * op.total(abs(a), size, one_signed=True))
         amplified = None if b is None else b + self.gamma * torch.where(z > 0, positive(b), negative(b))
         if b is not None:
             d = d + (amplified - b)
@@ -207,6 +207,18 @@ class Gamma(AffineRule):
         received = received + half * abs(a) * op.adjoint(sign * s, size)
         bias = 0.0 if b is None else total(torch.where(d == 0, 0.0, s * amplified))
         return Flow((received,), bias, epsilon, dropped + total(torch.where(z == 0, relevance, 0.0)))
+
+    def _single(self, op: Affine, a: Any, z: Any, relevance: Any) -> Flow:
+        """Where a >= 0 and only z > 0 has relevance: weights w + γw⁺, bias b + γb⁺."""
+        more, own, sign = Times(self.gamma, positive), z, 0
+        c = None if op.bias is None else more(op.bias)
+        shift = 0.0
+        if op.rectified is not None:
+            own, sign, shift = op.rectified, 1, 0.0 if self.relative else self.epsilon
+        d = own + op.total(a, op.transform(op.weight, more), shifted(c, shift), one_signed=True)
+        s, epsilon, dropped = fraction(relevance, d, self, sign, op.dims, shifted=shift != 0)
+        bias = 0.0 if c is None else total(torch.where(d == shift, 0.0, s * (op.bias + c)))
+        return Flow((a * op.adjoint(s, op.transform(op.weight, self.up)),), bias, epsilon, dropped)
 
     def _shown(self) -> list[Any]:
         return [self.gamma, *super()._shown()]
@@ -247,6 +259,7 @@ class AlphaBeta(AffineRule):
             unchanged if full else negative,
             factor=-self.beta,
             sign=0 if full else -1,
+            rest=not full,
         )
         return (plus,) if self.beta == 0 else (plus, minus)
 

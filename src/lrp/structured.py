@@ -54,7 +54,13 @@ def square(w: Any) -> Any:
 
 
 def ones(w: Any) -> Any:
-    return w.ones() if isinstance(w, Structured) else torch.ones_like(w)
+    """One number for all, so that who multiplies by it can see that (`alike`)."""
+    return w.ones() if isinstance(w, Structured) else w.new_ones(()).expand(w.shape)
+
+
+def alike(w: Tensor) -> bool:
+    """Whether all entries are one number in memory."""
+    return not any(w.stride())
 
 
 @dataclass(frozen=True)

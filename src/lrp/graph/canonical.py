@@ -25,6 +25,7 @@ class Graph:
         constants: values of the `get_attr` nodes, in `dtype`.
         operations: the nodes that relevance passes through, in order of execution; those that the
             vocabulary does not have are of family "unknown".
+        channels_last: images and kernels lie so in memory.
     """
 
     fx: FxGraph
@@ -32,6 +33,7 @@ class Graph:
     dtype: torch.dtype
     device: torch.device
     operations: dict[Node, Operation] = field(default_factory=dict)
+    channels_last: bool = False
 
     @property
     def image(self) -> Node:

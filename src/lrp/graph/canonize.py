@@ -45,7 +45,26 @@ def canonize(
     used = {str(n.target) for n in graph.fx.nodes if n.op == "get_attr"}
     graph.constants = {n: v for n, v in graph.constants.items() if n in used}
     _recognise(graph)
+    _lay_out(graph)
     return graph
+
+
+def _lay_out(graph: Graph) -> None:
+    """Channels last where images are convolved: the kernels of convolutions are fastest so.
+
+    Not in float64, whose convolution in groups takes 20 times as long there.
+    """
+    kernels = {
+        str(o.node.args[1].target)
+        for o in graph.operations.values()
+        if o.name in ("conv2d", "padded_conv") and isinstance(o.node.args[1], Node) and o.node.args[1].op == "get_attr"
+    }
+    kernels = {name for name in kernels if graph.constants[name].dim() == 4}
+    image = graph.image.meta["shape"]
+    graph.channels_last = bool(kernels) and graph.dtype == torch.float32 and image is not None and len(image) == 4
+    if graph.channels_last:
+        for name in kernels:
+            graph.constants[name] = graph.constants[name].contiguous(memory_format=torch.channels_last)
 
 
 # ---------------------------------------------------------------- what is left: the operations

@@ -11,6 +11,7 @@ from torch import Tensor
 from lrp.affine import Affine
 from lrp.graph.algebra import sum_to
 from lrp.graph.ops import Operation, listed, one, register
+from lrp.structured import alike
 
 CONVS: tuple[Any, ...] = (torch.conv1d, torch.conv2d, torch.conv3d)
 TRANSPOSED: tuple[Any, ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -67,16 +68,20 @@ def _conv(op: Operation) -> Affine:
     # torch's float64 convolution in groups takes 20 times as long where the channels come last, as in ConvNeXt.
     plainly_laid = groups > 1 and op.meta["dtype"] == torch.float64
 
-    def forward(a: Any, w: Any) -> Any:
+    def forward(a: Any, w: Any, c: Any = None) -> Any:
         a = a.contiguous() if plainly_laid else a
-        return conv(F.pad(a, pad) if any(pad) else a, w, None, stride, padding, dilation, groups)
+        return conv(F.pad(a, pad) if any(pad) else a, w, c, stride, padding, dilation, groups)
 
     def adjoint(s: Any, w: Any) -> Any:
         s = s.contiguous() if plainly_laid else s
+        same = groups == 1 and alike(w)
+        if same:  # all channels of the input get the same: one of them is computed
+            s, w = s.sum(1, keepdim=True), w[:1, :1].contiguous()
         c = transposed(s, w, None, stride, padding, left, groups, dilation)
+        c = c.expand(-1, weight.shape[1], *[-1] * n) if same else c
         return F.pad(c, [-p for p in pad]) if any(pad) else c
 
-    return Affine(forward, adjoint, weight, per_channel(bias, n))
+    return Affine(forward, adjoint, weight, per_channel(bias, n), fused=True)
 
 
 @register("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", family="conv", when=_constant_weight)
@@ -99,13 +104,13 @@ def _conv_transpose(op: Operation) -> Affine:
 
 @register("linear", family="linear", when=_constant_weight)
 def _linear(op: Operation) -> Affine:
-    def forward(a: Any, w: Any) -> Any:
-        return F.linear(a, w)
+    def forward(a: Any, w: Any, c: Any = None) -> Any:
+        return F.linear(a, w, c)
 
     def adjoint(s: Any, w: Any) -> Any:
         return F.linear(s, w.t())
 
-    return Affine(forward, adjoint, op["weight"], op["bias"])
+    return Affine(forward, adjoint, op["weight"], op["bias"], fused=True)
 
 
 def _one_constant_factor(op: Operation) -> bool:
