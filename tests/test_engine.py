@@ -186,8 +186,8 @@ def test_a_branch_on_pixels_cannot_be_captured_and_is_named():
             "dtype=torch.float16: relevance is computed in torch.float32 or torch.float64; ε vanishes in less.",
         ),
         (
-            lambda: lrp.Explainer(small(), precision="mixed"), lrp.LrpError,
-            "precision='mixed': only 'exact' is there so far; bfloat16 products come later.",
+            lambda: lrp.Explainer(small(), precision="half"), lrp.LrpError,
+            "precision='half': expected 'exact' or 'mixed'.",
         ),
         (
             lambda: lrp.Explainer(small(), seed="logits"), lrp.LrpError,

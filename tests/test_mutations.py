@@ -22,7 +22,7 @@ NEW = "test_vocabulary.py"
 
 # (what, file, as it is, the mistake, the test that notices)
 MUTATIONS = [
-    ("conv: bias lost", LAYERS, "weight, per_channel(bias, n))", "weight, None)",
+    ("conv: bias lost", LAYERS, "weight, per_channel(bias, n), fused", "weight, None, fused",
      f"{RULE}[conv2d-Epsilon(0.25, absorb)]"),
     ("conv: adjoint of another padding", LAYERS, "c = transposed(s, w, None, stride, padding, left,",
      "c = transposed(s.roll(1, -1), w, None, stride, padding, left,", f"{RULE}[conv2d-ZPlus(0.25, absorb)]"),
@@ -70,9 +70,9 @@ MUTATIONS = [
      "source = target(places, **given).flatten().roll(1)", f"{OLD}::test_relevance_moves_with_its_element[index]"),
     ("movement: copies not summed back", MOVEMENT, "r[0].reshape(apart).sum(dim=copies)",
      "r[0].reshape(apart).amax(dim=copies)", f"{OLD}::test_relevance_moves_with_its_element[repeat]"),
-    ("ε forgotten", "affine.py", "return d + torch.copysign(torch.full((), epsilon,", "return d + torch.copysign(torch.full((), 0.0,",
+    ("ε forgotten", "affine.py", "torch.sign(d), alpha=epsilon)", "torch.sign(d), alpha=0.0)",
      f"{RULE}[linear-Epsilon(0.25, absorb)]"),
-    ("γ: contributions of the other sign", "rules.py", "sign * op.forward(abs(a), size)", "op.forward(abs(a), size)",
+    ("γ: contributions of the other sign", "rules.py", "signed = sign * s", "signed = s",
      f"{RULE}[linear-Gamma(7, absorb)]"),
     ("γ: one sign where an ignored bias turns it", "rules.py", "if op.silent and op.nonneg and not ignored:",
      "if op.silent and op.nonneg:",

@@ -61,6 +61,7 @@ MAY_IMPORT = {
     },  # the last for its type alone
     "display": {"errors", "heatmap", "explanation", "rules_table"},  # these two for their types alone
     "explainer": ENGINE,
+    "export": {"errors", "explainer", "targets"},
     "images": {"errors"},
     "lettering": {"errors"},
     "heatmap": {"errors", "lettering"},

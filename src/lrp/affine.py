@@ -139,7 +139,7 @@ def total(relevance: Any) -> Any:
 
 
 def stabilise(d: Any, epsilon: float, *, sign: int = 0, relative: bool = False, dims: int = 2) -> Any:
-    """s(D) = D + ε sgn(D), sgn(0) = +1; relative: ε times the root mean square of each sample's D.
+    """s(D) = D + ε sgn(D); relative: ε times the root mean square of each sample's D.
 
     `dims` is D's number of dimensions: a proxy does not tell.
     """
@@ -150,7 +150,7 @@ def stabilise(d: Any, epsilon: float, *, sign: int = 0, relative: bool = False, 
         return d + torch.where(d < 0, -epsilon * rms, epsilon * rms)
     if sign:
         return d + sign * epsilon
-    return d + torch.copysign(torch.full((), epsilon, dtype=d.dtype, device=d.device), d)
+    return torch.add(d, torch.sign(d), alpha=epsilon)  # at 0 it does not matter: there is nothing to share
 
 
 def fraction(
@@ -185,6 +185,9 @@ class Times:
     def __call__(self, w: Any) -> Any:
         return self.factor * self.version(w)
 
+    def __str__(self) -> str:
+        return f"{self.version.__name__}_times_{self.factor:g}"
+
 
 def hand_down(
     branches: Sequence[Branch],
@@ -209,6 +212,8 @@ def hand_down(
     ignored = ignore_bias and b is not None
     if ignored:
         z, b = z - b, None
+    # The same as z wherever there is relevance, kept anyway, and with less to guard against.
+    own = (z, 0) if op.rectified is None or ignored else (op.rectified, 1)
     received, bias, epsilon, dropped = None, 0.0, 0.0, 0.0
     before = None
     for branch in branches:
@@ -217,14 +222,14 @@ def hand_down(
         terms = [(part, version) for part, version in terms if not _empty(op.transform(op.weight, version))]
         c = branch.bias(b) if branch.bias is not None and b is not None else None
         shift = 0.0 if rule.relative else sign * rule.epsilon
-        if branch.exact and op.rectified is not None and not ignored:
-            d, sign = op.rectified, 1  # the same wherever there is relevance, and with less to guard against
-        elif branch.exact:
-            d = z
+        if branch.exact:
+            d, sign = own
         elif branch.rest and op.branching and before is not None and len(terms) == 1:
             part, version = terms[0]
             w = op.transform(op.weight, version)
-            d = call(subtraction(op, shift), z, before, relevance, _part(op, a, part), w, shifted(c, shift))
+            d = call(
+                subtraction(op, shift), own[0], before, relevance, _part(op, a, part), w, shifted(c, shift)
+            )
         else:
             d = before = _denominator(op, a, terms, shifted(c, shift), bool(sign))
         if d is None:  # no term at all, as in z⊖ of a mean of values >= 0: empty everywhere
@@ -266,7 +271,7 @@ def subtraction(op: Affine, shift: float) -> Callable[..., Tensor]:
 
     def rest(z: Tensor, plus: Tensor, relevance: Tensor, a: Tensor, w: Tensor, c: Any) -> Tensor:
         d = z - plus
-        unsure = (d > -CANCELS * plus).logical_and_(relevance != 0)
+        unsure = (d > shift - CANCELS * plus).logical_and_(relevance != 0)
         channels = unsure.any(dim=(0, *range(2, d.dim()))).nonzero()[:, 0]
         if len(channels) > d.shape[1] // 2:
             return op.total(a, w, c)

@@ -55,3 +55,7 @@ class TrainingError(LrpError):
 
 class ReportError(LrpError):
     """A report cannot be made, or written."""
+
+
+class ExportError(LrpError):
+    """The explanation program could not be written as a file that runs elsewhere."""

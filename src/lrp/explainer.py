@@ -222,7 +222,9 @@ class Explainer:
             chosen = wanted if isinstance(wanted, Composite) else wanted(graph)
             rules = chosen.assign(graph)
             coarse = self.precision == "mixed" and self.dtype == torch.float32
-            builder = Builder(graph, rules, chosen.top_k, self.seed, coarse, device.type == "cpu" and not self.compile)
+            builder = Builder(
+                graph, rules, chosen.top_k, self.seed, coarse, device.type == "cpu" and not self.compile
+            )
             plain = builder.program()
         program: Any = torch.compile(plain.module, fullgraph=True) if self.compile else plain
         return Prepared(captured, graph, chosen, rules, builder, stamp, plain, program)

@@ -13,7 +13,9 @@ every kind of target is data and one program serves them all.
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,11 +47,17 @@ class _Writer(GraphAppendingTracer):
         super().__init__(graph)
         self.constants = constants
         self.nodes: dict[int, fx.Node] = {}
+        self.names: dict[int, str] = {}  # of tensors that may be met
+        self.step = "program"  # what is being written
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor):
             if id(a) not in self.nodes:
-                name = f"constant_{len(self.nodes)}"
+                wanted = name = self.names.get(id(a), f"{self.step}_constant")
+                for number in itertools.count(2):
+                    if name not in self.constants:
+                        break
+                    name = f"{wanted}_{number}"
                 self.constants[name] = a  # keeps it alive, so that its id stays its own
                 self.nodes[id(a)] = self._attribute(name)
             return self.nodes[id(a)]
@@ -81,7 +89,20 @@ class Program:
             return self.module(image, given, weight, predicted)
 
     def __str__(self) -> str:
-        return self.module.code
+        """The program's code; a comment above what belongs to one operation, constants as they are called."""
+        steps = {node.name: node.meta.get("step", "") for node in self.module.graph.nodes}
+        lines, last = [], ""
+        for line in self.module.code.strip().splitlines():
+            line = re.sub(r";  [\w = ]+ = None$", "", line)  # what is let go of after its last use
+            name = line.split(" = ")[0].strip()
+            if line.endswith(f" = self.{name}"):
+                continue
+            step = steps.get(name, "")
+            if step and step != last:
+                lines += ["", f"    # {step}"]
+                last = step
+            lines.append(line)
+        return "\n".join(lines)
 
     @functools.cached_property
     def halves(self) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -126,9 +147,11 @@ class Builder:
     branching: bool = False
     versions: dict[tuple[int, Any], Any] = field(default_factory=dict)
     kept: list[Any] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         refuse_unknown(self.graph, self.rules)
+        self.names.update({id(value): name for name, value in self.graph.constants.items()})
         self.silent = silent_below(self.graph, self.rules)
 
     def program(self, *, ledger: bool = False) -> Program:
@@ -139,6 +162,7 @@ class Builder:
         """
         graph, constants = fx.Graph(), dict(self.graph.constants)
         writer = _Writer(graph, constants)
+        writer.names = self.names
         env: dict[fx.Node, fx.Node] = {}
         for node in self.graph.fx.nodes:
             if node.op != "output":
@@ -150,11 +174,14 @@ class Builder:
                     image = env[node]
                     places = [graph.placeholder(name) for name in ("given", "weight", "predicted")]
                     if self.graph.channels_last:
-                        env[node] = graph.call_method("contiguous", (image,), {"memory_format": torch.channels_last})
+                        env[node] = graph.call_method(
+                            "contiguous", (image,), {"memory_format": torch.channels_last}
+                        )
         value = {node: writer.proxy(made) for node, made in env.items()}
         seeds = [writer.proxy(place) for place in places]
         logits = value[self.graph.logits]
         start = self._start(logits, *seeds)
+        _name(start, "R_start")
         relevance: dict[fx.Node, Any] = {self.graph.logits: start}
         book: dict[fx.Node, tuple[Any, ...]] = {}
         for node, operation in reversed(self.graph.operations.items()):
@@ -162,18 +189,22 @@ class Builder:
             if all(r is None for r in outputs):
                 continue
             arrived = [r for r in outputs if r is not None]
+            writer.step, before = node.name, len(graph.nodes)
             kept, cut = self._largest(operation, outputs)
             flow = self._flow(operation, value, kept)
             sent = [r for r in flow.relevance if r is not None]
             for source, r in zip(operation.data, flow.relevance, strict=True):
                 if r is not None:
                     relevance[source] = r if source not in relevance else relevance[source] + r
+                    _name(relevance[source], f"R_{source.name}")
+            for written in itertools.islice(reversed(graph.nodes), len(graph.nodes) - before):
+                written.meta["step"] = f"R: {operation}, {self.rules[node]}"
             book[node] = (
                 _sum(arrived), sum(total(abs(r)) for r in arrived), _sum(sent), flow.bias, flow.epsilon,
                 flow.dropped + cut,
             )  # fmt: skip
         result: Any = relevance.get(self.graph.image)
-        result = torch.zeros_like(writer.proxy(image)) if result is None else result
+        result = torch.zeros_like(writer.proxy(image)) if result is None else result  # type: ignore[arg-type]
         if self.graph.channels_last:
             result = result.contiguous()
         rows = [self.graph.operations[n] for n in self.graph.operations if n in book]
@@ -271,7 +302,10 @@ class Builder:
         if not isinstance(w, Tensor):
             return version(w)
         self.kept.append(w)  # its id is the key: it must stay alive
-        return self._once((id(w), version), lambda: version(w))
+        made = self._once((id(w), version), lambda: version(w))
+        if id(w) in self.names and isinstance(made, Tensor):
+            self.names.setdefault(id(made), f"{self.names[id(w)]}_{_called(version)}")
+        return made
 
     # ------------------------------------------------------------ the box of a first layer
 
@@ -310,6 +344,16 @@ class Builder:
             return values[node]
 
         return run(to)
+
+
+def _called(version: Any) -> str:
+    return re.sub(r"\W", "_", getattr(version, "__name__", str(version)))
+
+
+def _name(relevance: Any, name: str) -> None:
+    """Relevance that was only handed on keeps the name it has."""
+    if isinstance(relevance, Proxy) and not relevance.node.name.startswith("R_"):
+        relevance.node._rename(name)
 
 
 def _sum(parts: list[Any]) -> Any:

@@ -183,30 +183,39 @@ class Gamma(AffineRule):
         if not self.gamma >= 0:
             raise RuleError(f"Gamma(gamma={self.gamma}): gamma must be >= 0; gamma=0 is LRP-ε.")
 
-    in_proportion: ClassVar[bool] = True  # type: ignore[assignment]
+    in_proportion: ClassVar[bool] = True
 
-    def up(self, w: Any) -> Any:
+    def amplified(self, w: Any) -> Any:
         return w + self.gamma * positive(w)
 
     def propagate(self, op: Affine, a: Any, z: Any, relevance: Any) -> Flow:
-        """One more product than ε where only z > 0 has relevance to hand down, else two more. There, both signs are
-        had from |a||w|: a⁺w⁺ + a⁻w⁻ = (aw + |a||w|) / 2 and a⁺w⁻ + a⁻w⁺ = (aw − |a||w|) / 2."""
+        """One product more than ε where a >= 0 and only z > 0 has relevance, else two. There, from
+        a⁺w⁺ + a⁻w⁻ = (aw + |a||w|) / 2 and a⁺w⁻ + a⁻w⁺ = (aw − |a||w|) / 2, and the bias alike,
+
+            D = sgn(z) ((1 + γ/2) |z| + γ/2 (Σ |a||w| + |b|)),   no part of which cancels.
+        """
         ignored = self.bias == "ignore" and op.bias is not None
         if op.silent and op.nonneg and not ignored:  # an ignored bias may turn the sign of z
             return self._single(op, a, z, relevance)
-        linear = z if op.bias is None else z - op.bias
-        z, b = (linear, None) if ignored else (z, op.bias)
-        half, sign = 0.5 * self.gamma, torch.sign(z)
-        size = op.transform(op.weight, magnitude)
-        d = z + half * (linear + sign * op.total(abs(a), size, one_signed=True))
-        amplified = None if b is None else b + self.gamma * torch.where(z > 0, positive(b), negative(b))
-        if b is not None:
-            d = d + (amplified - b)
-        s, epsilon, dropped = fraction(torch.where(z == 0, 0.0, relevance), d, self, 0, op.dims)
-        received = (1 + half) * a * op.adjoint(s, op.weight)
-        received = received + half * abs(a) * op.adjoint(sign * s, size)
-        bias = 0.0 if b is None else total(torch.where(d == 0, 0.0, s * amplified))
-        return Flow((received,), bias, epsilon, dropped + total(torch.where(z == 0, relevance, 0.0)))
+        z, b = (z - op.bias, None) if ignored else (z, op.bias)
+        own, more = Times(1 + self.gamma / 2, unchanged), Times(self.gamma / 2, magnitude)
+        weights = [op.transform(op.weight, version) for version in (own, more)]
+        shift = 0.0 if self.relative else self.epsilon
+        size = abs(z) * own.factor + op.total(
+            a if op.nonneg else abs(a),
+            weights[1],
+            shifted(None if b is None else more(b), shift),
+            one_signed=True,
+        )
+        sign = torch.sign(z)
+        s = sign * fraction(relevance, size, self, 1, op.dims, shifted=shift != 0)[0]
+        signed = sign * s
+        first, second = op.adjoint(s, weights[0]), op.adjoint(signed, weights[1])
+        received = a * (first + second) if op.nonneg else a * first + abs(a) * second
+        decided = torch.where(z == 0, 0.0, relevance)
+        _, epsilon, dropped = fraction(decided, size, self, 1, op.dims, shifted=shift != 0)
+        bias = 0.0 if b is None else total(s * own(b) + signed * more(b))
+        return Flow((received,), bias, epsilon, dropped + total(relevance - decided))
 
     def _single(self, op: Affine, a: Any, z: Any, relevance: Any) -> Flow:
         """Where a >= 0 and only z > 0 has relevance: weights w + γw⁺, bias b + γb⁺."""
@@ -218,7 +227,7 @@ class Gamma(AffineRule):
         d = own + op.total(a, op.transform(op.weight, more), shifted(c, shift), one_signed=True)
         s, epsilon, dropped = fraction(relevance, d, self, sign, op.dims, shifted=shift != 0)
         bias = 0.0 if c is None else total(torch.where(d == shift, 0.0, s * (op.bias + c)))
-        return Flow((a * op.adjoint(s, op.transform(op.weight, self.up)),), bias, epsilon, dropped)
+        return Flow((a * op.adjoint(s, op.transform(op.weight, self.amplified)),), bias, epsilon, dropped)
 
     def _shown(self) -> list[Any]:
         return [self.gamma, *super()._shown()]

@@ -8,12 +8,13 @@ treats outputs of both signs apart has one sign to treat. Flat, w² and zᴮ giv
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import fx
 
 from lrp.affine import Affine
-from lrp.graph.algebra import Activation, Bilinear, MaxPool, Movement, Product, Scaled, Softmax, Sum
+from lrp.graph.algebra import Bilinear, MaxPool, Movement, Product, Scaled, Softmax, Sum
 from lrp.graph.canonical import Graph
 from lrp.graph.ops import Operation
 from lrp.rules import AffineRule, Pass, Proportional, Rule
@@ -45,13 +46,10 @@ def silent_below(graph: Graph, rules: dict[fx.Node, Rule]) -> set[fx.Node]:
         rule = rules.get(node)
         if rule is None:  # no relevance arrives
             continue
-        algebra = operation.algebra
-        receivers = (
-            range(len(operation.data))
-            if isinstance(rule, Pass) or isinstance(algebra, Affine)
-            else algebra.receivers(rule, len(operation.data))
-        )
-        for place in receivers:
+        places: Sequence[int] = range(len(operation.data))
+        if not isinstance(rule, Pass) and not isinstance(operation.algebra, Affine):
+            places = operation.algebra.receivers(rule, len(places))
+        for place in places:
             source = operation.data[place]
             found[source] = found.get(source, Silence()) & _handed(operation, rule, output)
     return {node for node in graph.operations if found[node].below}
@@ -59,11 +57,11 @@ def silent_below(graph: Graph, rules: dict[fx.Node, Rule]) -> set[fx.Node]:
 
 def _handed(operation: Operation, rule: Rule, output: Silence) -> Silence:
     """What an operation hands to the zeros of its input."""
+    if isinstance(rule, Pass):  # of affine operations, too: they may make something of nothing
+        return Silence(output.at_zero, output.at_zero) if _cuts(operation) else SPOKEN
     algebra = operation.algebra
     if isinstance(rule, AffineRule) and isinstance(algebra, Affine | Scaled):
         return Silence(rule.in_proportion, False)
-    if isinstance(algebra, Activation) and _cuts(operation):
-        return Silence(output.at_zero, output.at_zero)
     if isinstance(algebra, MaxPool):
         return Silence(True, False) if isinstance(rule, Proportional) else output
     if isinstance(algebra, Movement):
@@ -84,5 +82,3 @@ def _cuts(operation: Operation) -> bool:
     if name in ("hardtanh", "clamp", "clamp_min"):
         return low == 0
     return name == "threshold" and arguments.get("threshold") == 0 and arguments.get("value") == 0
-
-

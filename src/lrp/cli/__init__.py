@@ -21,6 +21,7 @@ from lrp.cli import (
     errors,
     evaluate,
     explain,
+    export,
     models,
     report,
     retrain,
@@ -40,6 +41,7 @@ app = typer.Typer(
 COMMANDS = (
     explain.explain, rules.rules, models.models, demo.demo, data.data, accuracy.accuracy, evaluate.evaluate,
     confidence.confidence, errors.errors, compare.compare, report.report, retrain.retrain,
+    export.export,
 )  # fmt: skip
 for command in COMMANDS:
     kind = accuracy.OptionalFiles if command is accuracy.accuracy else None

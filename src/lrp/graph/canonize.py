@@ -57,11 +57,15 @@ def _lay_out(graph: Graph) -> None:
     kernels = {
         str(o.node.args[1].target)
         for o in graph.operations.values()
-        if o.name in ("conv2d", "padded_conv") and isinstance(o.node.args[1], Node) and o.node.args[1].op == "get_attr"
+        if o.name in ("conv2d", "padded_conv")
+        and isinstance(o.node.args[1], Node)
+        and o.node.args[1].op == "get_attr"
     }
     kernels = {name for name in kernels if graph.constants[name].dim() == 4}
     image = graph.image.meta["shape"]
-    graph.channels_last = bool(kernels) and graph.dtype == torch.float32 and image is not None and len(image) == 4
+    graph.channels_last = (
+        bool(kernels) and graph.dtype == torch.float32 and image is not None and len(image) == 4
+    )
     if graph.channels_last:
         for name in kernels:
             graph.constants[name] = graph.constants[name].contiguous(memory_format=torch.channels_last)

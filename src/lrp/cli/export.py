@@ -1,0 +1,74 @@
+"""`lrp export`: the explanation program as one file that runs without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lrp.cli import common
+
+
+@common.example("lrp export efficientnet_lite0 --composite epsilon_plus_flat -o explain.onnx")
+def export(
+    model: Annotated[
+        str, typer.Argument(help="A name that `lrp models` lists, timm:NAME, or a file of weights.")
+    ] = "efficientnet_lite0",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file; none: MODEL_explain.onnx.")
+    ] = None,
+    target: Annotated[
+        str, typer.Option("--target", help="predicted, a class, or A-vs-B; the same for every image.")
+    ] = "predicted",
+    target_input: Annotated[
+        bool,
+        typer.Option(
+            "--target-input",
+            help="The file has a second input: the class of each image, -1 the predicted one.",
+        ),
+    ] = False,
+    arch: Annotated[str | None, common.ARCH] = None,
+    labels: Annotated[Path | None, common.LABELS] = None,
+    composite: Annotated[str | None, common.COMPOSITE] = None,
+    bias: Annotated[str | None, common.BIAS] = None,
+    epsilon: Annotated[float | None, common.EPSILON] = None,
+    top_k: Annotated[float, common.TOP_K] = 0.0,
+    size: Annotated[int | None, common.SIZE] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write one ONNX file from images to logits and relevance, for any number of images."""
+    import torch
+
+    import lrp
+    from lrp.explainer import Explainer
+    from lrp.export import export as write
+    from lrp.request import Request
+
+    loaded = common.load(model, size, arch, labels)
+    preprocessing, names = loaded.preprocessing, loaded.class_names
+    request = Request.parse(target, names)
+    if len(request.parts) != 1 or request.needs_folder:
+        raise typer.BadParameter(
+            f"--target {target}: one target for every image: predicted, a class, or A-vs-B."
+        )
+    chosen = common.composite(composite, preprocessing, bias, epsilon, top_k)
+    explainer = Explainer(loaded.model, chosen, class_names=names)
+    facts: dict[str, Any] = {
+        "producer": f"lrp {lrp.__version__}", "model": model, "composite": composite or "the default",
+        "target": "input" if target_input else target, "classes": list(names),
+        "mean": list(preprocessing.mean), "std": list(preprocessing.std),
+    }  # fmt: skip
+    made = write(
+        explainer, torch.zeros(1, 3, *preprocessing.geometry.crop), output or Path(f"{Path(model).stem}_explain.onnx"),
+        request.parts[0], target_input, facts, overwrite,
+    )  # fmt: skip
+    print(f"{made.path}: {made.bytes / 1e6:.0f} MB, image [N, 3, {preprocessing.geometry.crop[0]}, {preprocessing.geometry.crop[1]}]"
+          f"{' and target [N]' if target_input else ''} -> logits [N, {len(names)}], relevance")  # fmt: skip
+    if made.logits is None:
+        print("not checked: onnxruntime is not installed (pip install 'lrp[export]')")
+    else:
+        print(
+            f"checked in onnxruntime against torch: logits within {made.logits:.0e}, relevance within "
+            f"{made.relevance:.0e} of their largest value"
+        )
