@@ -1,0 +1,75 @@
+"""How far an explanation in float32, exact or mixed, is from the same in float64, on real photos.
+
+    python benchmarks/precision.py [--photos FOLDER] [--count 16] [--write]
+
+EfficientNet-Lite0 with its ImageNet weights; relevance summed over the channels. Of each photo: the relative error (L2), the
+rank correlation of the pixels, and the share of the 5 % most relevant pixels that both have in common; the worst and
+the mean over the photos. Without --photos: crops of the photos that come with scikit-image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import lrp
+import page
+from faithfulness import rank_correlation
+
+PRESETS = ("epsilon_plus_flat", "epsilon_plus", "epsilon_gamma_box", "epsilon_gamma_wsquare", "epsilon_alpha2_beta1", "epsilon")
+
+
+def photos(folder: Path | None, count: int) -> list[Path]:
+    if folder is None:
+        import tempfile
+
+        from lrp.cli.demo import write_photos
+
+        folder = Path(tempfile.mkdtemp())
+        write_photos(folder)
+    found = [one.path for one in lrp.images.find_photos([folder])]
+    return found[:: max(1, len(found) // count)][:count]
+
+
+def compared(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[N, H, W] each -> relative error, rank correlation, share of the top 5 % in common; [N] each."""
+    error = (found - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+    top = int(0.05 * truth[0].numel())
+    chosen = [torch.zeros_like(t.flatten(1)).scatter(1, t.flatten(1).topk(top).indices, 1) for t in (found, truth)]
+    return error, rank_correlation(found, truth), (chosen[0] * chosen[1]).sum(1) / top
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--count", type=int, default=16)
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    chosen = parser.parse_args()
+    model, pre, _ = lrp.load_model("efficientnet_lite0")
+    x = torch.stack([pre(lrp.open_photo(path).pixels) for path in photos(chosen.photos, chosen.count)])
+    rows = []
+    for name in PRESETS:
+        preset = lrp.preset(name, low=pre.low, high=pre.high)
+        truth = lrp.Explainer(model, preset, dtype=torch.float64)
+        target = truth(x.double()).target.tolist()
+        wanted = truth(x.double(), target).relevance.sum(1)
+        for precision in ("exact", "mixed"):
+            found = lrp.Explainer(model, preset, precision=precision)(x, target).relevance.sum(1).double()
+            error, rank, top = compared(found, wanted)
+            rows.append([
+                f"`{name}`", precision, f"{error.mean():.1e}", f"{error.max():.1e}", f"{rank.min():.5f}", f"{100 * top.min():.1f} %",
+            ])  # fmt: skip
+            print(*rows[-1], flush=True)
+    head = ["preset", "precision", "relative error, mean", "worst", "rank correlation, worst", "top 5 % in common, worst"]
+    text = f"{len(x)} photos, against float64.\n\n{page.table(head, rows)}"
+    if chosen.write:
+        page.write("precision", text)
+
+
+if __name__ == "__main__":
+    main()
