@@ -45,13 +45,17 @@ def peak(run: Run) -> float:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default="vgg16,resnet50")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     chosen = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("no CUDA device: make bench-gpu measures where there is one; make bench measures the CPU.")
+        raise SystemExit(
+            "no CUDA device: make bench-gpu measures where there is one; make bench measures the CPU."
+        )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     rows = []
@@ -61,9 +65,9 @@ def main() -> None:
             runs = {"gradient": gradient(model, x)}
             for what in GOALS:
                 made = explainer(model, what)
-                runs[what] = lambda made=made: made(x, 0)  # type: ignore[misc, operator]
+                runs[what] = lambda made=made, x=x: made(x, 0)  # type: ignore[misc, operator]
                 fast = explainer(model, what, compile=True)
-                runs[f"{what}, compiled"] = lambda fast=fast: fast(x, 0)  # type: ignore[misc, operator]
+                runs[f"{what}, compiled"] = lambda fast=fast, x=x: fast(x, 0)  # type: ignore[misc, operator]
             found = {what: (seconds(run, chosen.rounds), peak(run)) for what, run in runs.items()}
             base = found["gradient"]
             for what, (time, memory) in found.items():
@@ -73,7 +77,9 @@ def main() -> None:
                 print(*rows[-1], flush=True)
     device = torch.cuda.get_device_name()
     head = ["model", "images", "what", "ms", "time, gradient = 1", "images/s", "peak memory, gradient = 1"]
-    text = f"{device}, torch {torch.__version__}, TF32, medians of {chosen.rounds}.\n\n{page.table(head, rows)}"
+    text = (
+        f"{device}, torch {torch.__version__}, TF32, medians of {chosen.rounds}.\n\n{page.table(head, rows)}"
+    )
     if chosen.write:
         page.write("gpu", text)
 

@@ -27,5 +27,10 @@ def write(block: str, text: str) -> None:
     page = PAGE.read_text(encoding="utf-8")
     if begin not in page:
         raise SystemExit(f"{PAGE}: no block {begin!r} to write into")
-    found = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{text.strip()}\n{end}", page, flags=re.S)
+    found = re.sub(
+        f"{re.escape(begin)}.*?{re.escape(end)}",
+        lambda _: f"{begin}\n{text.strip()}\n{end}",
+        page,
+        flags=re.S,
+    )
     PAGE.write_text(found, encoding="utf-8")

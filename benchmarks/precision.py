@@ -20,7 +20,14 @@ import lrp
 import page
 from faithfulness import rank_correlation
 
-PRESETS = ("epsilon_plus_flat", "epsilon_plus", "epsilon_gamma_box", "epsilon_gamma_wsquare", "epsilon_alpha2_beta1", "epsilon")
+PRESETS = (
+    "epsilon_plus_flat",
+    "epsilon_plus",
+    "epsilon_gamma_box",
+    "epsilon_gamma_wsquare",
+    "epsilon_alpha2_beta1",
+    "epsilon",
+)
 
 
 def photos(folder: Path | None, count: int) -> list[Path]:
@@ -39,13 +46,17 @@ def compared(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[N, H, W] each -> relative error, rank correlation, share of the top 5 % in common; [N] each."""
     error = (found - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
     top = int(0.05 * truth[0].numel())
-    chosen = [torch.zeros_like(t.flatten(1)).scatter(1, t.flatten(1).topk(top).indices, 1) for t in (found, truth)]
+    chosen = [
+        torch.zeros_like(t.flatten(1)).scatter(1, t.flatten(1).topk(top).indices, 1) for t in (found, truth)
+    ]
     return error, rank_correlation(found, truth), (chosen[0] * chosen[1]).sum(1) / top
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--count", type=int, default=16)
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
@@ -65,7 +76,14 @@ def main() -> None:
                 f"`{name}`", precision, f"{error.mean():.1e}", f"{error.max():.1e}", f"{rank.min():.5f}", f"{100 * top.min():.1f} %",
             ])  # fmt: skip
             print(*rows[-1], flush=True)
-    head = ["preset", "precision", "relative error, mean", "worst", "rank correlation, worst", "top 5 % in common, worst"]
+    head = [
+        "preset",
+        "precision",
+        "relative error, mean",
+        "worst",
+        "rank correlation, worst",
+        "top 5 % in common, worst",
+    ]
     text = f"{len(x)} photos, against float64.\n\n{page.table(head, rows)}"
     if chosen.write:
         page.write("precision", text)

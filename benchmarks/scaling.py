@@ -52,21 +52,31 @@ def plot(found: dict[str, list[tuple[int, float, float]]]) -> None:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="into docs/")
     chosen = parser.parse_args()
     found = {}
     for title, cases in SERIES.items():
-        found[title] = [(place, *measured(name, batch, side, chosen.rounds)) for name, batch, side, place in cases]
+        found[title] = [
+            (place, *measured(name, batch, side, chosen.rounds)) for name, batch, side, place in cases
+        ]
         print(title, [(p, round(t, 2), round(m, 2)) for p, t, m in found[title]], flush=True)
     rows = [
-        [title, ", ".join(f"{p}: {t:.2f}" for p, t, _ in points), ", ".join(f"{p}: {m:.2f}" for p, _, m in points)]
+        [
+            title,
+            ", ".join(f"{p}: {t:.2f}" for p, t, _ in points),
+            ", ".join(f"{p}: {m:.2f}" for p, _, m in points),
+        ]
         for title, points in found.items()
     ]
     if chosen.write:
         plot(found)
-        page.write("scaling", page.table(["as this grows", "time, gradient = 1", "peak memory, gradient = 1"], rows))
+        page.write(
+            "scaling", page.table(["as this grows", "time, gradient = 1", "peak memory, gradient = 1"], rows)
+        )
 
 
 if __name__ == "__main__":

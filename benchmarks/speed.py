@@ -38,7 +38,10 @@ GOALS = {
     "epsilon": (1.2, 1.05),
 }
 RESNET = {"epsilon_plus_flat, mixed": (1.3, 1.0)}
-PEERS = {"EpsilonPlusFlat": ("epsilon_plus_flat", 2.0, 3.0), "EpsilonGammaBox": ("epsilon_gamma_box", 3.5, 5.0)}
+PEERS = {
+    "EpsilonPlusFlat": ("epsilon_plus_flat", 2.0, 3.0),
+    "EpsilonGammaBox": ("epsilon_gamma_box", 3.5, 5.0),
+}
 MANY, MEMORY, CAPTURE = (0.6, 0.45), (1.1, 0.9), {"resnet50": (3.0, 1.5), "vit_b_16": (5.0, 2.5)}
 
 
@@ -140,7 +143,8 @@ def ratios(names: list[str], rounds: int) -> str:
     rows = []
     for what, goal in GOALS.items():
         cells = [
-            page.mark(ratio(measured[n], what), *(RESNET.get(what, goal) if "resnet" in n else goal)) for n in names
+            page.mark(ratio(measured[n], what), *(RESNET.get(what, goal) if "resnet" in n else goal))
+            for n in names
         ]
         rows.append([f"`{what}`", *cells, f"{goal[0]:g}", f"{goal[1]:g}"])
     for what in ("with ledger and health", *(f"zennit {c}" for c in PEERS), "captum LRP"):
@@ -148,7 +152,9 @@ def ratios(names: list[str], rounds: int) -> str:
         rows.append([shown, *(f"{ratio(measured[n], what):.2f}" for n in names), "", ""])
     for composite, (what, must, aim) in PEERS.items():
         gains = [ratio(measured[n], f"zennit {composite}", what) for n in names]
-        cells = [f"**{g:.2f}**" if g >= aim else f"{g:.2f}" + (" (missed)" if g < must else "") for g in gains]
+        cells = [
+            f"**{g:.2f}**" if g >= aim else f"{g:.2f}" + (" (missed)" if g < must else "") for g in gains
+        ]
         rows.append([f"zennit's time over ours, {composite}", *cells, f"{must:g}", f"{aim:g}"])
     return page.table(["time, gradient = 1", *names, "must", "aim"], rows)
 
@@ -186,8 +192,21 @@ def status(key: str) -> int:
 
 
 def peak_elsewhere(name: str, what: str, batch: int, side: int = 224) -> float:
-    command = [sys.executable, __file__, "--peak", what, "--models", name, "--batch", str(batch), "--side", str(side)]
-    found = [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(3)]
+    command = [
+        sys.executable,
+        __file__,
+        "--peak",
+        what,
+        "--models",
+        name,
+        "--batch",
+        str(batch),
+        "--side",
+        str(side),
+    ]
+    found = [
+        float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(3)
+    ]
     return statistics.median(found)
 
 
@@ -195,7 +214,8 @@ def memory() -> str:
     whats = ["gradient", *GOALS]
     found = {what: peak_elsewhere("vgg16", what, 8) for what in whats}
     rows = [
-        [f"`{what}`", f"{found[what]:.0f}", page.mark(found[what] / found["gradient"], *MEMORY)] for what in GOALS
+        [f"`{what}`", f"{found[what]:.0f}", page.mark(found[what] / found["gradient"], *MEMORY)]
+        for what in GOALS
     ]
     head = ["VGG16, batch 8", "peak, MiB", f"gradient ({found['gradient']:.0f} MiB) = 1; must 1.1, aim 0.9"]
     return page.table(head, rows)
@@ -215,7 +235,9 @@ def captures() -> str:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default="vgg16,vgg19,resnet50")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
