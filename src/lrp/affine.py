@@ -214,10 +214,11 @@ def hand_down(
         z, b = z - b, None
     # The same as z wherever there is relevance, kept anyway, and with less to guard against.
     own = (z, 0) if op.rectified is None or ignored else (op.rectified, 1)
-    received, bias, epsilon, dropped = None, 0.0, 0.0, 0.0
+    parts: list[_Part] = []
+    dropped: Any = 0.0
     before = None
     for branch in branches:
-        factor, sign = branch.factor, branch.sign
+        sign = branch.sign
         terms = [(part, version) for part, version in branch.terms if not (part == "a-" and op.nonneg)]
         terms = [(part, version) for part, version in terms if not _empty(op.transform(op.weight, version))]
         c = branch.bias(b) if branch.bias is not None and b is not None else None
@@ -233,9 +234,16 @@ def hand_down(
         else:
             d = before = _denominator(op, a, terms, shifted(c, shift), bool(sign))
         if d is None:  # no term at all, as in z⊖ of a mean of values >= 0: empty everywhere
-            dropped = dropped + factor * total(relevance)
-            continue
-        s, by_epsilon, by_nothing = fraction(relevance, d, rule, sign, op.dims, shifted=shift != 0)
+            dropped = dropped + branch.factor * total(relevance)
+        else:
+            parts.append(_Part(branch, terms, c, d, shift, sign))
+    # All quotients before all shares: the denominators are let go of before the products, which need room.
+    quotients = [
+        fraction(relevance, part.d, rule, part.sign, op.dims, shifted=part.shift != 0) for part in parts
+    ]
+    received, bias, epsilon = None, 0.0, 0.0
+    for (branch, terms, c, d, shift, _), (s, by_epsilon, by_nothing) in zip(parts, quotients, strict=True):
+        factor = branch.factor
         for part, version in terms:
             w = op.transform(op.weight, version if factor == 1 else Times(factor, version))
             if part == "1":
@@ -249,6 +257,17 @@ def hand_down(
     if received is None:
         received = torch.zeros_like(a)
     return Flow((received,), bias, epsilon, dropped)
+
+
+class _Part(NamedTuple):
+    """A branch that has terms here: c its bias, d its denominator, of this sign and with `shift` in it."""
+
+    branch: Branch
+    terms: list[tuple[str, Callable[[Any], Any]]]
+    c: Any
+    d: Any
+    shift: float
+    sign: int
 
 
 def _empty(w: Any) -> bool:
@@ -271,7 +290,7 @@ def subtraction(op: Affine, shift: float) -> Callable[..., Tensor]:
 
     def rest(z: Tensor, plus: Tensor, relevance: Tensor, a: Tensor, w: Tensor, c: Any) -> Tensor:
         d = z - plus
-        unsure = (d > shift - CANCELS * plus).logical_and_(relevance != 0)
+        unsure = (torch.add(d, plus, alpha=CANCELS) > shift).logical_and_(relevance != 0)
         channels = unsure.any(dim=(0, *range(2, d.dim()))).nonzero()[:, 0]
         if len(channels) > d.shape[1] // 2:
             return op.total(a, w, c)
