@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test bench faithfulness notebooks docs clean
+.PHONY: demo test bench bench-gpu faithfulness notebooks docs clean
 
 demo: $(STAMP)  ## photos to input/, explained to output/
 	$(BIN)/lrp demo
@@ -14,9 +14,15 @@ test: $(STAMP)  ## ruff, mypy, pytest
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(TESTS)
 
-bench: $(STAMP)  ## time and memory against one input gradient, zennit and captum; of evaluating a data set
-	$(BIN)/python benchmarks/speed.py $(BENCH)
+bench: $(STAMP)  ## speed, memory, errors and growth against one input gradient, into docs/performance.md; of evaluating a data set
+	$(BIN)/python benchmarks/speed.py --write $(BENCH)
+	$(BIN)/python benchmarks/precision.py --write
+	$(BIN)/python benchmarks/onnx_files.py --write
+	$(BIN)/python benchmarks/scaling.py --write
 	$(BIN)/python benchmarks/study.py
+
+bench-gpu:  ## the same table on a CUDA device, with the torch and torchvision that PYTHON has
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py --write $(BENCH)
 
 faithfulness: $(STAMP)  ## how well the maps of the candidate presets find what the decision hangs on
 	$(BIN)/python benchmarks/faithfulness.py
@@ -30,7 +36,7 @@ docs: $(STAMP)  ## the pages of docs/ as a site in build/docs, warnings are erro
 # Installed again only when the dependencies change.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,study,report,train,notebooks,docs,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,study,report,train,export,notebooks,docs,test]'
 	touch $(STAMP)
 
 clean:

@@ -142,7 +142,31 @@ def test_mixed_is_near_and_leaves_the_logits_alone(preset):
     mixed = lrp.explain(model, x, 0, composite, precision="mixed")
     assert torch.equal(mixed.logits, exact.logits)
     error = (mixed.relevance - exact.relevance).norm() / exact.relevance.norm()
-    assert 1e-6 < error < (5e-2 if "alpha" in preset else 1e-2)  # α and β terms cancel afterwards
+    assert 1e-6 < error < 1e-2
+    assert mixed.health.ok and exact.health.ok
+    assert mixed.health.closing_error > exact.health.closing_error
+
+
+@pytest.mark.parametrize("preset", ["epsilon_plus", "epsilon_gamma_box", "epsilon_alpha2_beta1"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_mixed_closes_where_little_is_summed_up(preset, channels):
+    """Sums of one to three terms leave rounding errors no room to cancel; a remainder of such a sum would be all error."""
+
+    def small():
+        convs = [[nn.Conv2d(i, channels, 1), nn.ReLU()] for i in (3, channels, channels)]
+        return nn.Sequential(*[p for pair in convs for p in pair], nn.Flatten(), nn.Linear(channels * 256, 5))
+
+    for seed in range(10):
+        model, x = made(small, seed)
+        health = lrp.explain(model, x, 0, lrp.preset(preset, **BOX), precision="mixed").health
+        assert health.ok, health.problems
+
+
+def test_what_mixed_leaves_unexplained_is_still_limited(monkeypatch):
+    model, x = made(plain)
+    monkeypatch.setattr("lrp.ledger.COARSE", 1e-9)
+    health = lrp.explain(model, x, 0, "epsilon_plus", precision="mixed").health
+    assert not health.ok and "unexplained (limit 1e-09)" in health.problems[0]
 
 
 def test_mixed_changes_nothing_where_terms_cancel():

@@ -168,7 +168,7 @@ def test_kept_only_while_everything_is_the_same(inside, any_model, capsys):
     assert status("--overwrite") == "ok"
     for change in (
         ["--target", "tripod"], ["--composite", "epsilon"], ["--bias", "absorb"], ["--epsilon", "0.01"],
-        ["--top-k", "0.5"], ["--style", "overlay"], ["--size", "192"], ["--percentile", "98"],
+        ["--top-k", "0.5"], ["--precision", "mixed"], ["--style", "overlay"], ["--size", "192"], ["--percentile", "98"],
     ):  # fmt: skip
         assert status(*change) == "ok", change
     assert status(*change) == "kept"

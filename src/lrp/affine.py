@@ -57,7 +57,7 @@ class Affine:
         nonneg: the input is provably >= 0, so its a⁻ terms need no computing.
         silent: relevance is zero wherever its output is <= 0.
         rectified: max(z, 0), where the net computes it anyway and the operation is silent; else None.
-        coarse: products of one sign run in bfloat16.
+        coarse: products of one sign run in bfloat16; nothing is subtracted from them.
         branching: the program may look at its tensors and decide; a compiled one may not.
         bounds: a -> (low, high) of the input, to broadcast against it; only ZBox asks.
         fused: `forward` takes a bias [out] as its third argument.
@@ -225,7 +225,7 @@ def hand_down(
         shift = 0.0 if rule.relative else sign * rule.epsilon
         if branch.exact:
             d, sign = own
-        elif branch.rest and op.branching and before is not None and len(terms) == 1:
+        elif branch.rest and op.branching and not op.coarse and before is not None and len(terms) == 1:
             part, version = terms[0]
             w = op.transform(op.weight, version)
             d = call(

@@ -59,7 +59,7 @@ class Explainer:
         seed: what the relevance starts from: "logit" (the target's logit), "one", or "softmax" (of all
             classes; the target then only names the map).
         dtype: torch.float32 or torch.float64; None: the model's own, half precision raised to float32.
-        precision: "exact", or "mixed": in float32, convolutions whose weights are all of one sign run in bfloat16,
+        precision: "exact", or "mixed": in float32, convolutions whose terms are all of one sign run in bfloat16,
             twice as fast where the processor has it; the rest, logits included, stays as it is.
         compile: run the program through torch.compile.
         class_names: K names, so that targets may be names.
@@ -107,6 +107,7 @@ class Explainer:
         floating = [t for t in model.parameters() if t.is_floating_point()]
         own = floating[0].dtype if floating else torch.float32
         self.dtype = dtype or (own if own in (torch.float32, torch.float64) else torch.float32)
+        self.coarse = precision == "mixed" and self.dtype == torch.float32
         self._prepared: dict[Any, Prepared] = {}
 
     # ------------------------------------------------------------ explaining
@@ -221,9 +222,8 @@ class Explainer:
             wanted = self.composite or presets.default
             chosen = wanted if isinstance(wanted, Composite) else wanted(graph)
             rules = chosen.assign(graph)
-            coarse = self.precision == "mixed" and self.dtype == torch.float32
             builder = Builder(
-                graph, rules, chosen.top_k, self.seed, coarse, device.type == "cpu" and not self.compile
+                graph, rules, chosen.top_k, self.seed, self.coarse, device.type == "cpu" and not self.compile
             )
             plain = builder.program()
         program: Any = torch.compile(plain.module, fullgraph=True) if self.compile else plain

@@ -66,7 +66,7 @@ class Explanation:
         explained = self.logits.gather(1, self.target[:, None])
         negative = self._explainer.seed == "one" and bool((explained < 0).any())
         output = self._explainer._as_output(self.logits)
-        return judge(ledger, self.logits, output, own, self.relevance, negative)
+        return judge(ledger, self.logits, output, own, self.relevance, negative, self._explainer.coarse)
 
     def __str__(self) -> str:
         reached = self.relevance.flatten(1).sum(1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 CLOSES = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the Σ|R| entering a node
 AGREES = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest logit, by the coarser of both types
+COARSE = 1e-2  # the same in mixed precision: five roundings to bfloat16, of one part in 512 each
 APART = {torch.float64: 1e-8, torch.float32: 1e-3}  # of the largest logit: one image alone and among others
 LEAST = 1e-30  # below this Σ|R|, float32 has no digits left to close with, and nobody looks
 HALF = 3e-2  # where the model itself runs in half precision
@@ -122,15 +123,22 @@ class Health:
 
 
 def judge(
-    ledger: Ledger, logits: Tensor, output: Tensor, own: Tensor, relevance: Tensor, negative: bool
+    ledger: Ledger,
+    logits: Tensor,
+    output: Tensor,
+    own: Tensor,
+    relevance: Tensor,
+    negative: bool,
+    coarse: bool = False,
 ) -> Health:
     """Health from a ledger, the program's logits [N, K], its and the model's own output [N, K], and the relevance.
 
     The output is the logits, unless a head was taken off: then it is what the head makes of them.
-    `negative`: a target's logit is negative, and the start is 1 all the same.
+    `negative`: a target's logit is negative, and the start is 1 all the same. `coarse`: in mixed precision.
     """
     dtype = relevance.dtype
     limit = max(AGREES[dtype], AGREES.get(own.dtype, HALF))
+    closes = COARSE if coarse else CLOSES[dtype]
     own = own.to(output)
     logit_error = float((output - own).abs().max()) / max(float(own.abs().max()), LEAST)
     worst = max(ledger.rows, key=lambda r: float(r.closing_error.nan_to_num(torch.inf).max()), default=None)
@@ -148,10 +156,10 @@ def judge(
             f"the images of a batch change each other's logits, by {mixed:.1e} of the largest (limit "
             f"{APART[dtype]:.0e}): explain them one at a time"
         )
-    if worst and not closing <= CLOSES[dtype]:
+    if worst and not closing <= closes:
         problems.append(
             f"{worst.path or '(model)'} ({worst.op}, {worst.rule}) does not close: {closing:.1e} of the relevance "
-            f"entering it is unexplained (limit {CLOSES[dtype]:.0e})"
+            f"entering it is unexplained (limit {closes:.0e})"
         )
     t = ledger.totals
     safe = torch.where(t["start"] == 0, torch.ones_like(t["start"]), t["start"])

@@ -22,6 +22,11 @@ class Style(StrEnum):
     both = "both"
 
 
+class Precision(StrEnum):
+    exact = "exact"
+    mixed = "mixed"
+
+
 class Save(StrEnum):
     npz = "npz"
 
@@ -57,6 +62,12 @@ def explain(
     ] = False,
     size: Annotated[int | None, common.SIZE] = None,
     device: Annotated[str, common.DEVICE] = "auto",
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            help="mixed: sums of one sign in bfloat16, faster where the processor has it, about 0.1 % off."
+        ),
+    ] = Precision.exact,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos that go through the model together.")] = 8,
     max_megapixels: Annotated[float, typer.Option(min=0, help="Larger photos are skipped unread.")] = 100.0,
     save: Annotated[Save | None, typer.Option(help="Also write the relevance itself.")] = None,
@@ -70,6 +81,7 @@ def explain(
     counts = run(
         paths or [Path("input")], output, model, composite, target, bias, epsilon, top_k, style.value, percentile,
         shared_scale, size, device, batch_size, max_megapixels, save is not None, json_lines, quiet, overwrite, arch, labels,
+        precision=precision.value,
     )  # fmt: skip
     if counts["skipped"]:
         raise common.Skipped
@@ -98,6 +110,7 @@ def run(
     arch: str | None = None,
     labels: Path | None = None,
     report: bool = True,
+    precision: str = "exact",
 ) -> Counter[str]:
     """Explain and print; returns how many files ended with which status. `report`: say how to make one."""
     from lrp.explainer import Explainer
@@ -121,12 +134,13 @@ def run(
     loaded.model.to(chosen)
     gallery = Gallery(
         loaded,
-        Explainer(loaded.model, rules, class_names=loaded.class_names),
+        Explainer(loaded.model, rules, precision=precision, class_names=loaded.class_names),
         request,
         identity={
             "model": model,
             "weights": _weights(loaded),
             "composite": _named(composite, bias, epsilon, top_k),
+            **({"precision": precision} if precision != "exact" else {}),
         },
         drawing=Drawing(style, percentile, shared_scale),
         device=chosen,
