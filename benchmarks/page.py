@@ -1,4 +1,4 @@
-"""Where the measured tables go: between two comments of docs/performance.md, each its own block."""
+"""Where the measured tables go: between two comments of a page of docs/, each its own block."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def mark(value: float, must: float, aim: float) -> str:
     return f"{value:.2f}" if value <= must else f"{value:.2f} (missed)"
 
 
-def write(block: str, text: str) -> None:
+def write(block: str, text: str, file: Path = PAGE) -> None:
     """Put `text` into the page, in place of what the block held."""
     begin, end = f"<!-- {block}: begin -->", f"<!-- {block}: end -->"
-    page = PAGE.read_text(encoding="utf-8")
+    page = file.read_text(encoding="utf-8")
     if begin not in page:
-        raise SystemExit(f"{PAGE}: no block {begin!r} to write into")
+        raise SystemExit(f"{file}: no block {begin!r} to write into")
     found = re.sub(
         f"{re.escape(begin)}.*?{re.escape(end)}",
         lambda _: f"{begin}\n{text.strip()}\n{end}",
         page,
         flags=re.S,
     )
-    PAGE.write_text(found, encoding="utf-8")
+    file.write_text(found, encoding="utf-8")

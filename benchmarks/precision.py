@@ -1,8 +1,8 @@
 """How far an explanation in float32, exact or mixed, is from the same in float64, on real photos.
 
-    python benchmarks/precision.py [--photos FOLDER] [--count 16] [--write]
+    python benchmarks/precision.py [--photos FOLDER] [--count 16] [--models efficientnet_lite0,vgg16] [--write]
 
-EfficientNet-Lite0 with its ImageNet weights; relevance summed over the channels. Of each photo: the relative error (L2), the
+EfficientNet-Lite0 with its ImageNet weights, others with random ones; relevance summed over the channels. Of each photo: the relative error (L2), the
 rank correlation of the pixels, and the share of the 5 % most relevant pixels that both have in common; the worst and
 the mean over the photos. Without --photos: crops of the photos that come with scikit-image.
 """
@@ -10,6 +10,7 @@ the mean over the photos. Without --photos: crops of the photos that come with s
 from __future__ import annotations
 
 import argparse
+import copy
 import warnings
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch import Tensor
 import lrp
 import page
 from faithfulness import rank_correlation
+from lrp.models import PACKAGED
 
 PRESETS = (
     "epsilon_plus_flat",
@@ -59,34 +61,43 @@ def main() -> None:
     )
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--count", type=int, default=16)
+    parser.add_argument("--models", default=f"{PACKAGED},vgg16")
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     chosen = parser.parse_args()
-    model, pre, _ = lrp.load_model("efficientnet_lite0")
-    x = torch.stack([pre(lrp.open_photo(path).pixels) for path in photos(chosen.photos, chosen.count)])
-    rows = []
-    for name in PRESETS:
-        preset = lrp.preset(name, low=pre.low, high=pre.high)
-        truth = lrp.Explainer(model, preset, dtype=torch.float64)
-        target = truth(x.double()).target.tolist()
-        wanted = truth(x.double(), target).relevance.sum(1)
-        for precision in ("exact", "mixed"):
-            found = lrp.Explainer(model, preset, precision=precision)(x, target).relevance.sum(1).double()
-            error, rank, top = compared(found, wanted)
-            rows.append([
-                f"`{name}`", precision, f"{error.mean():.1e}", f"{error.max():.1e}", f"{rank.min():.5f}", f"{100 * top.min():.1f} %",
-            ])  # fmt: skip
-            print(*rows[-1], flush=True)
+    files, rows = photos(chosen.photos, chosen.count), []
+    for model in chosen.models.split(","):
+        for preset in PRESETS:
+            rows += errors(model, preset, files)
     head = [
-        "preset",
-        "precision",
-        "relative error, mean",
-        "worst",
-        "rank correlation, worst",
-        "top 5 % in common, worst",
-    ]
-    text = f"{len(x)} photos, against float64.\n\n{page.table(head, rows)}"
+        "model", "preset", "precision", "relative error, mean", "worst", "rank correlation, worst", "top 5 % in common, worst",
+    ]  # fmt: skip
+    text = f"{len(files)} photos, against float64.\n\n{page.table(head, rows)}"
     if chosen.write:
         page.write("precision", text)
+
+
+def errors(model_name: str, preset_name: str, files: list[Path]) -> list[list[str]]:
+    torch.manual_seed(0)
+    model, pre, _ = lrp.load_model(model_name, pretrained=model_name == PACKAGED)
+    preset = lrp.preset(preset_name, low=pre.low, high=pre.high)
+    wanted, found = [], {precision: [] for precision in ("exact", "mixed")}  # type: ignore[var-annotated]
+    truth = lrp.Explainer(copy.deepcopy(model).double(), preset)
+    explainers = {precision: lrp.Explainer(model, preset, precision=precision) for precision in found}
+    for path in files:  # one at a time: float64 takes much memory
+        x = pre(lrp.open_photo(path).pixels)[None]
+        true = truth(x.double())
+        wanted.append(true.relevance.sum(1))
+        for precision, explainer in explainers.items():
+            found[precision].append(explainer(x, int(true.target[0])).relevance.sum(1).double())
+    rows = []
+    for precision, maps in found.items():
+        error, rank, top = compared(torch.cat(maps), torch.cat(wanted))
+        rows.append([
+            model_name, f"`{preset_name}`", precision, f"{error.mean():.1e}", f"{error.max():.1e}", f"{rank.min():.5f}",
+            f"{100 * top.min():.1f} %",
+        ])  # fmt: skip
+        print(*rows[-1], flush=True)
+    return rows
 
 
 if __name__ == "__main__":

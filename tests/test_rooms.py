@@ -61,7 +61,8 @@ MAY_IMPORT = {
     },  # the last for its type alone
     "display": {"errors", "heatmap", "explanation", "rules_table"},  # these two for their types alone
     "explainer": ENGINE,
-    "export": {"errors", "explainer", "targets"},
+    "export": {"errors", "explainer", "portable", "targets"},
+    "portable": set(),
     "images": {"errors"},
     "lettering": {"errors"},
     "heatmap": {"errors", "lettering"},
