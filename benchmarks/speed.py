@@ -11,6 +11,7 @@ docs/performance.md. The goals beside the numbers: must, and aim in bold where r
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import statistics
 import subprocess
@@ -179,6 +180,7 @@ def peak(name: str, what: str, batch: int, side: int = 224) -> float:
         made(x[:1], 0)  # type: ignore[operator]
         run = lambda: made(x, 0)  # type: ignore[operator]  # noqa: E731
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the warming up left is given back: it would serve the run unseen
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
     held = status("VmRSS")
     run()

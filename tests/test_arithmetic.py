@@ -3,13 +3,11 @@
 import collections
 import re
 
-import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 import lrp
-from lrp.export import export
 from lrp.silence import silent_below
 
 IMAGE = (3, 16, 16)
@@ -195,35 +193,3 @@ def test_a_program_reads_like_the_algorithm():
     assert "# R: 2 (conv2d), ZPlus" in text and "# R: 0 (conv2d), Flat" in text
     assert re.search(r"R_relu = relu \* conv_transpose2d", text), text
     assert "model_2_weight_positive" in text and "self." not in text and "= None" not in text
-
-
-@pytest.mark.parametrize("preset", ["epsilon_plus_flat", "epsilon_gamma_box", "epsilon_alpha2_beta1"])
-def test_onnx(preset, tmp_path):
-    model, x = made(Residual)
-    explainer = lrp.Explainer(model, lrp.preset(preset, **BOX), class_names=list("abcde"))
-    made_file = export(
-        explainer, x, tmp_path / "explain.onnx", target_input=True, facts={"classes": list("abcde")}
-    )
-    assert made_file.logits < 1e-5 and made_file.relevance < 1e-5
-    session = onnxruntime.InferenceSession(made_file.path)
-    assert session.get_modelmeta().custom_metadata_map["classes"] == '["a", "b", "c", "d", "e"]'
-    target = torch.tensor([3, -1, 0, 2])
-    images = torch.randn(4, *IMAGE)
-    logits, relevance = session.run(None, {"image": images.numpy(), "target": target.numpy()})
-    e = explainer(images, [3, "predicted", 0, 2])
-    assert abs(logits - e.logits.numpy()).max() < 1e-5
-    assert abs(relevance - e.relevance.numpy()).max() < 1e-4 * e.relevance.abs().max()
-
-
-def test_onnx_of_one_target(tmp_path):
-    model, x = made(plain)
-    explainer = lrp.Explainer(model, "epsilon_plus_flat")
-    path = export(explainer, x, tmp_path / "e.onnx", lrp.Contrast(3, "predicted")).path
-    _, relevance = onnxruntime.InferenceSession(path).run(None, {"image": x.numpy()})
-    expected = explainer(x, lrp.Contrast(3, "predicted")).relevance
-    assert abs(relevance - expected.numpy()).max() < 1e-4 * expected.abs().max()
-    with pytest.raises(
-        lrp.LrpError,
-        match=re.escape(f"{path} exists already: name another file, or say --overwrite (overwrite=True)."),
-    ):
-        export(explainer, x, path)

@@ -26,7 +26,7 @@ from lrp.models import LoadedModel, load_model
 ORIGINAL = load_model
 COMMANDS = (
     "explain", "rules", "models", "demo", "data", "accuracy", "evaluate", "confidence", "errors", "compare", "report",
-    "retrain",
+    "retrain", "export",
 )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ MAY_IMPORT = {
     },  # the last for its type alone
     "display": {"errors", "heatmap", "explanation", "rules_table"},  # these two for their types alone
     "explainer": ENGINE,
-    "export": {"errors", "explainer", "portable", "targets"},
+    "export": {"errors", "explainer", "ledger", "portable", "targets"},
     "portable": set(),
     "images": {"errors"},
     "lettering": {"errors"},

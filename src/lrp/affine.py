@@ -290,8 +290,11 @@ def subtraction(op: Affine, shift: float) -> Callable[..., Tensor]:
 
     def rest(z: Tensor, plus: Tensor, relevance: Tensor, a: Tensor, w: Tensor, c: Any) -> Tensor:
         d = z - plus
-        unsure = (torch.add(d, plus, alpha=CANCELS) > shift).logical_and_(relevance != 0)
-        channels = unsure.any(dim=(0, *range(2, d.dim()))).nonzero()[:, 0]
+        unsure = torch.zeros(d.shape[1], dtype=torch.bool, device=d.device)
+        for remainder, whole, r in zip(d, plus, relevance, strict=True):  # one image at a time: less memory
+            here = (torch.add(remainder, whole, alpha=CANCELS) > shift).logical_and_(r != 0)
+            unsure |= here.flatten(1).any(1)
+        channels = unsure.nonzero()[:, 0]
         if len(channels) > d.shape[1] // 2:
             return op.total(a, w, c)
         if len(channels):

@@ -1,7 +1,7 @@
 """The explanation program as one ONNX file, to run where there is no torch: images in, logits and relevance out.
 
 The file holds the whole program, forward pass and relevance pass, with every weight in the versions that the rules
-ask for; its size is therefore up to about twice that of the weights.
+ask for; its size is therefore two to three times that of the weights, more for αβ.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,13 @@ from torch import Tensor, nn
 
 from lrp.errors import ExportError
 from lrp.explainer import Explainer
+from lrp.ledger import LEAST
+from lrp.portable import portable
 from lrp.targets import resolve
 
 CHECKED = (1, 3)  # numbers of images that a new file is tried on
+# Between what onnxruntime and torch compute; rounding stays far below, and a file beyond is wrong.
+WRONG = {"logits": 1e-3, "relevance": 3e-2}
 LIMIT = 2 * 2**30 - 2**24  # bytes that one ONNX file can hold
 
 
@@ -36,14 +40,19 @@ class Exported:
     Attributes:
         path: where.
         bytes: its size.
-        logits, relevance: the largest difference between what onnxruntime and torch compute from the same random
-            images, as a part of the largest value; None where onnxruntime is not installed.
+        composite: the rules, as `lrp rules` names them.
+        logits, relevance: the relative error (L2) of what onnxruntime computes to what torch does, from the same random
+            images; None where onnxruntime is not installed.
+        pixel: the largest difference at one pixel, as a part of the largest relevance. Where two inputs of a max pool
+            are equal but for rounding, either may win, and a few pixels differ more than the rest.
     """
 
     path: Path
     bytes: int
-    logits: float | None
-    relevance: float | None
+    composite: str
+    logits: float | None = None
+    relevance: float | None = None
+    pixel: float | None = None
 
 
 class _Bound(nn.Module):
@@ -85,6 +94,7 @@ def export(
     outputs are `logits` [N, K] and `relevance` [N, C, H, W], in units of the logits.
 
     Args:
+        explainer: in float32; of a mixed one the file computes what the exact one does.
         x: images [N, C, H, W] of the shape that the file is to take; only the shape counts.
         path: the file; written whole or not at all.
         target: one target for every image: "predicted", an index, a class name or a `Contrast`.
@@ -93,7 +103,8 @@ def export(
         overwrite: replace a file that is there.
 
     Raises:
-        ExportError: onnx is not installed; the file exists, or would be too large; the program cannot be exported.
+        ExportError: onnx is not installed; the explainer is in float64; the file exists, or would be too large; the program cannot be exported, or
+            computes something else in onnxruntime.
         CaptureError, UnsupportedError, CompositeError: the model cannot be explained (so).
     """
     path = Path(path)
@@ -101,13 +112,18 @@ def export(
         raise ExportError("exporting needs onnx and onnxscript: pip install 'lrp[export]'.")
     if path.exists() and not overwrite:
         raise ExportError(f"{path} exists already: name another file, or say --overwrite (overwrite=True).")
+    if explainer.dtype != torch.float32:
+        raise ExportError(
+            "the explainer computes in float64, which onnxruntime has no convolution for: Explainer(..., dtype=torch.float32)."
+        )
     prepared = explainer.prepare(torch.cat([x[:1], x[:1]]))
     if not prepared.captured.free_batch:
         raise ExportError(
             "the model can be captured for a fixed number of images only; an ONNX file is to take any number."
         )
-    # A file cannot look at its numbers and decide.
-    program = dataclasses.replace(prepared.builder, branching=False).program().module
+    # A file cannot look at its numbers and decide, and onnxruntime has no convolution in bfloat16.
+    builder = dataclasses.replace(prepared.builder, branching=False, coarse=False)
+    program = portable(builder.program().module)
     size = sum(b.numel() * b.element_size() for b in program.buffers())
     if size > LIMIT:
         raise ExportError(
@@ -119,22 +135,27 @@ def export(
     module = (_Asked if target_input else _Bound)(program, *start).eval()
     inputs = _inputs(x, explainer.dtype, 2, target_input)
     batch = torch.export.Dim("batch")
-    made = _converted(module, inputs, {name: {0: batch} for name in inputs})
-    for name, fact in (facts or {}).items():
-        made.model.metadata_props[name] = (
-            fact if isinstance(fact, str) else json.dumps(fact, ensure_ascii=False)
-        )
+    composite = prepared.composite.describe()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # In the same folder, as a rename is atomic only within one file system.
         with tempfile.TemporaryDirectory(prefix=".lrp-", dir=path.parent) as folder:
             draft = Path(folder) / path.name
+            made = _converted(module, inputs, {name: {0: batch} for name in inputs})
+            for name, fact in {"composite": composite, **(facts or {})}.items():
+                text = fact if isinstance(fact, str) else json.dumps(fact, ensure_ascii=False)
+                made.model.metadata_props[name] = text
             made.save(draft, external_data=False)
             errors = _checked(draft, module, x, explainer.dtype, target_input)
+            for (what, limit), error in zip(WRONG.items(), errors, strict=False):
+                if error is not None and not error <= limit:
+                    raise ExportError(
+                        f"onnxruntime computes other {what} than torch, by {error:.1e} (limit {limit:.0e}): {path} was not written."
+                    )
             os.replace(draft, path)
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror or error}.") from error
-    return Exported(path, path.stat().st_size, *errors)
+    return Exported(path, path.stat().st_size, composite, *errors)
 
 
 def _inputs(x: Tensor, dtype: torch.dtype, images: int, target_input: bool) -> dict[str, Tensor]:
@@ -167,20 +188,37 @@ def _converted(module: nn.Module, inputs: dict[str, Tensor], dynamic: dict[str, 
 
 def _checked(
     path: Path, module: nn.Module, x: Tensor, dtype: torch.dtype, target_input: bool
-) -> tuple[float | None, float | None]:
-    """How far what the file computes is from what torch does."""
+) -> tuple[float | None, ...]:
+    """How far what the file computes is from what torch does: logits, relevance, relevance at one pixel."""
     if importlib.util.find_spec("onnxruntime") is None:
-        return None, None
+        return None, None, None
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    worst = [0.0, 0.0]
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no base class for what it raises
+        raise ExportError(
+            f"onnxruntime cannot run this program: {' '.join(str(error).split())[:300]}"
+        ) from error
+    worst = [0.0, 0.0, 0.0]
     for images in CHECKED:
         inputs = _inputs(x, dtype, images, target_input)
         with torch.no_grad():
-            expected = module(*inputs.values())
+            logits, relevance = (v.cpu() for v in module(*inputs.values()))
         found = session.run(["logits", "relevance"], {name: v.cpu().numpy() for name, v in inputs.items()})
-        for place, (theirs, ours) in enumerate(zip(found, expected, strict=True)):
-            difference = (torch.from_numpy(theirs) - ours.cpu()).abs().amax() / ours.abs().amax().cpu()
-            worst[place] = max(worst[place], float(difference))
-    return worst[0], worst[1]
+        its_logits, its_relevance = (torch.from_numpy(v) for v in found)
+        errors = (
+            _far(its_logits, logits, torch.linalg.vector_norm),
+            _far(its_relevance, relevance, torch.linalg.vector_norm),
+            _far(its_relevance, relevance, lambda t: t.abs().amax()),
+        )
+        worst = [
+            old if new <= old else new for old, new in zip(worst, errors, strict=True)
+        ]  # NaN is the worst
+    return tuple(worst)
+
+
+def _far(found: Tensor, expected: Tensor, size: Callable[[Tensor], Tensor]) -> float:
+    """In float64: what is tiny has no square in float32. Of nothing, the least difference is all."""
+    found, expected = found.double(), expected.double()
+    return float(size(found - expected) / size(expected).clamp(min=LEAST))
