@@ -27,7 +27,7 @@ PLOT = page.PAGE.parent / "pictures" / "scaling.png"
 def measured(name: str, batch: int, side: int, rounds: int) -> tuple[float, float]:
     model, x = model_and_images(name, batch, side)
     taken = interleaved({"gradient": gradient(model, x), WHAT: ours(model, x, WHAT)}, rounds)
-    memory = [peak_elsewhere(name, what, batch, side) for what in (WHAT, "gradient")]
+    memory = [peak_elsewhere(name, what, batch, side, repeats=1) for what in (WHAT, "gradient")]
     return ratio(taken, WHAT), memory[0] / memory[1]
 
 
@@ -60,10 +60,10 @@ def main() -> None:
     chosen = parser.parse_args()
     found = {}
     for title, cases in SERIES.items():
-        found[title] = [
-            (place, *measured(name, batch, side, chosen.rounds)) for name, batch, side, place in cases
-        ]
-        print(title, [(p, round(t, 2), round(m, 2)) for p, t, m in found[title]], flush=True)
+        found[title] = []
+        for name, batch, side, place in cases:
+            found[title].append((place, *measured(name, batch, side, chosen.rounds)))
+            print(title, *(f"{value:.2f}" for value in found[title][-1]), flush=True)
     rows = [
         [
             title,

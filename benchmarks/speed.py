@@ -193,7 +193,7 @@ def status(key: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
 
 
-def peak_elsewhere(name: str, what: str, batch: int, side: int = 224) -> float:
+def peak_elsewhere(name: str, what: str, batch: int, side: int = 224, repeats: int = 3) -> float:
     command = [
         sys.executable,
         __file__,
@@ -207,7 +207,8 @@ def peak_elsewhere(name: str, what: str, batch: int, side: int = 224) -> float:
         str(side),
     ]
     found = [
-        float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(3)
+        float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        for _ in range(repeats)
     ]
     return statistics.median(found)
 
