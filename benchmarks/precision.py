@@ -71,7 +71,10 @@ def main() -> None:
     head = [
         "model", "preset", "precision", "relative error, mean", "worst", "rank correlation, worst", "top 5 % in common, worst",
     ]  # fmt: skip
-    text = f"{len(files)} photos, against float64.\n\n{page.table(head, rows)}"
+    text = (
+        f"{len(files)} photos, against float64. EfficientNet-Lite0 has its ImageNet weights, others random ones.\n\n"
+        f"{page.table(head, rows)}"
+    )
     if chosen.write:
         page.write("precision", text)
 

@@ -1,4 +1,6 @@
-"""Explain a photo with a file that `lrp export` wrote: python onnx_explain.py explain.onnx photo.jpg picture.png
+"""Explain a photo with a file that `lrp export` wrote.
+
+    python onnx_explain.py explain.onnx photo.jpg picture.png
 
 Needs onnxruntime, numpy and Pillow; neither torch nor lrp.
 """
@@ -15,7 +17,7 @@ session = onnxruntime.InferenceSession(file)
 facts = session.get_modelmeta().custom_metadata_map
 classes, how = json.loads(facts["classes"]), json.loads(facts["preprocessing"])
 
-# As the model saw its training photos: the shorter side at one length, the middle of that, its mean and spread taken off.
+# As in training: the shorter side at one length, the middle of that, minus the mean, by the spread.
 image = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
 size = [int(how["resize"] * length / min(image.size)) for length in image.size]
 image = image.resize(size, Image.Resampling[how["interpolation"].upper()])
