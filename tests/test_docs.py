@@ -309,8 +309,9 @@ def test_the_pages_work_without_a_network(site):
         assert len(sizes) > 40 and min(sizes) > 3
         page.set_viewport_size({"width": 1600, "height": 900})
         page.goto((site / "index.html").as_uri())
-        page.fill("input.md-search__input", "AlphaBeta")
-        page.wait_for_selector(".md-search-result__item a", timeout=10_000)
+        # Typed, not filled in: the page listens to keys.
+        page.locator("input.md-search__input").press_sequentially("AlphaBeta")
+        page.wait_for_selector(".md-search-result__item a", timeout=60_000)
         results = page.eval_on_selector_all(".md-search-result__item a", "all => all.map(a => a.href)")
         browser.close()
     assert any("rules.html" in link for link in results)
