@@ -140,7 +140,7 @@ def run(
             "model": model,
             "weights": _weights(loaded),
             "composite": _named(composite, bias, epsilon, top_k),
-            **({"precision": precision} if precision != "exact" else {}),
+            "precision": precision,
         },
         drawing=Drawing(style, percentile, shared_scale),
         device=chosen,
