@@ -21,8 +21,8 @@ from torch import Tensor
 
 import lrp
 import page
-from lrp.export import export
-from lrp.models import PACKAGED
+from lrp.engine.onnx.export import export
+from lrp.models.loading import PACKAGED
 from precision import photos
 
 PAGE = page.PAGE.parent / "export.md"

@@ -20,7 +20,7 @@ from torch import Tensor
 import lrp
 import page
 from faithfulness import rank_correlation
-from lrp.models import PACKAGED
+from lrp.models.loading import PACKAGED
 
 PRESETS = (
     "epsilon_plus_flat",
@@ -40,7 +40,7 @@ def photos(folder: Path | None, count: int) -> list[Path]:
 
         folder = Path(tempfile.mkdtemp())
         write_photos(folder)
-    found = [one.path for one in lrp.images.find_photos([folder])]
+    found = [one.path for one in lrp.pictures.photos.find_photos([folder])]
     return found[:: max(1, len(found) // count)][:count]
 
 

@@ -31,9 +31,9 @@ import torch
 from PIL import Image
 
 from lrp.cli.demo import write_photos
-from lrp.data import DataSet
-from lrp.evaluate import BATCH, Classifier, evaluate
-from lrp.models import PACKAGED, LoadedModel, load_model
+from lrp.data.data_set import DataSet
+from lrp.models.loading import PACKAGED, LoadedModel, load_model
+from lrp.study.evaluate import BATCH, Classifier, evaluate
 from speed import status
 
 GOAL = 1.15

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lrp import heatmap
 from lrp.cli import main
 from lrp.cli.demo import write_photos
+from lrp.pictures import heatmap
 
 # Those of the demo's photos that are CC0 or in the public domain: pictures made of them may be shown anywhere.
 PHOTOS = {"chelsea.png": "living", "camera.png": "living", "coffee.png": "things", "rocket.jpg": "things"}

@@ -18,10 +18,11 @@
 # a few free ones that come in packages. They show what to expect to see, and nothing about VGG19 or Imagenette; run the cells for that.*
 
 # %%
-from lrp import DataSet, notebook, plots
+from lrp import DataSet, notebook
 from lrp.cli import tables
 from lrp.cli.common import device
-from lrp.measure import measure
+from lrp.study import plots
+from lrp.study.accuracy import measure
 
 # %% tags=["parameters"]
 MODELS = ["alexnet", "vgg16", "vgg19", "resnet50"]  # downloaded once: 233, 528, 548 and 98 MB

@@ -18,10 +18,11 @@
 # a few free ones that come in packages. They show what to expect to see, and nothing about VGG19 or dogs; run the cells for that.*
 
 # %%
-from lrp import DataSet, notebook, plots
+from lrp import DataSet, notebook
 from lrp.cli import tables
 from lrp.cli.common import device
-from lrp.measure import measure
+from lrp.study import plots
+from lrp.study.accuracy import measure
 
 # %% tags=["parameters"]
 MODEL = "vgg19"  # downloaded once: 548 MB

@@ -20,9 +20,10 @@
 # %%
 from IPython.display import display
 
-from lrp import notebook, study
+from lrp import notebook
 from lrp.cli import confidence
 from lrp.cli.common import device
+from lrp.study import folder as study
 
 # %% tags=["parameters"]
 MODEL = "vgg19"  # downloaded once, if the table is not there: 548 MB

@@ -23,11 +23,12 @@
 from dataclasses import dataclass
 
 import lrp
-from lrp import heatmap, notebook
-from lrp.affine import Branch
+from lrp import notebook
 from lrp.cli import tables
 from lrp.cli.common import load
-from lrp.rules import AffineRule
+from lrp.engine.affine import Branch
+from lrp.engine.rules import AffineRule
+from lrp.pictures import heatmap
 
 # %% tags=["parameters"]
 MODEL = "vgg19"  # downloaded once: 548 MB

@@ -20,10 +20,11 @@
 # %%
 from pathlib import Path
 
-from lrp import DataSet, analysis, load_model, notebook, plots, read_predictions
+from lrp import DataSet, load_model, notebook, read_predictions
 from lrp.cli import tables
 from lrp.cli.common import device
-from lrp.evaluate import evaluate
+from lrp.study import analysis, plots
+from lrp.study.evaluate import evaluate
 
 # %% tags=["parameters"]
 MODEL = "vgg19"  # downloaded once: 548 MB

@@ -22,13 +22,15 @@ from pathlib import Path
 
 from IPython.display import display
 
-from lrp import DataSet, load_model, notebook, plots, study
+from lrp import DataSet, load_model, notebook
 from lrp.cli import compare, tables
 from lrp.cli.common import device
-from lrp.cli.why import gallery
-from lrp.evaluate import evaluate
-from lrp.retrain import retrain
-from lrp.why import explain_changes
+from lrp.cli.table_model import gallery
+from lrp.study import folder as study
+from lrp.study import plots
+from lrp.study.evaluate import evaluate
+from lrp.study.heatmaps import explain_changes
+from lrp.train.retrain import retrain
 
 # %% tags=["parameters"]
 MODEL = "vgg19"  # downloaded once: 548 MB

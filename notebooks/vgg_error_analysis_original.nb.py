@@ -22,11 +22,13 @@ from pathlib import Path
 
 from IPython.display import display
 
-from lrp import notebook, plots, study
+from lrp import notebook
 from lrp.cli import errors
 from lrp.cli.common import device
-from lrp.cli.why import gallery
-from lrp.why import explain_mistakes
+from lrp.cli.table_model import gallery
+from lrp.study import folder as study
+from lrp.study import plots
+from lrp.study.heatmaps import explain_mistakes
 
 # %% tags=["parameters"]
 MODEL = "vgg19"  # downloaded once: 548 MB

@@ -1,5 +1,12 @@
 """One thread: the tests are many and small, and threads would wait for each other more than they compute."""
 
+import os
+from pathlib import Path
+
 import torch
 
 torch.set_num_threads(1)
+# Child processes import the helpers too.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+)

@@ -24,8 +24,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 import lrp
-from lrp import heatmap
-from lrp.lettering import font
+from lrp.pictures import heatmap
+from lrp.pictures.text import font
 
 MODEL, PHOTO, TARGET, BASE = "efficientnet_lite0", "coffee.png", "espresso", "epsilon_gamma_wsquare"
 INK, FAINT, FRAME = (25, 25, 25), (95, 95, 95), (200, 200, 200)

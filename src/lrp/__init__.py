@@ -9,40 +9,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lrp.composite import Composite as Composite
-    from lrp.explainer import Explainer as Explainer
-    from lrp.explainer import explain as explain
-    from lrp.explanation import Explanation as Explanation
-    from lrp.models import load_model as load_model
-    from lrp.presets import composites as composites
-    from lrp.presets import preset as preset
+    from lrp.engine.composite import Composite as Composite
+    from lrp.engine.explainer import Explainer as Explainer
+    from lrp.engine.explainer import explain as explain
+    from lrp.engine.explanation import Explanation as Explanation
+    from lrp.engine.presets import composites as composites
+    from lrp.engine.presets import preset as preset
+    from lrp.models.loading import load_model as load_model
 
 __version__ = "0.1.0"
 
 # Imported at first use: torch takes seconds, and `lrp --help` needs none of it.
 _ROOMS = {
-    "explainer": ("Explainer", "explain"),
-    "explanation": ("Explanation", "Explanations"),
-    "targets": ("Contrast",),
-    "ledger": ("Health", "Ledger"),
-    "composite": ("Composite",),
-    "presets": ("composites", "preset"),
-    "predicates": ("depthwise", "everything", "family", "first", "module", "op", "path"),
-    "rules": (
+    "engine.explainer": ("Explainer", "explain"),
+    "engine.explanation": ("Explanation", "Explanations"),
+    "engine.targets": ("Contrast",),
+    "engine.ledger": ("Health", "Ledger"),
+    "engine.composite": ("Composite",),
+    "engine.presets": ("composites", "preset"),
+    "engine.predicates": ("depthwise", "everything", "family", "first", "module", "op", "path"),
+    "engine.rules": (
         "AlphaBeta", "Constant", "Epsilon", "Flat", "Gamma", "Halves", "Magnitude", "Pass", "Proportional", "Rule",
         "SignalTakesAll", "SoftmaxTaylor", "Values", "WPlus", "WSquare", "WinnerTakesAll", "ZBox", "ZPlus", "Zero",
     ),
-    "graph.ops": ("Operation", "register"),
-    "graph.algebra": ("Activation", "Movement", "Product", "Sum"),
-    "affine": ("Affine",),
-    "models": ("LoadedModel", "load_model"),
-    "preprocessing": ("Preprocessing",),
-    "images": ("find_photos", "open_photo"),
-    "data": ("DataSet",),
-    "predictions": ("Prediction", "read_predictions", "write_predictions"),
+    "engine.graph.ops": ("Operation", "register"),
+    "engine.graph.algebra": ("Activation", "Movement", "Product", "Sum"),
+    "engine.affine": ("Affine",),
+    "models.loading": ("LoadedModel", "load_model"),
+    "models.preprocessing": ("Preprocessing",),
+    "pictures.photos": ("find_photos", "open_photo"),
+    "data.data_set": ("DataSet",),
+    "study.predictions": ("Prediction", "read_predictions", "write_predictions"),
     "errors": (
-        "CaptureError", "CompositeError", "DataError", "ImageError", "InputError", "LedgerError", "LrpError", "ModelError",
-        "PredictionsError", "RuleError", "TargetError", "UnsupportedError",
+        "BusyError", "CaptureError", "CompositeError", "DataError", "ExportError", "ImageError", "InputError", "LedgerError",
+        "LrpError", "ModelError", "PredictionsError", "ReportError", "RuleError", "TargetError", "TrainingError",
+        "UnsupportedError",
     ),
 }  # fmt: skip
 _PUBLIC = {name: room for room, names in _ROOMS.items() for name in names}

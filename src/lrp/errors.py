@@ -45,6 +45,10 @@ class DataError(LrpError):
     """A data set, or its archive, is not what was expected, or fits no class of the model."""
 
 
+class BusyError(LrpError):
+    """Another run, here or in another process, is writing the same output."""
+
+
 class PredictionsError(LrpError):
     """A predictions CSV cannot be read, written, or gone on with."""
 

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from lrp import figures
-from lrp.archives import ARCHIVES, obtain
-from lrp.data import DataSet
+from lrp.data.data_set import DataSet
+from lrp.data.imagenette import ARCHIVES, obtain
 from lrp.errors import DataError, ImageError
-from lrp.evaluate import evaluate
-from lrp.images import open_photo
-from lrp.models import PACKAGED, load_model
+from lrp.models.loading import PACKAGED, load_model
+from lrp.pictures import figures
+from lrp.pictures.photos import open_photo
+from lrp.study.evaluate import evaluate
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ def photos(name: str, size: str, root: Path | str = "data") -> Path:
         root: where it goes.
 
     Raises:
-        DataError: no such data set, or what `lrp.archives.obtain` raises.
+        DataError: no such data set, or what `lrp.data.imagenette.obtain` raises.
     """
     if (name, size) not in ARCHIVES:
         known = ", ".join(f"{n} {s}" for n, s in ARCHIVES)
@@ -122,7 +122,7 @@ def results(output: Path | str, model: str, folder: Path | str, device: torch.de
     """A table of predictions of a data set: the one that is there, or made now.
 
     Raises:
-        LrpError: what `lrp.evaluate.evaluate` raises.
+        LrpError: what `lrp.study.evaluate.evaluate` raises.
     """
     output = Path(output)
     if output.is_file():
@@ -202,7 +202,7 @@ def show(picture: Path | str | Image.Image | Figure, width: int = WIDTH) -> Pict
     """A picture of at most `width` pixels: a notebook keeps its outputs, and should stay small.
 
     Args:
-        picture: a figure of `lrp.plots`, shown as PNG; a file or a Pillow image with photos in it, shown as JPEG.
+        picture: a figure of `lrp.study.plots`, shown as PNG; a file or a Pillow image with photos in it, shown as JPEG.
 
     Raises:
         ImageError: the file is no picture that can be read.

@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 from lrp.cli import common, evaluate, tables
 
 if TYPE_CHECKING:
-    from lrp.measure import Measured
+    from lrp.study.accuracy import Measured
 
 ALONE = {"--csv": "accuracy.csv", "--plot": "accuracy.png"}
 SHOWN = 30
@@ -63,8 +63,8 @@ def accuracy(
     quiet: Annotated[bool, evaluate.QUIET] = False,
 ) -> None:
     """How often models are right: top-1, top-5, loss, images/s; each with its table of predictions."""
-    from lrp import measure
-    from lrp.models import is_file
+    from lrp.models.loading import is_file
+    from lrp.study import accuracy as measure
 
     for file in (csv, plot):
         if file and file.is_dir():
@@ -144,8 +144,9 @@ def show(found: list[Measured]) -> None:
 
 
 def _write(found: list[Measured], csv: Path | None, plot: Path | None) -> list[Path]:
-    from lrp import plots, study
-    from lrp.measure import COLUMNS, table
+    from lrp.study import folder as study
+    from lrp.study import plots
+    from lrp.study.accuracy import COLUMNS, table
 
     measured = {one.model: one.accuracy for one in found if one.accuracy and one.accuracy.counted}
     files: list[Path] = []

@@ -17,8 +17,8 @@ from lrp.errors import CompositeError, LrpError
 if TYPE_CHECKING:
     import torch
 
-    from lrp.models import LoadedModel
-    from lrp.preprocessing import Preprocessing
+    from lrp.models.loading import LoadedModel
+    from lrp.models.preprocessing import Preprocessing
 
 
 class Skipped(Exception):
@@ -88,7 +88,7 @@ SIZE = typer.Option(
 def load(
     name: str, size: int | None = None, arch: str | None = None, labels: Path | None = None
 ) -> LoadedModel:
-    from lrp.models import load_model
+    from lrp.models.loading import load_model
 
     said = {"arch": arch, "labels": labels}
     loaded = load_model(name, **{option: value for option, value in said.items() if value is not None})  # type: ignore[arg-type]
@@ -151,7 +151,7 @@ def composite(
     name: str | None, preprocessing: Preprocessing, bias: str | None, epsilon: float | None, top_k: float
 ) -> Any:
     """The preset of that name for inputs so preprocessed; None: chosen for the architecture."""
-    from lrp.presets import default, preset
+    from lrp.engine.presets import default, preset
 
     options: dict[str, Any] = {"low": preprocessing.low, "high": preprocessing.high}
     options |= {"epsilon": epsilon, "top_k": top_k}

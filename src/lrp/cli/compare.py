@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrp.cli import common, tables, why
+from lrp.cli import common, table_model, tables
 from lrp.cli.confidence import ROOT, end
 from lrp.cli.evaluate import JSON, QUIET
 
 if TYPE_CHECKING:
-    from lrp.comparison import Comparison, Twin
-    from lrp.gallery import Result
-    from lrp.intervals import Paired
+    from lrp.gallery.gallery import Result
+    from lrp.study.comparison import Comparison, Twin
+    from lrp.study.intervals import Paired
 
 CLASSES = 30
 
@@ -41,7 +41,7 @@ def compare(
         typer.Option("--output", "-o", help="Folder for tables and pictures; none: one beside A."),
     ] = None,
     root: Annotated[Path | None, ROOT] = None,
-    explain: Annotated[bool, why.EXPLAIN] = False,
+    explain: Annotated[bool, table_model.EXPLAIN] = False,
     target: Annotated[
         Target,
         typer.Option(help="With --explain: the photo's true class, or the one that each model predicts."),
@@ -58,18 +58,18 @@ def compare(
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Set B against A: accuracy, photos gained and lost, where confidence moved most."""
-    from lrp import study
+    from lrp.study import folder as study
 
     found = study.compare(a, b, output, count=count, root=root)
     pictures: list[Result] = []
     groups = {"gained": found.comparison.gained[:count], "lost": found.comparison.lost[:count]}
     if explain and any(groups.values()):
-        from lrp.why import explain_changes
+        from lrp.study.heatmaps import explain_changes
 
         twins = found.comparison.twins
         galleries = (
-            why.gallery(a, [t.a for t in twins], model_a, composite, size_a, device, "--model-a"),
-            why.gallery(b, [t.b for t in twins], model_b, composite, size_b, device, "--model-b"),
+            table_model.gallery(a, [t.a for t in twins], model_a, composite, size_a, device, "--model-a"),
+            table_model.gallery(b, [t.b for t in twins], model_b, composite, size_b, device, "--model-b"),
         )
         photos = {path: Path(file) for path, file in found.written.photos.items()}
         for name, group in groups.items():
@@ -77,7 +77,7 @@ def compare(
                 continue
             folder = Path(found.written.folder, name)
             made = explain_changes(group, photos, galleries, folder, target=target.value)
-            pictures += why.told(made, len(group), f"explaining {name}", quiet)
+            pictures += table_model.told(made, len(group), f"explaining {name}", quiet)
     if as_json:
         print(
             json.dumps(found.to_dict() | {"explained": [p.to_dict() for p in pictures]}, ensure_ascii=False)
@@ -139,7 +139,7 @@ def _accuracies(p: Paired) -> list[str]:
 
 
 def _twins(twins: Sequence[Twin]) -> list[list[str]]:
-    from lrp.intervals import percent
+    from lrp.values import percent
 
     def said(value: float | None) -> str:
         return "" if value is None else percent(value)

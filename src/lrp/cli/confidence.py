@@ -15,10 +15,10 @@ from lrp.cli.evaluate import JSON, QUIET
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lrp.analysis import Surest
-    from lrp.gallery import Result
-    from lrp.predictions import Prediction
-    from lrp.study import Written
+    from lrp.gallery.gallery import Result
+    from lrp.study.analysis import Surest
+    from lrp.study.folder import Written
+    from lrp.study.predictions import Prediction
 
 RESULTS = typer.Argument(
     help="A table that `lrp evaluate` wrote.", metavar="RESULTS.csv", exists=True, dir_okay=False
@@ -44,7 +44,7 @@ def confidence(
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Pick the correct predictions with the highest and the lowest confidence, over all and per class."""
-    from lrp import study
+    from lrp.study import folder as study
 
     found = study.confidence(results, output, count=count, root=root, copy_to=copy_to)
     if as_json:
@@ -71,7 +71,7 @@ def confidence(
 
 
 def show(title: str, rows: Sequence[Prediction]) -> None:
-    from lrp.intervals import percent
+    from lrp.values import percent
 
     tables.show(
         title,
@@ -84,7 +84,7 @@ def show(title: str, rows: Sequence[Prediction]) -> None:
 
 
 def _class(one: Surest) -> list[str]:
-    from lrp.intervals import percent
+    from lrp.values import percent
 
     high, low = one.highest[0], one.lowest[0]
     return [

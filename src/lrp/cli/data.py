@@ -45,7 +45,7 @@ def data(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Download, verify and unpack a data set: ROOT/imagenette2-320/{train,val}/<WordNet id>/<image>."""
-    from lrp.archives import ARCHIVES, obtain
+    from lrp.data.imagenette import ARCHIVES, obtain
 
     archive = ARCHIVES[name.value, size.value]
     with _progress() as show:

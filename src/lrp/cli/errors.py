@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrp.cli import common, tables, why
+from lrp.cli import common, table_model, tables
 from lrp.cli.confidence import OUTPUT, RESULTS, ROOT, end
 from lrp.cli.evaluate import JSON, QUIET
 
 if TYPE_CHECKING:
-    from lrp.gallery import Result
-    from lrp.study import Errors
+    from lrp.gallery.gallery import Result
+    from lrp.study.folder import Errors
 
 PAIRS, CLASSES = 10, 30
 
@@ -29,8 +29,8 @@ def errors(
     bins: Annotated[int, typer.Option(min=1, help="Bins of the reliability plot.")] = 15,
     output: Annotated[Path | None, OUTPUT] = None,
     root: Annotated[Path | None, ROOT] = None,
-    explain: Annotated[bool, why.EXPLAIN] = False,
-    model: Annotated[str | None, why.MODEL] = None,
+    explain: Annotated[bool, table_model.EXPLAIN] = False,
+    model: Annotated[str | None, table_model.MODEL] = None,
     composite: Annotated[str | None, common.COMPOSITE] = None,
     size: Annotated[int | None, common.SIZE] = None,
     device: Annotated[str, common.DEVICE] = "auto",
@@ -38,18 +38,18 @@ def errors(
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Show what is taken for what, the most confident mistakes, calibration, precision and recall."""
-    from lrp import study
+    from lrp.study import folder as study
 
     found = study.errors(results, output, count=count, bins=bins, root=root)
     pictures: list[Result] = []
     mistakes = found.confusion.mistakes[:count]
     if explain and mistakes:
-        from lrp.why import explain_mistakes
+        from lrp.study.heatmaps import explain_mistakes
 
-        gallery = why.gallery(results, mistakes, model, composite, size, device)
+        gallery = table_model.gallery(results, mistakes, model, composite, size, device)
         photos = {path: Path(file) for path, file in found.written.photos.items()}
         made = explain_mistakes(mistakes, photos, gallery, Path(found.written.folder, "mistakes"))
-        pictures = list(why.told(made, len(photos), "explaining", quiet))
+        pictures = list(table_model.told(made, len(photos), "explaining", quiet))
     if as_json:
         print(
             json.dumps(found.to_dict() | {"explained": [p.to_dict() for p in pictures]}, ensure_ascii=False)
@@ -62,7 +62,7 @@ def errors(
 
 
 def show(found: Errors, count: int) -> None:
-    from lrp.intervals import percent
+    from lrp.values import percent
 
     accuracy, confusion, calibration = found.accuracy, found.confusion, found.calibration
     print(

@@ -14,8 +14,8 @@ from lrp.cli import common
 from lrp.errors import DataError, PredictionsError
 
 if TYPE_CHECKING:
-    from lrp.data import DataSet
-    from lrp.evaluate import Evaluation
+    from lrp.data.data_set import DataSet
+    from lrp.study.evaluate import Evaluation
 
 
 class Classes(StrEnum):
@@ -57,7 +57,7 @@ def evaluate(
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Predict every photo of a data set: one CSV row per file. Stopped, the same command goes on."""
-    from lrp.measure import outputs
+    from lrp.study.accuracy import outputs
 
     found = run(
         opened(data, split, follow_links), model, output or outputs([model], ".")[0], classes.value,
@@ -72,7 +72,7 @@ def evaluate(
 
 
 def opened(data: Path, split: str | None, follow_links: bool) -> DataSet:
-    from lrp.data import DataSet
+    from lrp.data.data_set import DataSet
 
     try:
         found = DataSet.open(data, split, follow_links)
@@ -99,8 +99,8 @@ def run(
     labels: Path | None = None,
 ) -> Evaluation:
     """Evaluate with a bar on stderr; folders that are no class are named there."""
-    from lrp.evaluate import evaluate
-    from lrp.measure import file_name
+    from lrp.study.accuracy import file_name
+    from lrp.study.evaluate import evaluate
 
     chosen = common.device(device)
     loaded = common.load(model, size, arch, labels)

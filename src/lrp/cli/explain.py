@@ -113,9 +113,9 @@ def run(
     precision: str = "exact",
 ) -> Counter[str]:
     """Explain and print; returns how many files ended with which status. `report`: say how to make one."""
-    from lrp.explainer import Explainer
-    from lrp.gallery import Drawing, Gallery, find
-    from lrp.request import Request
+    from lrp.engine.explainer import Explainer
+    from lrp.gallery.gallery import Drawing, Gallery, find
+    from lrp.gallery.request import Request
 
     try:
         found = find(paths, output)
@@ -173,7 +173,7 @@ def run(
 
 
 def _weights(loaded: Any) -> str:
-    from lrp.weights import fingerprint
+    from lrp.models.weights import fingerprint
 
     return fingerprint(loaded.model)
 

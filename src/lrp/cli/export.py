@@ -42,10 +42,10 @@ def export(
     import torch
 
     import lrp
-    from lrp.explainer import Explainer
-    from lrp.export import export as write
-    from lrp.request import Request
-    from lrp.weights import fingerprint
+    from lrp.engine.explainer import Explainer
+    from lrp.engine.onnx.export import export as write
+    from lrp.gallery.request import Request
+    from lrp.models.weights import fingerprint
 
     loaded = common.load(model, size, arch, labels)
     preprocessing, names = loaded.preprocessing, loaded.class_names

@@ -12,7 +12,7 @@ import typer
 from lrp.cli import common
 
 if TYPE_CHECKING:
-    from lrp.check import Result
+    from lrp.survey.check import Result
 
 
 @common.example("lrp models vgg")
@@ -43,7 +43,7 @@ def models(
         return
     if jobs or output or overwrite:
         raise typer.BadParameter("--jobs, --output and --overwrite belong to --check.")
-    from lrp.models import model_names
+    from lrp.models.loading import model_names
 
     print(f"{'name':<22} {'top-1':>6} {'download':>9}  weights")
     for entry in model_names():
@@ -58,7 +58,8 @@ def measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from lrp import survey, zoo
+    from lrp.survey import architectures as zoo
+    from lrp.survey import survey
 
     names = zoo.names(part)
     console = Console(stderr=True)
@@ -74,7 +75,9 @@ def measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
             print(_line(result, kept), flush=True)
             bar.advance(task)
     if unlisted := zoo.unlisted():
-        common.complain(f"timm has families that lrp.zoo does not list: {', '.join(unlisted)}.")
+        common.complain(
+            f"timm has families that lrp.survey.architectures does not list: {', '.join(unlisted)}."
+        )
     print(survey.summary(results))
     for miss in (r for r in results if not r.ok):
         print(f"missed: {miss.name}: {textwrap.shorten(miss.reason, 200)}")

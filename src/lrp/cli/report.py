@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrp.cli import common, why
+from lrp.cli import common, table_model
 from lrp.cli.confidence import RESULTS, ROOT
 from lrp.cli.evaluate import QUIET
 
 if TYPE_CHECKING:
-    from lrp.report import Report
+    from lrp.html_report.write import Report
 
 OUTPUT = typer.Option("--output", "-o", help="The HTML file; none: RESULTS_report.html beside the table.")
 
@@ -86,8 +86,8 @@ def run(
     quiet: bool = False,
 ) -> Report:
     """Load the models that the tables name, and write."""
-    from lrp.predictions import read_predictions
-    from lrp.report import report as write
+    from lrp.html_report.write import report as write
+    from lrp.study.predictions import read_predictions
 
     galleries = []
     if explain:
@@ -96,7 +96,9 @@ def run(
         ):
             if table is not None:
                 galleries.append(
-                    why.gallery(table, read_predictions(table), named, composite, size, device, option)
+                    table_model.gallery(
+                        table, read_predictions(table), named, composite, size, device, option
+                    )
                 )
     with common.progress("reading photos", quiet) as advance:
         return write(

@@ -15,12 +15,12 @@ import typer
 from lrp.cli import common, tables
 from lrp.cli.evaluate import JSON, LINKS, MEGAPIXELS, OVERWRITE, QUIET
 from lrp.errors import DataError, TrainingError
-from lrp.predictions import os_errors
+from lrp.storage.atomic import os_errors
 
 if TYPE_CHECKING:
-    from lrp.models import LoadedModel
-    from lrp.splits import TrainingData
-    from lrp.training_run import OnEpoch, Retrained
+    from lrp.data.splits import TrainingData
+    from lrp.models.loading import LoadedModel
+    from lrp.train.training_run import OnEpoch, Retrained
 
 CLASSES = 30
 
@@ -88,9 +88,9 @@ def retrain(
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Give a model your class folders as classes and train it. Stopped, the same command goes on."""
-    from lrp.fit_all import NetSettings
-    from lrp.fit_head import HeadSettings
-    from lrp.retrain import retrain as run
+    from lrp.train.fit_all import NetSettings
+    from lrp.train.fit_head import HeadSettings
+    from lrp.train.retrain import retrain as run
 
     asked = {
         "epochs": epochs, "weight_decay": weight_decay, "label_smoothing": label_smoothing, "patience": patience,
@@ -118,7 +118,7 @@ def retrain(
     heard: list[OnEpoch] = []
     place = output.with_name(output.stem)
     if watch:
-        from lrp.watch import Watch
+        from lrp.train.watch import Watch
 
         heard.append(Watch(watch, f"{place}.watch", every=1 if train is Train.all else 10))
     if tensorboard:
@@ -260,7 +260,7 @@ def _board(folder: Path) -> OnEpoch:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
         raise TrainingError("--tensorboard needs tensorboard: pip install 'lrp[train]'.") from error
-    with os_errors(folder, "written"):
+    with os_errors(folder, "written", TrainingError):
         writer = SummaryWriter(str(folder))
 
     def write(facts: dict[str, Any], loaded: LoadedModel) -> None:

@@ -26,16 +26,16 @@ def rules(
 ) -> None:
     """Print the table operation -> rule: module path, operation, output's shape, rule, sign of its input."""
     if known:
-        import lrp.graph.vocabulary  # noqa: F401  (registers what is known)
-        from lrp.graph.ops import known as vocabulary
+        import lrp.engine.graph.vocabulary  # noqa: F401  (registers what is known)
+        from lrp.engine.graph.ops import known as vocabulary
 
         for name, family in vocabulary().items():
             print(f"{name:<24} {family}")
         return
     import torch
 
-    from lrp.explainer import Explainer
-    from lrp.models import load_model
+    from lrp.engine.explainer import Explainer
+    from lrp.models.loading import load_model
 
     named: dict[str, Any] = {} if arch is None else {"arch": arch}
     loaded = load_model(model or "efficientnet_lite0", pretrained=False, **named)  # weights change no rule

@@ -1,0 +1,357 @@
+"""Imagenette and Imagewoof: fetched, proven as far as anything is known to prove them by, unpacked whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrp.data.data_set import DataSet
+from lrp.errors import DataError
+from lrp.storage.archives import Limits, UnpackError, unpack
+from lrp.storage.download import MEGABYTE, DownloadError, fetch, reason
+
+PUBLISHER = "https://s3.amazonaws.com/fast-ai-imageclas/"
+
+Progress = Callable[[str, int, int | None], None]
+"""Is told the step, "downloading" or "unpacking", and of the archive the bytes done and those there are."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published archive, FOLDER/train/<class>/<image> and FOLDER/val/<class>/<image>, and what is known of it."""
+
+    title: str
+    file: str
+    """Its name at the publisher's; the folder in it has the same, without ".tgz"."""
+    size: int
+    """About as many bytes as it has. Anything a fifth larger is not it."""
+    train: int
+    val: int
+    """How many images there are."""
+    classes: tuple[str, ...]
+    """The names of the class folders."""
+    md5: str | None = None
+    """None: none is known for certain. Then its structure has to do."""
+    largest: int = 64 * MEGABYTE
+    """No file in it has more bytes."""
+    publisher: str = PUBLISHER
+
+    @property
+    def folder(self) -> str:
+        return self.file.removesuffix(".tgz")
+
+    @property
+    def limit(self) -> int:
+        return self.size * 6 // 5
+
+    @property
+    def limits(self) -> Limits:
+        """Photos hardly shrink when packed. A Mac packs a hidden file with each."""
+        return Limits(
+            count=2 * (self.train + self.val + len(self.classes)) + 1000,
+            total=2 * self.size,
+            largest=self.largest,
+        )
+
+
+_IMAGENETTE = (
+    "n01440764",  # tench
+    "n02102040",  # English springer
+    "n02979186",  # cassette player
+    "n03000684",  # chain saw
+    "n03028079",  # church
+    "n03394916",  # French horn
+    "n03417042",  # garbage truck
+    "n03425413",  # gas pump
+    "n03445777",  # golf ball
+    "n03888257",  # parachute
+)
+_IMAGEWOOF = (
+    "n02086240",  # Shih-Tzu
+    "n02087394",  # Rhodesian ridgeback
+    "n02088364",  # beagle
+    "n02089973",  # English foxhound
+    "n02093754",  # Border terrier
+    "n02096294",  # Australian terrier
+    "n02099601",  # golden retriever
+    "n02105641",  # Old English sheepdog
+    "n02111889",  # Samoyed
+    "n02115641",  # dingo
+)
+_SUFFIXES = {"full": "", "320px": "-320", "160px": "-160"}
+_MD5 = {
+    "full": "fe2fc210e6bb7c5664d602c3cd71e612",
+    "320px": "3df6f0d01a2c9592104656642f5e78a3",
+    "160px": "e793b78cc4c9e9a4ccc0c1155377a412",
+}
+_SIZES = {
+    "imagenette": {"full": 1_557_000_000, "320px": 342_000_000, "160px": 99_000_000},
+    "imagewoof": {"full": 1_344_000_000, "320px": 329_000_000, "160px": 93_000_000},
+}
+
+ARCHIVES = {
+    (name, size): Archive(
+        f"{name} ({size})", f"{name}2{suffix}.tgz", _SIZES[name][size], train, val, classes, md5
+    )
+    for name, train, val, classes, sums in (
+        ("imagenette", 9469, 3925, _IMAGENETTE, _MD5),
+        # The checksums in circulation disagree: the archives were replaced in 2021, when noisy labels came to them.
+        ("imagewoof", 9025, 3929, _IMAGEWOOF, {}),
+    )
+    for size, suffix in _SUFFIXES.items()
+    for md5 in (sums.get(size),)
+}
+"""By name and size, as `lrp data` takes them."""
+
+
+@dataclass(frozen=True)
+class Obtained:
+    folder: Path
+    fresh: bool
+    """False: it was there, complete, and nothing was done."""
+    train: int
+    val: int
+    sha256: str
+    """Of the archive it came from; "" where that is not recorded."""
+
+
+def obtain(
+    archive: Archive,
+    root: Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress = lambda step, done, total: None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Obtained:
+    """The data set in `root`, downloaded and unpacked if need be.
+
+    The archive stays beside it, or is taken from there if it was put there by hand. Beside it lies a JSON file too,
+    of the archive's checksums. The folder takes its name only when it is complete; what an interrupted run has
+    unpacked is gone with it, or deleted by the next, and what it has downloaded is gone on with.
+
+    Args:
+        overwrite: unpack again even if the folder is there, which is then replaced.
+        say: is told what is going on, a sentence at a time.
+
+    Raises:
+        DataError: the archive cannot be had, or is not what was published; there is no room for it; or the folder
+            is there but not complete.
+    """
+    place = root / archive.folder
+    if os.path.lexists(place) and not overwrite:
+        if lacking := _lacking(archive, place):
+            raise DataError(
+                f"{archive.title}: {place} is there but not complete: {lacking}. "
+                "Move it away, or have it unpacked anew with --overwrite."
+            )
+        return Obtained(place, False, archive.train, archive.val, _recorded(root, archive).get("sha256", ""))
+    try:
+        with _workroom(root, archive) as room:
+            packed, sums = _archive(archive, root, progress, say)
+            fresh = room / "new"
+            fresh.mkdir()
+            _unpack(archive, packed, fresh, progress)
+            if lacking := _lacking(archive, fresh / archive.folder):
+                raise DataError(
+                    f"{archive.title}: {packed} does not hold the data set: {lacking}. Delete it and try again."
+                )
+            _record(root, archive, sums, say)
+            if hasattr(os, "sync"):
+                os.sync()  # a name must not outlive a power cut that the files under it do not
+            if os.path.lexists(place):
+                os.rename(place, room / "old")
+            os.rename(fresh / archive.folder, place)
+    except OSError as error:
+        where = error.filename or root
+        raise DataError(f"{archive.title}: {where} cannot be read or written: {reason(error)}.") from error
+    return Obtained(place, True, archive.train, archive.val, sums["sha256"])
+
+
+def _unpack(archive: Archive, packed: Path, into: Path, progress: Progress) -> None:
+    size = packed.stat().st_size
+    try:
+        unpack(packed, into, archive.folder, archive.limits, lambda done: progress("unpacking", done, size))
+    except UnpackError as error:
+        raise DataError(
+            f"{archive.title}: {packed} was not unpacked, nothing of it was kept: {error}. Delete it and try again."
+        ) from error
+
+
+def _lacking(archive: Archive, folder: Path) -> str:
+    """What a folder lacks to be the data set, as a clause; "" if it is complete."""
+    faults = []
+    for split, expected in (("train", archive.train), ("val", archive.val)):
+        try:
+            data = DataSet.open(folder / split)
+        except DataError:
+            faults.append(f"{split}/ has no class folders" if (folder / split).is_dir() else f"no {split}/")
+            continue
+        if set(data.categories) != set(archive.classes):
+            missing = sorted(set(archive.classes) - set(data.categories))
+            extra = sorted(set(data.categories) - set(archive.classes))
+            lists = ((f"no {', '.join(missing)}", missing), (f"{', '.join(extra)} besides", extra))
+            faults.append(f"{split}/ has " + " and ".join(text for text, names in lists if names))
+        elif (found := sum(1 for _ in data)) != expected:
+            faults.append(f"{split}/ has {found:,} files instead of {expected:,}")
+    return ", ".join(faults)
+
+
+# --- the archive --------------------------------------------------------------------------------------------
+
+
+def _archive(
+    archive: Archive, root: Path, progress: Progress, say: Callable[[str], None]
+) -> tuple[Path, dict[str, str]]:
+    """The archive's file, downloaded if need be, and its checksums."""
+    path, url = root / archive.file, archive.publisher + archive.file
+    if path.exists():
+        _expect_room(archive, root, 0)
+        say(f"{archive.title}: from {path}, which is there already")
+        sums = _sums(path)
+        if fault := _fault(archive, path, sums):
+            raise DataError(f"{archive.title}: {path} {fault}. Delete it and try again.")
+        return path, sums
+    part = path.with_name(path.name + ".part")
+    _expect_room(archive, root, max(archive.size - (part.stat().st_size if part.exists() else 0), 0))
+    size = f"about {archive.size / MEGABYTE:.0f} MB"
+    say(f"{archive.title}: {size} from {url} to {root}")
+    sums = {}
+
+    def proof(part: Path) -> None:
+        sums.update(_sums(part))
+        if fault := _fault(archive, part, sums):
+            raise DownloadError(f"what came {fault}, and was deleted")
+
+    try:
+        fetch(
+            url,
+            path,
+            proof,
+            lambda done, total: progress("downloading", done, total),
+            decisive=archive.md5 is not None,
+            limit=archive.limit,
+        )
+    except DownloadError as error:
+        raise DataError(
+            f"{archive.title}: {archive.file} ({size}) could not be fetched from {url} ({error}); try again, or "
+            f"download that file elsewhere, put it at {path} and run the same command."
+        ) from error
+    return path, sums
+
+
+def _fault(archive: Archive, path: Path, sums: dict[str, str]) -> str:
+    """Why a file is not the published one, as far as can be told before it is unpacked; "" if it may be."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+    if not head.startswith(b"\x1f\x8b"):
+        return f"is no archive: it begins with {head!r}"
+    if archive.md5 not in (None, sums["md5"]):
+        return f"is not the published file: its MD5 is {sums['md5']}, not {archive.md5}"
+    if (size := path.stat().st_size) > archive.limit:
+        return f"has {size / MEGABYTE:.0f} MB, at most {archive.limit / MEGABYTE:.0f} MB were expected"
+    return ""
+
+
+def _sums(path: Path) -> dict[str, str]:
+    digests = {"md5": hashlib.md5(usedforsecurity=False), "sha256": hashlib.sha256()}
+    with open(path, "rb") as file:
+        while block := file.read(MEGABYTE):
+            for digest in digests.values():
+                digest.update(block)
+    return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def _expect_room(archive: Archive, root: Path, missing: int) -> None:
+    """Asked beforehand, because a disk that fills up after an hour helps nobody. `missing`: bytes to download."""
+    needed, free = missing + archive.size * 11 // 10, shutil.disk_usage(root).free
+    if free < needed:
+        raise DataError(
+            f"{archive.title} needs about {needed / MEGABYTE:.0f} MB in {root}, {free / MEGABYTE:.0f} MB are free: "
+            "free some, choose a smaller --size, or give a --root on another disk."
+        )
+
+
+def _record(root: Path, archive: Archive, sums: dict[str, str], say: Callable[[str], None]) -> None:
+    """Write down which archive it was: where nobody publishes a checksum, a change is at least noticed."""
+    before = _recorded(root, archive).get("sha256", sums["sha256"])
+    if before != sums["sha256"]:
+        say(
+            f"{archive.title}: this archive is not the one unpacked here before: "
+            f"its SHA-256 is {sums['sha256']}, it was {before}."
+        )
+    path = root / f"{archive.folder}.json"
+    content = {
+        "archive": archive.file,
+        "bytes": (root / archive.file).stat().st_size,
+        **sums,
+        "train": archive.train,
+        "val": archive.val,
+    }
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(draft, path)
+
+
+def _recorded(root: Path, archive: Archive) -> dict[str, str]:
+    try:
+        content = json.loads((root / f"{archive.folder}.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+@contextmanager
+def _workroom(root: Path, archive: Archive) -> Iterator[Path]:
+    """A hidden folder beside the data set, for one process at a time, empty at first and deleted in the end.
+
+    It is locked by a lock on itself, which ends with the process however that ends.
+    """
+    room = root / f".{archive.folder}.unpacking"
+    room.mkdir(parents=True, exist_ok=True)
+    lock = _lock(room)
+    if lock is None:
+        raise DataError(f"{archive.title}: another process is at work on it in {root}; wait for it to end.")
+    try:
+        _put_back(room / "old", root / archive.folder)
+        for left in list(room.iterdir()):
+            _delete(left)
+        yield room
+    finally:
+        with suppress(OSError):
+            _put_back(room / "old", root / archive.folder)
+            _delete(room)
+        os.close(lock)
+
+
+def _put_back(old: Path, place: Path) -> None:
+    """Where a run ended between the two renamings that replace the old folder by the new."""
+    if os.path.lexists(old) and not os.path.lexists(place):
+        os.rename(old, place)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the lock on a folder; None: another process holds it."""
+    try:
+        import fcntl
+    except ImportError:  # no Unix: then two at a time are the user's affair
+        return os.open(os.devnull, os.O_RDONLY)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    except OSError:  # a file system without locks
+        pass
+    return lock
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

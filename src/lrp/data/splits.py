@@ -1,0 +1,230 @@
+"""A folder of classes -> what to train on and what to validate on, with everything in it accounted for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrp.classes import wnid_name
+from lrp.data.data_set import SPLITS, DataSet, Sample
+from lrp.errors import ImageError, TrainingError
+from lrp.pictures.photos import PhotoError, open_photo
+from lrp.values import Plain
+
+FOR_VALIDATION = tuple(name for name in SPLITS if name != "train")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A readable photo and its class."""
+
+    sample: Sample
+    target: int
+    digest: str
+    """SHA-256 of the file."""
+
+
+@dataclass(frozen=True)
+class ClassCount(Plain):
+    label: str
+    folder: str
+    train: int
+    val: int
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What `split` made of a folder.
+
+    Attributes:
+        train, val: in the data set's order.
+        classes: one for each class folder, in the order of the model's outputs: sorted by folder.
+        broken: (path, reason) of the files that were left out.
+        notes: what a person should know: imbalance, duplicates, tiny classes. One sentence each.
+        fingerprint: of every photo's content, class and side: identifies the data wherever it lies.
+    """
+
+    train: tuple[Example, ...]
+    val: tuple[Example, ...]
+    classes: tuple[ClassCount, ...]
+    broken: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(c.label for c in self.classes)
+
+
+def split(
+    root: Path | str,
+    *,
+    val_share: float = 0.2,
+    seed: int = 0,
+    max_skip_rate: float = 0.05,
+    max_megapixels: float = 100.0,
+    follow_links: bool = False,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> TrainingData:
+    """Read every photo of a folder once and decide what it is for.
+
+    `root`/train and `root`/val (or validation, valid, test) are taken as they are. A tree without them is split by
+    a hash of each file's content, class by class: the same files give the same split wherever they lie and
+    whatever they are called, and copies of a photo are on one side.
+
+    A class folder that is a WordNet id of ImageNet-1k gives its class that name, others their own.
+
+    Args:
+        val_share: of each class, for validation, where there is no such folder; at least one photo of a class
+            with two or more.
+        seed: another one, another split.
+        max_skip_rate: of all files, how many may be unreadable.
+        advance: called with the number of files read since the last call, and of all.
+
+    Raises:
+        DataError: no such folder, or no class folders in it.
+        TrainingError: fewer than two classes, classes named alike, a class without a photo to train on, classes
+            of val that train has not, nothing to validate on, or too many broken files.
+    """
+    found = DataSet.open(root, None, follow_links)
+    validation = next((name for name in FOR_VALIDATION if name in found.splits), None)
+    given = "train" in found.splits and validation is not None
+    if given:
+        parts = [DataSet.open(root, name, follow_links) for name in ("train", validation)]
+    elif found.splits and "train" in found.splits:
+        parts = [DataSet.open(root, "train", follow_links)]
+    else:
+        parts = [found]
+    folders = parts[0].categories
+    names = _names(root, folders)
+    if given and (unknown := sorted(set(parts[1].categories) - set(folders))):
+        raise TrainingError(
+            f"{root}: class folders of {validation}/ that train/ has not: {', '.join(map(repr, unknown))}."
+        )
+    sides = [list(part) for part in parts]
+    read, broken = _read([s for side in sides for s in side], max_megapixels, advance)
+    if len(broken) > max_skip_rate * sum(map(len, sides)):
+        raise TrainingError(
+            f"{root}: {len(broken)} of {sum(map(len, sides))} files cannot be read, more than {max_skip_rate:.0%} "
+            f"(--max-skip-rate); the first is {broken[0][0]}: {broken[0][1]}."
+        )
+    index = {folder: i for i, folder in enumerate(folders)}
+    examples = [
+        [Example(s, index[s.category], read[s.path]) for s in side if s.path in read] for side in sides
+    ]
+    notes: list[str] = []
+    train, val = examples if given else _divided(examples[0], val_share, seed, notes)
+    counts = [Counter(e.target for e in side) for side in (train, val)]
+    classes = tuple(
+        ClassCount(name, folder, counts[0][i], counts[1][i])
+        for i, (name, folder) in enumerate(zip(names, folders, strict=True))
+    )
+    _expect_trainable(root, classes, val)
+    notes += _notes(train, val, classes)
+    return TrainingData(
+        tuple(train), tuple(val), classes, tuple(broken), tuple(notes), _fingerprint(classes, train, val)
+    )
+
+
+def _names(root: Path | str, folders: Sequence[str]) -> list[str]:
+    if len(folders) < 2:
+        only = f"one, {folders[0]!r}" if folders else "none"
+        raise TrainingError(f"{root}: expected at least two class folders to tell apart, got {only}.")
+    names = [wnid_name(folder) or folder for folder in folders]
+    alike: dict[str, list[str]] = {}
+    for folder, name in zip(folders, names, strict=True):
+        alike.setdefault(" ".join(name.casefold().split()), []).append(folder)
+    if same := [group for group in alike.values() if len(group) > 1]:
+        which = "; ".join(", ".join(map(repr, group)) for group in same)
+        raise TrainingError(
+            f"{root}: class folders named alike cannot be told apart later: {which}. Merge or rename them."
+        )
+    return names
+
+
+def _read(
+    samples: Sequence[Sample], max_megapixels: float, advance: Callable[[int, int], None]
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Digest of each readable file by path, and (path, reason) of the others: each is decoded, as only that tells."""
+
+    def look(sample: Sample) -> str | ImageError:
+        try:
+            return open_photo(sample.file, max_megapixels=max_megapixels).digest
+        except ImageError as error:
+            return error
+
+    read, broken = {}, []
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "lrp-decode")
+    try:
+        for sample, seen in zip(samples, pool.map(look, samples), strict=True):
+            if isinstance(seen, str):
+                read[sample.path] = seen
+            else:
+                broken.append((sample.path, seen.reason if isinstance(seen, PhotoError) else str(seen)))
+            advance(1, len(samples))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return read, broken
+
+
+def _divided(
+    examples: Sequence[Example], val_share: float, seed: int, notes: list[str]
+) -> tuple[list[Example], list[Example]]:
+    """(train, val), class by class in the order of a hash of the content; copies stay together."""
+    if not 0 < val_share < 1:
+        raise TrainingError(f"expected a share for validation between 0 and 1, got {val_share:g}.")
+    classes_of: dict[str, set[int]] = {}
+    for e in examples:
+        classes_of.setdefault(e.digest, set()).add(e.target)
+    torn = {digest for digest, targets in classes_of.items() if len(targets) > 1}
+    if torn:
+        notes.append(
+            f"{len(torn):,} photos lie in more than one class folder; they are all trained on, none validates."
+        )
+    chosen: set[str] = set()
+    for target in sorted({e.target for e in examples}):
+        # A photo that is there five times is one that is drawn or not, whatever the number of its copies.
+        digests = {e.digest for e in examples if e.target == target} - torn
+        ranked = sorted(digests, key=lambda digest: hashlib.sha256(f"{seed} {digest}".encode()).digest())
+        count = round(val_share * len(ranked))
+        chosen.update(ranked[: min(max(count, 1), len(ranked) - 1)] if len(ranked) > 1 else ())
+    return [e for e in examples if e.digest not in chosen], [e for e in examples if e.digest in chosen]
+
+
+def _expect_trainable(root: Path | str, classes: Sequence[ClassCount], val: Sequence[Example]) -> None:
+    if empty := [c.folder for c in classes if not c.train]:
+        raise TrainingError(
+            f"{root}: class folders without a readable photo to train on: {', '.join(map(repr, empty))}. "
+            "Add photos, or take the folders away."
+        )
+    if not val:
+        raise TrainingError(
+            f"{root}: no photo is left to validate on: a class needs two different ones, or {root}/val some."
+        )
+
+
+def _notes(train: Sequence[Example], val: Sequence[Example], classes: Sequence[ClassCount]) -> Iterable[str]:
+    if without := [c.folder for c in classes if not c.val]:
+        yield f"no photo validates the classes {', '.join(map(repr, without))}: their accuracy stays unknown."
+    most, least = max(classes, key=lambda c: c.train), min(classes, key=lambda c: c.train)
+    if most.train > 3 * least.train:
+        yield (
+            f"imbalanced: {most.folder!r} has {most.train:,} photos to train on, {least.folder!r} {least.train:,}."
+        )
+    if common := {e.digest for e in train} & {e.digest for e in val}:
+        yield (
+            f"{len(common):,} photos of val are in train too: accuracy on val says too much about what it has seen."
+        )
+
+
+def _fingerprint(classes: Sequence[ClassCount], train: Sequence[Example], val: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for side, examples in (("train", train), ("val", val)):
+        for e in sorted(f"{side} {classes[e.target].label} {e.digest}\n" for e in examples):
+            digest.update(e.encode())
+    return digest.hexdigest()

@@ -1,0 +1,187 @@
+"""graph -> {operation: rule}: ordered (predicate, rule) pairs, the last match wins. The presets are in `presets`.
+
+A rule is only ever given to an operation that its equation is defined for; the rest keep the default
+of their family, so `(everything, Gamma())` means every convolution, linear layer, norm and average.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.ops import Operation, one, size_of
+from lrp.engine.predicates import Predicate, Where, everything, first, text_of
+from lrp.engine.rules import (
+    Constant,
+    Epsilon,
+    Halves,
+    Move,
+    Pass,
+    Proportional,
+    Rule,
+    SignalTakesAll,
+    SoftmaxTaylor,
+    Values,
+    WinnerTakesAll,
+    ZBox,
+)
+from lrp.errors import CompositeError
+
+DEFAULTS: dict[str, Rule] = {
+    "conv": Epsilon(),
+    "linear": Epsilon(),
+    "norm": Epsilon(),
+    "layer_norm": Epsilon(),
+    "pool": Epsilon(),
+    "scale": Epsilon(),
+    "sum": Epsilon(),
+    "product": SignalTakesAll(),
+    "matmul": Values(),
+    "softmax": Constant(),
+    "maxpool": WinnerTakesAll(),
+    "activation": Pass(),
+    "movement": Move(),
+}
+ATTENTION = ("cp", "attnlrp")
+
+
+def default_rule(operation: Operation, attention: str) -> Rule:
+    """What an operation gets where nobody says otherwise; half each where an operand's part cannot be told."""
+    if operation.family in ("product", "matmul") and operation.signal is None:
+        return Halves()
+    if attention == "attnlrp" and operation.family == "matmul":
+        return Halves()
+    if attention == "attnlrp" and operation.family == "softmax":
+        return SoftmaxTaylor()
+    return DEFAULTS[operation.family]
+
+
+def _says(rule: Rule) -> bool:
+    return isinstance(rule, SignalTakesAll) and rule.signal is not None
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Which rule explains which operation.
+
+    Args:
+        pairs: (predicate, rule); the last pair that matches an operation, and whose rule is defined for
+            it, wins. A predicate is `family(...)`, `op(...)`, `path(...)`, `module(...)`, `first`,
+            `everything`, or any function of an `Operation`.
+        name: for titles and fingerprints.
+        seed: the start it asks for ("softmax" for `kaifishr`); None leaves it to the explainer.
+        top_k: the fraction of an image's relevance elements that go on at the output of each linear,
+            conv and pool, the largest; 0 keeps all.
+        reason: one sentence that says why; `lrp rules` prints it.
+        attention: "cp": softmax is a constant; "attnlrp": relevance goes through it.
+    """
+
+    pairs: tuple[tuple[Predicate, Rule], ...]
+    name: str = "custom"
+    seed: str | None = None
+    top_k: float = 0.0
+    reason: str = ""
+    attention: str = "cp"
+    settings: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Predicate, Rule]],
+        name: str = "custom",
+        seed: str | None = None,
+        top_k: float = 0.0,
+        reason: str = "",
+        attention: str = "cp",
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        for pair in pairs:
+            if not (
+                isinstance(pair, tuple) and len(pair) == 2 and callable(pair[0]) and isinstance(pair[1], Rule)
+            ):
+                raise CompositeError(
+                    f"Composite takes (predicate, rule) pairs, got {pair}: "
+                    "for example Composite([(family('conv'), Gamma(0.25)), (first, Flat())])."
+                )
+        if not 0 <= top_k <= 1:
+            raise CompositeError(
+                f"top_k={top_k}: expected a fraction from 0 (off) to 1 of an image's elements."
+            )
+        if attention not in ATTENTION:
+            raise CompositeError(f"attention={attention!r}: expected {' or '.join(map(repr, ATTENTION))}.")
+        values = (tuple(pairs), name, seed, float(top_k), reason, attention, settings or {})
+        for key, value in zip(self.__dataclass_fields__, values, strict=True):
+            object.__setattr__(self, key, value)
+
+    def assign(self, graph: Graph) -> dict[fx.Node, Rule]:
+        """The rule of every operation.
+
+        Raises:
+            CompositeError: a pair names a path that is not there, or a rule that fits nothing it names.
+        """
+        rules = {
+            node: default_rule(o, self.attention)
+            for node, o in graph.operations.items()
+            if o.family in DEFAULTS
+        }
+        for predicate, rule in self.pairs:
+            matched = [o for o in graph.operations.values() if predicate(o)]
+            taken = [o for o in matched if o.family in rule.families]
+            if not taken:
+                self._refuse(predicate, rule, matched, graph)
+            for o in taken:
+                rules[o.node] = rule
+        for node, rule in rules.items():
+            o = graph.operations[node]
+            if isinstance(rule, Proportional) and rule.window:
+                side, stride = rule.window
+                shape = tuple((n - side) // stride + 1 for n in one(o.input_shape())[-2:])
+                if shape != tuple(o.shape[-2:]):
+                    raise CompositeError(
+                        f"{rule} at {o}: it turns {size_of(o.input_shape()[-2:])} into {size_of(o.shape[-2:])}, and an "
+                        f"average pool over {side} x {side} would give {size_of(shape)}; use Proportional()."
+                    )
+            if isinstance(rule, SignalTakesAll | Values) and o.signal is None and not _says(rule):
+                raise CompositeError(
+                    f"{rule} at {o}: which of its operands that is cannot be told; use Halves()"
+                    + (" or say SignalTakesAll(signal=0 or 1)." if o.family == "product" else ".")
+                )
+            if isinstance(rule, Pass) and len(o.data) != 1:
+                raise CompositeError(
+                    f"Pass() at {o}: it has {len(o.data)} inputs, and Pass needs to know which."
+                )
+            if isinstance(rule, Pass) and o.input_shape() != o.shape:
+                raise CompositeError(
+                    f"Pass() at {o}: it changes the shape from {size_of(o.input_shape())} to {size_of(o.shape)}, "
+                    "and Pass hands relevance on element by element; use Epsilon()."
+                )
+        return rules
+
+    def _refuse(self, predicate: Predicate, rule: Rule, matched: list[Operation], graph: Graph) -> None:
+        if matched and predicate is not everything:
+            raise CompositeError(
+                f"{rule} fits none of the {len(matched)} operations that {text_of(predicate)} matches, such as "
+                f"{matched[0]}, family {matched[0].family}; it is defined for {', '.join(sorted(rule.families))}."
+            )
+        if isinstance(rule, ZBox) and predicate is first:
+            raise CompositeError(
+                f"{self.name}: {rule} needs a first conv or linear, and the image reaches none in this model."
+            )
+        if isinstance(predicate, Where) and predicate.must_match and not matched:
+            paths = sorted({o.path for o in graph.operations.values()})
+            wanted = predicate.text[len("path(") : -1]
+            near = difflib.get_close_matches(wanted, paths, 3, 0.0)
+            raise CompositeError(
+                f"{predicate} matches no operation; the nearest paths are {', '.join(near)}."
+            )
+
+    def describe(self) -> str:
+        """Name and settings on one line, the same for the same composite: part of a result's fingerprint."""
+        if self.settings:
+            chosen = ", ".join(f"{k}={v}" for k, v in sorted(self.settings.items()) if k != "preset")
+            return f"{self.name}({chosen})" if chosen else self.name
+        return f"{self.name}[{'; '.join(f'{text_of(p)}: {r}' for p, r in self.pairs)}]"

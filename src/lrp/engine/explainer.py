@@ -1,0 +1,362 @@
+"""Explainer: the public face of the engine."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lrp.engine import presets
+from lrp.engine.composite import Composite
+from lrp.engine.explanation import Explanation, Explanations
+from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.canonize import canonize
+from lrp.engine.graph.capture import Captured, as_found, capture
+from lrp.engine.graph.outputs import HEADS, Output, logits_among
+from lrp.engine.ledger import Ledger, Row
+from lrp.engine.model_state import Stamp, version
+from lrp.engine.program import SEEDS, TERMS, Builder, Program
+from lrp.engine.rules import Rule
+from lrp.engine.rules_table import RulesTable
+from lrp.engine.targets import Start, resolve
+from lrp.errors import CaptureError, CompositeError, InputError, LrpError
+
+# What was captured of a model serves every explainer of it: fifteen presets need one capture.
+_Captures = dict[Any, tuple[Captured, Stamp]]
+_CAPTURES: weakref.WeakKeyDictionary[nn.Module, _Captures] = weakref.WeakKeyDictionary()
+
+
+PRECISIONS = ("exact", "mixed")
+
+
+@dataclass
+class Prepared:
+    """All that is made once per input shape."""
+
+    captured: Captured
+    graph: Graph
+    composite: Composite
+    rules: dict[fx.Node, Rule]
+    builder: Builder
+    stamp: Stamp
+    plain: Program
+    program: Any  # the same, or compiled
+    ledger_program: Program | None = None
+
+
+class Explainer:
+    """Explains the decisions of one model with layer-wise relevance propagation.
+
+    Args:
+        model: any module that takes images [N, C, H, W] and returns logits [N, K]. Never written to.
+        composite: a preset's name, a `Composite`, None for the preset that fits the architecture, or a
+            function that makes a `Composite` for a captured graph.
+        seed: what the relevance starts from: "logit" (the target's logit), "one", or "softmax" (of all
+            classes; the target then only names the map).
+        dtype: torch.float32 or torch.float64; None: the model's own, half precision raised to float32.
+        precision: "exact", or "mixed": in float32, convolutions whose terms are all of one sign run in bfloat16,
+            twice as fast where the processor has it; the rest, logits included, stays as it is.
+        compile: run the program through torch.compile.
+        class_names: K names, so that targets may be names.
+        output: which of the model's outputs holds the logits: an index, a key, an attribute, or a tuple of
+            these to go down one after the other. None: the only tensor, or the one called "logits".
+
+    A softmax or sigmoid that the model ends in is left out: its input, the logits, is explained. DataParallel
+    and torch.compile wrappers are looked through. The model is captured at the first call, once per input shape; any number of images goes through. If
+    the weights change, the next call notices.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: str | Composite | Callable[[Graph], Composite] | None = None,
+        seed: str = "logit",
+        dtype: torch.dtype | None = None,
+        precision: str = "exact",
+        compile: bool = False,
+        class_names: Sequence[str] | None = None,
+        output: Output = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise LrpError(f"Explainer takes a torch.nn.Module, got {type(model).__name__}.")
+        if dtype not in (None, torch.float32, torch.float64):
+            raise LrpError(
+                f"dtype={dtype}: relevance is computed in torch.float32 or torch.float64; ε vanishes in less."
+            )
+        if precision not in PRECISIONS:
+            raise LrpError(f"precision={precision!r}: expected {' or '.join(map(repr, PRECISIONS))}.")
+        if isinstance(composite, str):
+            composite = presets.preset(composite)
+        elif composite is not None and not isinstance(composite, Composite) and not callable(composite):
+            raise CompositeError(
+                f"composite={composite!r}: expected a preset's name ({', '.join(presets.PRESETS)}), "
+                "an lrp.Composite, or None."
+            )
+        if isinstance(composite, Composite) and composite.seed and seed == "logit":
+            seed = composite.seed
+        if seed not in SEEDS:
+            raise LrpError(f"seed={seed!r}: expected one of {', '.join(map(repr, SEEDS))}.")
+        model = _unwrapped(model)
+        self.model, self.composite, self.seed, self.output = model, composite, seed, output
+        self.precision, self.compile, self.class_names = precision, compile, class_names
+        floating = [t for t in model.parameters() if t.is_floating_point()]
+        own = floating[0].dtype if floating else torch.float32
+        self.dtype = dtype or (own if own in (torch.float32, torch.float64) else torch.float32)
+        self.coarse = precision == "mixed" and self.dtype == torch.float32
+        self._prepared: dict[Any, Prepared] = {}
+
+    # ------------------------------------------------------------ explaining
+
+    def __call__(self, x: Tensor, target: Any = "predicted") -> Explanation:
+        """Explain a batch.
+
+        Args:
+            x: [N, C, H, W], preprocessed as the model wants it.
+            target: "predicted", a class index or name, a `Contrast`, a sequence of N of these, or a start
+                relevance [N, K], used as it stands.
+
+        Raises:
+            InputError, TargetError: what is wrong with `x` or `target`.
+            CaptureError, UnsupportedError, CompositeError: the model cannot be explained (so).
+        """
+        prepared = self.prepare(x)
+        request = self._request(target, x, prepared)
+        image = x.detach().to(self.dtype)
+        relevance, logits, start = prepared.program(image, *request)[:3]
+        return self._explanation(x, prepared, request, relevance, logits, start)
+
+    def many(self, x: Tensor, targets: Sequence[Any]) -> Explanations:
+        """Explain the same batch for several targets; the forward pass is computed once.
+
+        Args:
+            x: [N, C, H, W].
+            targets: T entries, each anything that `target` takes.
+
+        Returns:
+            T explanations; `relevance` is [T, N, C, H, W].
+        """
+        if isinstance(targets, str) or not len(targets):
+            raise InputError(f"targets={targets!r}: expected a sequence of at least one target.")
+        prepared = self.prepare(x)
+        requests = [self._request(target, x, prepared) for target in targets]
+        with torch.no_grad():
+            shared, one_target = prepared.plain.halves
+            kept = shared(x.detach().to(self.dtype))
+            results = [one_target(*request, *kept)[:3] for request in requests]
+        entries = [
+            self._explanation(x, prepared, request, *result)
+            for request, result in zip(requests, results, strict=True)
+        ]
+        relevance, _, start = (torch.stack(parts) for parts in zip(*results, strict=True))
+        target = torch.stack([e.target for e in entries])
+        return Explanations(relevance, results[0][1], target, start, entries)
+
+    def _request(self, target: Any, x: Tensor, prepared: Prepared) -> Start:
+        classes = prepared.graph.logits.meta["shape"][1]
+        like = torch.zeros((), dtype=self.dtype, device=x.device)
+        request = resolve(target, len(x), classes, self.class_names, like)
+        if self.seed == "softmax" and not bool(request.given.any()):
+            everything = torch.ones_like(request.weight)
+            return Start(request.given, everything, torch.zeros_like(request.predicted))
+        return request
+
+    def _explanation(
+        self, x: Tensor, prepared: Prepared, request: Start, relevance: Tensor, logits: Tensor, start: Tensor
+    ) -> Explanation:
+        asked = torch.where((request.weight == 0).all(1, keepdim=True), start, request.weight)
+        target = torch.where(request.predicted > 0, logits.argmax(1), asked.argmax(1))
+        return Explanation(relevance, logits, target, start, self, x, version(x), prepared.stamp, request)
+
+    # ------------------------------------------------------------ preparing
+
+    def prepare(self, x: Tensor) -> Prepared:
+        """Capture the model for images like `x`, assign rules, write the program; all of it kept."""
+        self._check(x)
+        key = (tuple(x.shape[1:]), x.device)
+        found = self._prepared.get(key) or self._prepared.get((*key, len(x)))
+        if found is not None and found.stamp.holds(self.model):
+            return found
+        captured = self._capture(x, key)
+        prepared = self._prepare(captured, self._stamp(captured), x.device)
+        self._prepared[key if captured.free_batch else (*key, len(x))] = prepared
+        return prepared
+
+    def _stamp(self, captured: Captured) -> Stamp:
+        return Stamp.of(self.model, captured.parameters.values())
+
+    def _capture(self, x: Tensor, key: Any) -> Captured:
+        """The model's graph: of an earlier capture if only weights have changed since."""
+        known = _CAPTURES.setdefault(self.model, {})
+        key = (*key, self.output)
+        for place in (key, (*key, len(x))):
+            if place in known and known[place][1].fits(self.model):
+                return known[place][0]
+        if self.model.training or any(m.training for m in self.model.modules()):
+            _once_said(self, "the model is in train mode: it is explained in eval mode, and left as it was.")
+        if any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules()):
+            _once_said(self, "the model has forward hooks: it is explained without them.")
+        captured = capture(self.model, self._as_model_takes(x), self.output)
+        if not captured.free_batch:
+            _once_said(
+                self,
+                f"the model can be captured for a fixed number of images only: each batch size is new, now {len(x)}.",
+            )
+        if captured.head:
+            _once_said(self, f"the model ends in a {captured.head}: its input, the logits, is explained.")
+        known[key if captured.free_batch else (*key, len(x))] = (captured, self._stamp(captured))
+        return captured
+
+    def _prepare(self, captured: Captured, stamp: Stamp, device: torch.device) -> Prepared:
+        with torch.no_grad():
+            graph = canonize(captured, captured.values(self.model), self.dtype, device)
+            shape = graph.logits.meta["shape"]
+            if shape is None or len(shape) != 2:
+                raise CaptureError(
+                    f"the model returns a tensor of shape {list(shape or ())}; logits [N, K] are expected."
+                )
+            wanted = self.composite or presets.default
+            chosen = wanted if isinstance(wanted, Composite) else wanted(graph)
+            rules = chosen.assign(graph)
+            builder = Builder(
+                graph, rules, chosen.top_k, self.seed, self.coarse, device.type == "cpu" and not self.compile
+            )
+            plain = builder.program()
+        program: Any = torch.compile(plain.module, fullgraph=True) if self.compile else plain
+        return Prepared(captured, graph, chosen, rules, builder, stamp, plain, program)
+
+    def _as_model_takes(self, x: Tensor) -> Tensor:
+        floating = [t for t in self.model.parameters() if t.is_floating_point()]
+        return x.detach().to(floating[0].dtype) if floating else x.detach()
+
+    def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise InputError(f"images must be a torch.Tensor [N, C, H, W], got {type(x).__name__}.")
+        if x.dim() < 2 or not x.is_floating_point():
+            raise InputError(
+                f"images must be a floating tensor [N, C, H, W], got {x.dtype} of shape {list(x.shape)}."
+            )
+        if not len(x):
+            raise InputError(f"the batch is empty: got shape {list(x.shape)}, expected at least one image.")
+        if not bool(torch.isfinite(x).all()):
+            bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
+            raise InputError(
+                f"NaN or infinite pixels in image {', '.join(map(str, bad))}: every pixel must be finite."
+            )
+        held = next(self.model.parameters(), None)
+        if held is not None and held.device != x.device:
+            raise InputError(
+                f"the images are on {x.device} and the model is on {held.device}: move one of them."
+            )
+
+    # ------------------------------------------------------------ looking inside
+
+    def rules(self, x: Tensor | None = None) -> RulesTable:
+        """The table operation -> rule; `str()` of it is what `lrp rules` prints.
+
+        Args:
+            x: images of the shape to capture for; not needed after a call.
+        """
+        if x is None and not self._prepared:
+            raise InputError(
+                "rules() before the first explanation needs images of the right shape: rules(x)."
+            )
+        prepared = self.prepare(x) if x is not None else next(reversed(self._prepared.values()))
+        return RulesTable.of(prepared.graph, prepared.rules, prepared.composite)
+
+    @property
+    def program(self) -> Program:
+        """The explanation program last prepared; printing it shows the code."""
+        if not self._prepared:
+            raise InputError(
+                "there is no program before the first explanation: call the explainer, or prepare(x)."
+            )
+        return next(reversed(self._prepared.values())).plain
+
+    def _own_output(self, x: Tensor) -> Tensor:
+        """What the model itself returns, [N, K]; after a softmax or sigmoid, if it ends in one."""
+        with as_found(self.model), torch.no_grad():
+            own = logits_among(
+                self.model(self._as_model_takes(x).clone()), self.output
+            )  # it may write into x
+        return own.detach().reshape(len(x), -1)
+
+    def _as_output(self, logits: Tensor) -> Tensor:
+        """Logits as the model returns them."""
+        head = next(reversed(self._prepared.values())).captured.head
+        return HEADS[head](logits) if head else logits
+
+    def _ledger(self, x: Tensor, request: Start) -> Ledger:
+        """One image at a time: then a sum over everything is a sum over the image, whatever the layout."""
+        prepared = self.prepare(x[:1] if self.prepare(x).captured.free_batch else x)
+        if not prepared.captured.free_batch and len(x) > 1:
+            prepared = self._prepare(
+                capture(self.model, self._as_model_takes(x[:1]), self.output), prepared.stamp, x.device
+            )
+        if prepared.ledger_program is None:
+            with torch.no_grad():
+                prepared.ledger_program = prepared.builder.program(ledger=True)
+        program = prepared.ledger_program
+        images, tables, alone, ends = x.detach().to(self.dtype), [], [], []
+        for i in range(len(x)):
+            relevance, logits, start, table = program(
+                images[i : i + 1], *(part[i : i + 1] for part in request)
+            )
+            tables.append(table)
+            alone.append(logits)
+            ends.append(
+                [
+                    start.sum(dtype=torch.float64),
+                    relevance.sum(dtype=torch.float64),
+                    relevance.abs().sum(dtype=torch.float64),
+                ]
+            )
+        book = torch.stack(tables, dim=-1).cpu()  # [rows, terms, N]
+        begun, reached, spread = torch.tensor(ends, dtype=torch.float64).t()
+        rows = [
+            Row(o.path, o.name, str(prepared.rules[o.node]), **dict(zip(TERMS, account, strict=True)))
+            for o, account in zip(program.rows, book, strict=True)
+        ]
+        lost = {name: book[:, TERMS.index(name)].sum(0) for name in ("bias", "epsilon", "dropped")}
+        absolute = book[:, TERMS.index("absolute")]
+        totals = {
+            "start": begun,
+            "input": reached,
+            **lost,
+            "unexplained": begun - reached - lost["bias"] - lost["epsilon"] - lost["dropped"],
+            "largest": torch.maximum(absolute.amax(0), spread) if len(absolute) else spread,
+        }
+        return Ledger(rows, totals, torch.cat(alone))
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, where it comes wrapped for several devices or by torch.compile."""
+    inner: Any = model
+    while True:
+        if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = inner.module
+        elif isinstance(getattr(inner, "_orig_mod", None), nn.Module):
+            inner = inner._orig_mod
+        else:
+            return inner
+
+
+def _once_said(explainer: Explainer, sentence: str) -> None:
+    if sentence not in explainer.__dict__.setdefault("_said", set()):
+        explainer.__dict__["_said"].add(sentence)
+        warnings.warn(sentence, stacklevel=4)
+
+
+def explain(
+    model: nn.Module,
+    x: Tensor,
+    target: Any = "predicted",
+    composite: str | Composite | None = None,
+    **settings: Any,
+) -> Explanation:
+    """`Explainer(model, composite, **settings)(x, target)` in one call."""
+    return Explainer(model, composite, **settings)(x, target)

@@ -1,0 +1,97 @@
+"""The canonical graph: what the rules are assigned to and the program is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph as FxGraph
+from torch.fx import Node
+
+from lrp.engine.graph import ops
+from lrp.engine.graph.capture import Shape
+from lrp.engine.graph.ops import Operation
+
+
+@dataclass
+class Graph:
+    """The canonical graph: what the rules are assigned to and the program is built from.
+
+    Attributes:
+        fx: nodes; one placeholder, constants as `get_attr`, one output.
+        constants: values of the `get_attr` nodes, in `dtype`.
+        operations: the nodes that relevance passes through, in order of execution; those that the
+            vocabulary does not have are of family "unknown".
+        channels_last: images and kernels lie so in memory.
+    """
+
+    fx: FxGraph
+    constants: dict[str, Tensor]
+    dtype: torch.dtype
+    device: torch.device
+    operations: dict[Node, Operation] = field(default_factory=dict)
+    channels_last: bool = False
+
+    @property
+    def image(self) -> Node:
+        return next(n for n in self.fx.nodes if n.op == "placeholder")
+
+    @property
+    def logits(self) -> Node:
+        output: Any = self.fx.output_node().args[0]
+        return output
+
+    def value(self, node: Any) -> Any:
+        """A constant's value, or None if the node is not one."""
+        is_constant = isinstance(node, Node) and node.op == "get_attr"
+        return self.constants[str(node.target)] if is_constant else None
+
+    def constant(self, value: Tensor, name: str, before: Node) -> Node:
+        """A new constant node in front of `before`."""
+        name = f"constant_{name}"  # a node may be called as a method of modules is, such as "to"
+        while name in self.constants:
+            name += "_"
+        self.constants[name] = value
+        with self.fx.inserting_before(before):
+            node = self.fx.create_node("get_attr", name, name=name)
+        node.meta = {**before.meta, "shape": tuple(value.shape), "dtype": value.dtype}
+        return node
+
+    def replace(self, old: Node, target: Callable[..., Any], args: tuple[Any, ...]) -> Node:
+        """One operation for another; its place and facts stay."""
+        with self.fx.inserting_before(old):
+            new = self.fx.call_function(target, args)
+        new.meta = dict(old.meta)
+        old.replace_all_uses_with(new)
+        self.fx.erase_node(old)
+        return new
+
+    def insert(self, before: Node, target: Callable[..., Any], args: tuple[Any, ...], shape: Shape) -> Node:
+        """A new operation in front of `before`, which it shares place and facts with."""
+        with self.fx.inserting_before(before):
+            node = self.fx.call_function(target, args)
+        node.meta = {**before.meta, "shape": shape, "shapes": [shape]}
+        return node
+
+
+def floating(dtype: Any) -> bool:
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
+
+
+def cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """In another floating type; whole numbers and masks stay."""
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def data_nodes(graph: FxGraph) -> set[Node]:
+    """The nodes whose value depends on pixels, not only on how many images there are."""
+    data: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or (
+            node.op == "call_function" and any(n in data for n in ops.read_by(node))
+        ):
+            data.add(node)
+    return data

@@ -1,0 +1,105 @@
+"""The captured graph -> the canonical graph: all rewrites, and what composites and rules need to know of the rest."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph as FxGraph
+from torch.fx import Node
+
+from lrp.engine.graph import ops
+from lrp.engine.graph import vocabulary as vocabulary  # registers it
+from lrp.engine.graph.canonical import Graph, cast, data_nodes, floating
+from lrp.engine.graph.capture import Captured
+from lrp.engine.graph.gates import signal_of, values_of
+from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.rewrites import REWRITES
+from lrp.engine.graph.signs import nonnegative
+
+
+def canonize(
+    captured: Captured, values: dict[str, Tensor], dtype: torch.dtype, device: torch.device
+) -> Graph:
+    """All rewrites, and the facts that rules need about what is left.
+
+    Args:
+        values: the constants as they are now (`Captured.values`).
+        dtype: what everything is computed in.
+    """
+    copy, env = FxGraph(), dict[Node, Node]()
+    for node in captured.graph.nodes:
+        env[node] = copy.node_copy(node, lambda n: env[n])
+        env[node].meta = dict(node.meta)
+    logits: Any = captured.graph.output_node().args[0]
+    copy.output_node().args = (env[logits],)
+    graph = Graph(copy, {n: cast(v, dtype) for n, v in values.items()}, dtype, device)
+    for rewrite in REWRITES:
+        rewrite(graph)
+        graph.fx.eliminate_dead_code()
+    for node in graph.fx.nodes:
+        node.meta["dtype"] = dtype if floating(node.meta.get("dtype")) else node.meta.get("dtype")
+        node.meta["device"] = device
+    used = {str(n.target) for n in graph.fx.nodes if n.op == "get_attr"}
+    graph.constants = {n: v for n, v in graph.constants.items() if n in used}
+    _recognise(graph)
+    _lay_out(graph)
+    return graph
+
+
+def _lay_out(graph: Graph) -> None:
+    """Channels last where images are convolved: the kernels of convolutions are fastest so.
+
+    Not in float64, whose convolution in groups takes 20 times as long there.
+    """
+    kernels = {
+        str(o.node.args[1].target)
+        for o in graph.operations.values()
+        if o.name in ("conv2d", "padded_conv")
+        and isinstance(o.node.args[1], Node)
+        and o.node.args[1].op == "get_attr"
+    }
+    kernels = {name for name in kernels if graph.constants[name].dim() == 4}
+    image = graph.image.meta["shape"]
+    graph.channels_last = (
+        bool(kernels) and graph.dtype == torch.float32 and image is not None and len(image) == 4
+    )
+    if graph.channels_last:
+        for name in kernels:
+            graph.constants[name] = graph.constants[name].contiguous(memory_format=torch.channels_last)
+
+
+# ---------------------------------------------------------------- what is left: the operations
+
+
+def _recognise(graph: Graph) -> None:
+    """Name every operation on data, its family, and the facts composites ask for."""
+    data, nonneg = data_nodes(graph.fx), nonnegative(graph.fx, graph.constants)
+    behind: set[Node] = set()  # nodes that read, near or far, the output of a conv or linear
+    index = 0
+    for node in graph.fx.nodes:
+        if node not in data or node.op != "call_function" or node.target is operator.getitem:
+            if any(n in behind for n in node.all_input_nodes):
+                behind.add(node)
+            continue
+        name, meta = ops.name_of(node), node.meta
+        operation = Operation(
+            node, name, "unknown", meta["path"], meta["module"], meta["shape"] or (), meta["source"], index,
+            arguments=ops.arguments_of(node), constants=graph.constants,
+            data=[n for n in ops.read_by(node) if n in data],
+        )  # fmt: skip
+        operation.family = next((e.family for e in ops.entries(name) if e.when(operation)), "unknown")
+        if operation.family in ("product", "matmul"):
+            choose = signal_of if operation.family == "product" else values_of
+            operation.signal, operation.note = choose(operation, graph.operations)
+            operation.evident = operation.signal is not None
+        operation.nonneg = all(n in nonneg for n in operation.data)
+        affine = operation.family in ("conv", "linear")
+        reached = any(n in behind for n in node.all_input_nodes)
+        operation.first = affine and not reached
+        if affine or reached:
+            behind.add(node)
+        index += 1
+        graph.operations[node] = operation

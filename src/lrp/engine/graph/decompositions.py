@@ -1,0 +1,253 @@
+"""Operations that are several in one, written out: attention, LSTM, GLU, fused sums and products.
+
+The parts have rules of their own, the ledger accounts for each, and no rule is needed for the whole.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from lrp.engine.graph import ops
+from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.capture import Shape
+
+aten = torch.ops.aten
+Writer = Callable[[Graph, Node, dict[str, Any]], Any]
+WRITERS: dict[str, Writer] = {}
+
+
+def writes_out(*names: str) -> Callable[[Writer], Writer]:
+    """The function gives the node that stands for the operation; a list where it has several outputs."""
+
+    def add(writer: Writer) -> Writer:
+        WRITERS.update(dict.fromkeys(names, writer))
+        return writer
+
+    return add
+
+
+def write_out(graph: Graph) -> None:
+    """Several operations for one, wherever that is known how."""
+    for node in list(graph.fx.nodes):
+        if node.op != "call_function":
+            continue
+        writer = WRITERS.get(ops.name_of(node))
+        made = writer(graph, node, ops.arguments_of(node)) if writer else None
+        if made is None:
+            continue
+        if isinstance(made, list):
+            for user in [u for u in node.users if u.target is operator.getitem]:
+                user.replace_all_uses_with(made[user.args[1]])
+                graph.fx.erase_node(user)
+        else:
+            node.replace_all_uses_with(made)
+        graph.fx.erase_node(node)
+
+
+def _shape(value: Any) -> Shape:
+    return value.meta["shape"] if isinstance(value, Node) else ()
+
+
+# ---------------------------------------------------------------- attention
+
+
+@writes_out("scaled_dot_product_attention")
+def _attention(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
+    """softmax(q kᵀ · scale + mask) v."""
+    q, k, v = a["query"], a["key"], a["value"]
+    if a["dropout_p"]:
+        return None  # attention at random is no function
+    if a["enable_gqa"] and _shape(q)[-3] != _shape(k)[-3]:
+        k, v = (_shared_heads(graph, node, x, _shape(q)[-3]) for x in (k, v))
+    *lead, length, width = _shape(q)
+    keys = _shape(k)[-2]
+    turned = (*_shape(k)[:-2], _shape(k)[-1], keys)
+    shape: Shape = (*lead, length, keys)
+    k = graph.insert(node, aten.transpose.int, (k, -2, -1), turned)
+    scores = graph.insert(node, aten.matmul.default, (q, k), shape)
+    scale = _size(width) ** -0.5 if a["scale"] is None else a["scale"]
+    scores = graph.insert(node, aten.mul.Tensor, (scores, scale), shape)
+    mask = a["attn_mask"]
+    if a["is_causal"]:
+        mask = graph.constant(
+            torch.ones(_size(length), _size(keys), dtype=torch.bool, device=graph.device).tril(),
+            "causal",
+            node,
+        )
+    if mask is not None:
+        if mask.meta["dtype"] == torch.bool:
+            closed = graph.insert(node, aten.logical_not.default, (mask,), _shape(mask))
+            closed.meta["dtype"] = torch.bool
+            open_ = graph.insert(node, aten.zeros_like.default, (closed,), _shape(mask))
+            open_.kwargs = {"dtype": graph.dtype}
+            mask = graph.insert(node, aten.masked_fill.Scalar, (open_, closed, float("-inf")), _shape(mask))
+        scores = graph.insert(node, aten.add.Tensor, (scores, mask), shape)
+    attention = graph.insert(node, aten.softmax.int, (scores, -1), shape)
+    return graph.insert(node, aten.matmul.default, (attention, v), _shape(node))
+
+
+def _shared_heads(graph: Graph, node: Node, x: Node, heads: Any) -> Node:
+    shape = _shape(x)
+    args = (x, heads // shape[-3], len(shape) - 3)
+    return graph.insert(node, aten.repeat_interleave.self_int, args, (*shape[:-3], heads, *shape[-2:]))
+
+
+# ---------------------------------------------------------------- recurrence
+
+
+@writes_out("lstm")
+def _lstm(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
+    """Step by step: gates = W x + b + U h + c; c = σ(f) c + σ(i) tanh(g); h = σ(o) tanh(c)."""
+    x, (h0, c0), weights = a["input"], a["hx"], a["params"]
+    each = 4 if a["has_biases"] else 2
+    directions = 2 if a["bidirectional"] else 1
+    if len(weights) != each * directions * a["num_layers"] or len(_shape(x)) != 3:
+        return None  # projected states; packed sequences
+    time = 1 if a["batch_first"] else 0
+    last: tuple[list[Node], list[Node]] = ([], [])
+    for layer in range(a["num_layers"]):
+        outputs = []
+        for direction in range(directions):
+            place = layer * directions + direction
+            own = weights[each * place : each * (place + 1)]
+            out, h, c = _direction(graph, node, x, (h0, c0), place, own, time, backwards=direction == 1)
+            outputs.append(out)
+            last[0].append(h)
+            last[1].append(c)
+        x = outputs[0]
+        if directions == 2:
+            shape = _shape(x)
+            x = graph.insert(node, aten.cat.default, (outputs, 2), (*shape[:2], 2 * _size(shape[2])))
+    stacked = [
+        graph.insert(node, aten.stack.default, (states, 0), (len(states), *_shape(states[0])))
+        for states in last
+    ]
+    return [x, *stacked]
+
+
+def _size(size: Any) -> int:
+    return int(size)
+
+
+def _direction(
+    graph: Graph, node: Node, x: Node, start: tuple[Node, Node], place: int, weights: list[Node], time: int,
+    backwards: bool,
+) -> tuple[Node, Node, Node]:  # fmt: skip
+    w, u, *biases = weights
+    b, b2 = biases or (None, None)
+    steps, batch = _size(_shape(x)[time]), _shape(x)[1 - time]
+    hidden = _size(_shape(u)[1])
+    state: Shape = (batch, hidden)
+    gates: Shape = (batch, 4 * hidden)
+
+    def add(target: Any, args: tuple[Any, ...], shape: Shape) -> Node:
+        return graph.insert(node, target, args, shape)
+
+    def apart(source: Node, target: Any, args: tuple[Any, ...], n: int, shape: Shape) -> list[Node]:
+        whole = add(target, args, shape)
+        whole.meta["shapes"] = [shape] * n
+        return [add(operator.getitem, (whole, i), shape) for i in range(n)]
+
+    reads = add(aten.linear.default, (x, w, b), (*_shape(x)[:2], 4 * hidden))
+    inputs = apart(reads, aten.unbind.int, (reads, time), steps, gates)
+    h, c = (add(aten.select.int, (s, 0, place), state) for s in start)
+    states: list[Node] = [h] * steps
+    for t in reversed(range(steps)) if backwards else range(steps):
+        remembered = add(aten.linear.default, (h, u, b2), gates)
+        both = add(aten.add.Tensor, (inputs[t], remembered), gates)
+        i, f, g, o = apart(both, aten.split.Tensor, (both, hidden, 1), 4, state)
+        i, f, o = (add(aten.sigmoid.default, (gate,), state) for gate in (i, f, o))
+        g = add(aten.tanh.default, (g,), state)
+        kept = add(aten.mul.Tensor, (f, c), state)
+        new = add(aten.mul.Tensor, (i, g), state)
+        c = add(aten.add.Tensor, (kept, new), state)
+        shown = add(aten.tanh.default, (c,), state)
+        h = states[t] = add(aten.mul.Tensor, (o, shown), state)
+    shape: list[Any] = [*_shape(x)[:2], hidden]
+    return add(aten.stack.default, (states, time), tuple(shape)), h, c
+
+
+# ---------------------------------------------------------------- fused sums and products
+
+
+@writes_out("glu")
+def _glu(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
+    """a · σ(b) of the two halves."""
+    shape = _shape(node)
+    dim = a["dim"] % len(shape)
+    both = graph.insert(node, aten.split.Tensor, (a["self"], shape[dim], dim), shape)
+    both.meta["shapes"] = [shape, shape]
+    signal, gate = (graph.insert(node, operator.getitem, (both, i), shape) for i in range(2))
+    gate = graph.insert(node, aten.sigmoid.default, (gate,), shape)
+    return graph.insert(node, aten.mul.Tensor, (signal, gate), shape)
+
+
+@writes_out("addcmul", "addcdiv")
+def _fused_product(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
+    """self + value · x · y, or x / y."""
+    target = aten.mul.Tensor if ops.name_of(node) == "addcmul" else aten.div.Tensor
+    shape = ops.broadcast(_shape(a["tensor1"]), _shape(a["tensor2"]))
+    product = graph.insert(node, target, (a["tensor1"], a["tensor2"]), shape)
+    return graph.insert(
+        node, aten.add.Tensor, (a["self"], _times(graph, node, product, a["value"])), _shape(node)
+    )
+
+
+def _times(graph: Graph, node: Node, x: Node, factor: Any) -> Node:
+    return x if factor == 1 else graph.insert(node, aten.mul.Tensor, (x, factor), _shape(x))
+
+
+@writes_out("max_pool1d")
+def _max_pool1d(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
+    """As a max pool over one row: that one tells its winners."""
+    row = (*_shape(a["self"])[:-1], 1, _shape(a["self"])[-1])
+    given = (a["kernel_size"], a["stride"] or a["kernel_size"], a["padding"], a["dilation"])
+    kernel, stride, padding, dilation = (ops.listed(value, 1)[0] for value in given)
+    image = graph.insert(node, aten.unsqueeze.default, (a["self"], -2), row)
+    windows = ([1, kernel], [1, stride], [0, padding], [1, dilation], a["ceil_mode"])
+    pooled = (*_shape(node)[:-1], 1, _shape(node)[-1])
+    taken = graph.insert(node, aten.max_pool2d.default, (image, *windows), pooled)
+    return graph.insert(node, aten.squeeze.dim, (taken, -2), _shape(node))
+
+
+@writes_out("addmm", "baddbmm")
+def _fused_matmul(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
+    """β · self + α · x @ y; a linear layer where self and y are the model's weights."""
+    x, y = (a[k] for k in (("mat1", "mat2") if "mat1" in a else ("batch1", "batch2")))
+    plain = a["alpha"] == 1 and a["beta"] == 1 and len(_shape(a["self"])) == 1 and len(_shape(y)) == 2
+    if plain and a["self"].op == "get_attr" and y.op == "get_attr":
+        turned = graph.insert(node, aten.t.default, (y,), tuple(reversed(_shape(y))))
+        return graph.insert(node, aten.linear.default, (x, turned, a["self"]), _shape(node))
+    product = graph.insert(node, aten.matmul.default, (x, y), _shape(node))
+    added = _times(graph, node, a["self"], a["beta"])
+    return graph.insert(
+        node, aten.add.Tensor, (added, _times(graph, node, product, a["alpha"])), _shape(node)
+    )
+
+
+@writes_out("lerp")
+def _lerp(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
+    """x + w (y − x)."""
+    shape = _shape(node)
+    difference = graph.insert(node, aten.sub.Tensor, (a["end"], a["self"]), shape)
+    moved = graph.insert(node, aten.mul.Tensor, (difference, a["weight"]), shape)
+    return graph.insert(node, aten.add.Tensor, (a["self"], moved), shape)
+
+
+# ---------------------------------------------------------------- norms that also tell their statistics
+
+
+@writes_out("native_layer_norm", "native_group_norm")
+def _plain_norm(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
+    if any(u.args[1] for u in node.users):
+        return None  # the statistics are read as well
+    if ops.name_of(node) == "native_layer_norm":
+        args = (a["input"], a["normalized_shape"], a["weight"], a["bias"], a["eps"])
+        return [graph.insert(node, aten.layer_norm.default, args, _shape(node))]
+    args = (a["input"], a["group"], a["weight"], a["bias"], a["eps"])
+    return [graph.insert(node, aten.group_norm.default, args, _shape(node))]

@@ -1,0 +1,246 @@
+"""Which family an operation belongs to, and the algebra its rules need: the registry of the vocabulary.
+
+An operation is one registration: the names of its ATen overload packets, its family, and a function
+from the operation to its algebra: an `Affine`, or one of `graph.algebra`. Data flows in through `op.data`;
+everything else (weights, sizes, constants) is an argument by name, `op["stride"]`. The registrations are in
+`graph.vocabulary`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lrp.engine.affine import Affine
+from lrp.engine.graph.algebra import Activation, Algebra
+from lrp.engine.graph.capture import Batch, Shape, Size
+from lrp.errors import RuleError
+
+# ---------------------------------------------------------------- one operation of a model
+
+
+@dataclass
+class Operation:
+    """One operation of the canonical graph, as composites and rules see it.
+
+    Attributes:
+        name: the operation, such as "conv2d", "add", "relu".
+        family: one of `FAMILIES`, or "unknown".
+        path: dotted name of the module that called it, such as "features.3"; "" in the model itself.
+        module: that module's class, such as "torch.nn.modules.conv.Conv2d".
+        shape: of the output; batch sizes are `N` or multiples.
+        first: a conv or linear that the image reaches through no other.
+        nonneg: its data inputs are all provably >= 0.
+        source: file:line of the model's code.
+        index: place in the order of execution.
+        signal: of a product, the operand that takes relevance; of a matrix product, the one that is not
+            attention; None where that cannot be told.
+        evident: whether all that the rule needs could be told from the graph.
+        note: what was chosen and why, for the rules table.
+    """
+
+    node: fx.Node
+    name: str
+    family: str
+    path: str = ""
+    module: str = ""
+    shape: Shape = ()
+    source: str = ""
+    index: int = 0
+    first: bool = False
+    nonneg: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)
+    data: list[fx.Node] = field(default_factory=list)
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    signal: int | None = None
+    evident: bool = True
+    note: str = ""
+
+    @functools.cached_property
+    def algebra(self) -> Algebra | Affine:
+        """How relevance can go back through it; only of operations that have a family."""
+        for entry in entries(self.name):
+            if entry.family == self.family:
+                return entry.lower(self)
+        raise KeyError(self.name)
+
+    def __getitem__(self, name: str) -> Any:
+        """An argument by its name in the operation's signature; constants as tensors."""
+        return _resolved(self.arguments[name], self.constants)
+
+    def is_data(self, value: Any) -> bool:
+        return isinstance(value, fx.Node) and value in self.data
+
+    def is_constant(self, name: str) -> bool:
+        """Whether an argument is known now: a tensor of the model or a number, not data, nor of the batch's size."""
+        value = self.arguments[name]
+        return not isinstance(value, fx.Node) or value.op == "get_attr"
+
+    def input_shape(self, place: int = 0) -> Shape:
+        return self.data[place].meta["shape"]
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """dtype and device of what is computed here, as tensors are made with them."""
+        return {"dtype": self.node.meta["dtype"], "device": self.node.meta["device"]}
+
+    def __str__(self) -> str:
+        return f"{self.path or 'model'} ({self.name})"
+
+
+def _resolved(value: Any, constants: dict[str, Tensor]) -> Any:
+    if isinstance(value, fx.Node) and value.op == "get_attr":
+        return constants[str(value.target)]
+    if isinstance(value, (list, tuple)):
+        return type(value)(_resolved(v, constants) for v in value)
+    return value
+
+
+def sizes(shape: Shape) -> list[int]:
+    """A shape as `reshape` takes it: the one size that depends on the batch is -1."""
+    return [-1 if isinstance(size, Batch) else size for size in shape]
+
+
+def one(shape: Shape) -> list[int]:
+    """The shape for a single image."""
+    return [size.times if isinstance(size, Batch) else size for size in shape]
+
+
+def count(sizes_: Sequence[Any]) -> int:
+    product = 1
+    for size in sizes_:
+        product *= size
+    return product
+
+
+def broadcast(*shapes: Shape) -> Shape:
+    """The shape of an elementwise operation on operands of these."""
+    rank = max(map(len, shapes))
+    full = [(*[1] * (rank - len(shape)), *shape) for shape in shapes]
+    return tuple(next((size for size in sizes_ if size != 1), 1) for sizes_ in zip(*full, strict=True))
+
+
+def listed(value: Any, n: int) -> list[int]:
+    """A size given once, or once per dimension, as a list."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return values * n if len(values) == 1 else values
+
+
+def size_of(shape: Sequence[Size]) -> str:
+    return "[" + ", ".join(str(s) for s in shape) + "]"
+
+
+# ---------------------------------------------------------------- the registry
+
+FAMILIES = (
+    "conv", "linear", "norm", "layer_norm", "pool", "scale", "sum", "product", "matmul", "softmax", "maxpool",
+    "activation", "movement",
+)  # fmt: skip
+Lower = Callable[[Operation], Algebra | Affine]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One meaning of an operation; `when` tells for which of its uses."""
+
+    family: str
+    lower: Lower
+    when: Callable[[Operation], bool]
+
+
+_VOCABULARY: dict[str, list[Entry]] = {}
+
+
+def register(
+    *names: str, family: str, when: Callable[[Operation], bool] = lambda op: True
+) -> Callable[[Lower], Lower]:
+    """Teach the vocabulary an operation.
+
+        @lrp.register("mylib::flip", family="movement")
+        def _(op):
+            return lrp.Movement(lambda r: [r[0].flip(1)])
+
+    Without a function it is an activation, whose relevance passes: `lrp.register("mylib::snake", family="activation")`.
+    What is registered last is asked first.
+
+    Args:
+        names: as `lrp rules` and errors print them: "relu" of ATen, "mylib::snake" of another namespace.
+        family: which rules it takes, one of `FAMILIES`; the function must return what they run on: an
+            `Affine` for conv, linear, norm, layer_norm, pool and scale, a `Movement` for movement, ...
+        when: for which uses of the operation (an `Operation`); the others stay as they were.
+
+    Raises:
+        RuleError: there is no such family.
+    """
+    if family not in FAMILIES:
+        raise RuleError(f"register(family={family!r}): the families are {', '.join(FAMILIES)}.")
+
+    def add(lower: Lower) -> Lower:
+        for name in names:
+            kept = [e for e in _VOCABULARY.get(name, []) if (e.family, e.lower) != (family, _pass)]
+            _VOCABULARY[name] = [Entry(family, lower, when), *kept]
+        return lower
+
+    if family == "activation":
+        add(_pass)
+    return add
+
+
+def _pass(op: Operation) -> Algebra:
+    return Activation()
+
+
+def known() -> dict[str, str]:
+    """Operation -> its families, of everything that has a rule."""
+    return {
+        name: ", ".join(dict.fromkeys(e.family for e in reversed(found)))
+        for name, found in sorted(_VOCABULARY.items())
+    }
+
+
+def entries(name: str) -> list[Entry]:
+    return _VOCABULARY.get(name, [])
+
+
+def name_of(node: fx.Node) -> str:
+    """The operation's short name: "conv2d" for torch.ops.aten.conv2d.default."""
+    target: Any = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        namespace, _, name = target._schema.name.partition("::")
+        name = name.removesuffix("_with_indices")  # a max pool is a max pool, winners told or not
+        return name if namespace == "aten" else f"{namespace}::{name}"
+    return getattr(target, "__name__", str(target))
+
+
+SHAPE_ONLY = frozenset({
+    "sym_size", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty",
+})  # fmt: skip
+
+
+def read_by(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose values an operation reads: not those that only lend it their shape or type."""
+    name = name_of(node)
+    if any(name.startswith(part) for part in SHAPE_ONLY):
+        return []
+    return node.all_input_nodes[:1] if name.endswith("_as") else node.all_input_nodes
+
+
+def arguments_of(node: fx.Node) -> dict[str, Any]:
+    """All arguments by name, defaults filled in."""
+    target: Any = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        formal = target._schema.arguments
+        given = {a.name: v for a, v in zip(formal, node.args, strict=False)} | dict(node.kwargs)
+        return {a.name: given.get(a.name, a.default_value) for a in formal}
+    if target is operator.getitem:
+        return {"source": node.args[0], "index": node.args[1]}
+    bound = inspect.signature(target).bind(*node.args, **node.kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)

@@ -1,0 +1,237 @@
+"""graph -> graph: the same function in fewer, plainer operations. One pure function per rewrite.
+
+A rewrite takes the graph and its constants and changes only its own copy; the model's tensors are read,
+never written. What a rewrite computes (a folded weight) is new memory, in the explainer's precision.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node, map_arg
+
+from lrp.engine.graph import ops
+from lrp.engine.graph.canonical import Graph, cast, floating
+from lrp.engine.graph.capture import Batch, Shape
+from lrp.engine.graph.decompositions import write_out
+from lrp.engine.graph.fusion import CONVS, fold_scale_into_consumers, fold_scale_into_producer, merge_branches
+from lrp.engine.graph.vocabulary.layers import padded_conv, per_channel
+from lrp.engine.graph.vocabulary.norms import scale_shift
+
+aten = torch.ops.aten
+
+
+def retype(graph: Graph) -> None:
+    """Operations that name a floating type name the explainer's: a half-precision model runs in float32."""
+    for node in graph.fx.nodes:
+        if node.op == "call_function":
+            node.args = tuple(graph.dtype if floating(a) else a for a in node.args)
+            node.kwargs = {k: graph.dtype if floating(a) else a for k, a in node.kwargs.items()}
+
+
+NO_OPS = frozenset({
+    "clone", "contiguous", "alias", "detach", "detach_", "lift", "lift_fresh", "lift_fresh_copy", "dropout",
+    "feature_dropout", "alpha_dropout", "native_dropout",
+})  # fmt: skip
+
+
+SAME_SIZE = frozenset({"adaptive_avg_pool2d", "expand", "expand_as", "view", "view_as", "reshape"})
+
+
+def drop_no_ops(graph: Graph) -> None:
+    """Copies, eval-mode dropout, casts between floating types, x + 0, pools and slices to the size there already is."""
+    for node in list(graph.fx.nodes):
+        if node.op != "call_function" or not node.all_input_nodes:
+            continue
+        name, source = ops.name_of(node), node.all_input_nodes[0]
+        arguments = ops.arguments_of(node)
+        same = source.meta.get("shape") == node.meta.get("shape")
+        retyped = name in ("_to_copy", "to", "type_as", "float", "double", "half", "bfloat16")
+        retyped = retyped and all(floating(n.meta.get("dtype")) for n in (node, source))
+        whole = name in SAME_SIZE or (name == "slice" and arguments["step"] == 1)
+        if node.target in (
+            aten.view.default,
+            aten._unsafe_view.default,
+        ):  # without the copies, memory may lie otherwise
+            node.target = aten.reshape.default
+        nothing = (
+            name in ("add", "sub") and not isinstance(arguments["other"], Node) and arguments["other"] == 0
+        )
+        nothing = nothing and floating(source.meta.get("dtype"))
+        if (name in NO_OPS and not arguments.get("train")) or retyped or nothing or (whole and same):
+            node.replace_all_uses_with(source)
+            graph.fx.erase_node(node)
+
+
+def fold_constants(graph: Graph) -> None:
+    """What depends on no pixel and not on the number of images is computed once, here."""
+    for node in list(graph.fx.nodes):
+        if node.op != "call_function" or not node.users or _symbolic(node):
+            continue
+        if all(n.op == "get_attr" for n in node.all_input_nodes):
+            args, kwargs = (map_arg(v, graph.value) for v in (node.args, node.kwargs))
+            value = node.target(*args, **kwargs)
+            if isinstance(value, Tensor):
+                node.replace_all_uses_with(graph.constant(cast(value, graph.dtype), node.name, node))
+            elif isinstance(value, (tuple, list)):
+                for user in list(node.users):
+                    part = value[user.args[1]]
+                    user.replace_all_uses_with(graph.constant(cast(part, graph.dtype), user.name, user))
+
+
+BROADCASTS = frozenset({"add", "sub", "rsub", "mul", "div", "matmul", "bmm", "where", "masked_fill"})
+
+
+def plain_constants(graph: Graph) -> None:
+    """A constant that is only spread over the images is read as it is: what reads it spreads it itself."""
+    for node in list(graph.fx.nodes):
+        if node.op != "call_function" or ops.name_of(node) not in ("expand", "repeat"):
+            continue
+        constant: Any = node.args[0]
+        if constant.op != "get_attr" or not _spread(constant.meta["shape"], node.meta["shape"]):
+            continue
+        for user in list(node.users):
+            if user.op == "call_function" and ops.name_of(user) in BROADCASTS:
+                user.replace_input_with(node, constant)
+                if ops.name_of(user) == "bmm":
+                    user.target = aten.matmul.default
+
+
+def _spread(shape: Shape, wanted: Shape) -> bool:
+    """Whether the first shape broadcasts to the second."""
+    full = (*[1] * (len(wanted) - len(shape)), *shape)
+    return all(s in (1, w) for s, w in zip(full, wanted, strict=True))
+
+
+def _symbolic(node: Node) -> bool:
+    """Whether it depends on the number of images: through a size, or by being one."""
+    return node.meta.get("shape") is None or any(isinstance(s, Batch) for s in node.meta["shape"])
+
+
+def plain_pools(graph: Graph) -> None:
+    """A max pool also gives its winners; an adaptive pool that divides evenly is an average pool or a mean."""
+    for node in list(graph.fx.nodes):
+        if node.op != "call_function":
+            continue
+        name = ops.name_of(node)
+        if node.target is aten.max_pool2d.default:
+            args = tuple(ops.arguments_of(node).values())
+            with graph.fx.inserting_before(node):
+                both = graph.fx.call_function(aten.max_pool2d_with_indices.default, args)
+            both.meta = {**node.meta, "shapes": [node.meta["shape"]] * 2}
+            graph.replace(node, operator.getitem, (both, 0))
+        elif name == "adaptive_avg_pool2d":
+            height, width = node.args[0].meta["shape"][-2:]
+            out = node.meta["shape"][-2:]
+            if out == (1, 1):
+                graph.replace(node, aten.mean.dim, (node.args[0], [-2, -1], True))
+            elif height % out[0] == 0 and width % out[1] == 0:
+                kernel = [height // out[0], width // out[1]]
+                graph.replace(node, aten.avg_pool2d.default, (node.args[0], kernel, kernel))
+
+
+def plain_batch_norms(graph: Graph) -> None:
+    """A batch norm with fixed statistics is x w + b per channel: w = γ/√(σ² + e), b = β − μw."""
+    for node in list(graph.fx.nodes):
+        if node.op != "call_function" or ops.name_of(node) not in (
+            "_native_batch_norm_legit_no_training", "batch_norm", "native_batch_norm",
+        ):  # fmt: skip
+            continue
+        arguments = ops.arguments_of(node)
+        mean, var = graph.value(arguments["running_mean"]), graph.value(arguments["running_var"])
+        if mean is None or var is None or arguments.get("training"):
+            continue  # statistics of the batch itself: not a constant map, so not in the vocabulary
+        gamma, beta = graph.value(arguments.get("weight")), graph.value(arguments.get("bias"))
+        # In float64: the fold must not cost the logits a digit.
+        w = (var.double() + arguments["eps"]).rsqrt() * (1 if gamma is None else gamma.double())
+        b = (0 if beta is None else beta.double()) - mean.double() * w
+        source: Node = arguments["input"]
+        dims = len(source.meta["shape"]) - 2
+        made = []
+        for value, suffix in ((w, "weight"), (b, "bias")):
+            shaped: Any = per_channel(value, dims)
+            made.append(graph.constant(shaped, f"{node.name}_{suffix}", node))
+        users = list(node.users)
+        if ops.name_of(node) == "batch_norm":
+            graph.replace(node, scale_shift, (source, *made))
+            continue
+        for user in users:
+            if user.args[1] == 0:
+                user.meta["shape"] = node.meta["shape"]
+                graph.replace(user, scale_shift, (source, *made))
+
+
+def plain_paddings(graph: Graph) -> None:
+    """padding="same" in numbers; where its two sides differ, a zero pad in front."""
+    for node in list(graph.fx.nodes):
+        if node.op != "call_function" or ops.name_of(node) not in CONVS:
+            continue
+        a = ops.arguments_of(node)
+        if not isinstance(a["padding"], str):
+            continue
+        kernel, n = a["weight"].meta["shape"][2:], len(node.meta["shape"]) - 2
+        total = [
+            ops.listed(a["dilation"], n)[d] * (kernel[d] - 1) * (a["padding"] == "same") for d in range(n)
+        ]
+        source, padding = a["input"], [t // 2 for t in total]
+        if any(t % 2 for t in total):
+            pads = [p for t in reversed(total) for p in (t // 2, t - t // 2)]
+            with graph.fx.inserting_before(node):
+                source = graph.fx.call_function(aten.constant_pad_nd.default, (source, pads))
+            shape = a["input"].meta["shape"]
+            grown = (*shape[:2], *(s + t for s, t in zip(shape[2:], total, strict=True)))
+            source.meta = {**node.meta, "shape": grown}
+            padding = [0] * n
+        conv = getattr(aten, ops.name_of(node)).default
+        graph.replace(
+            node, conv, (source, a["weight"], a["bias"], a["stride"], padding, a["dilation"], a["groups"])
+        )
+
+
+def merge_zero_pads(graph: Graph) -> None:
+    """A zero pad and the convolution after it are one affine operation: the padding has no share."""
+    for node in list(graph.fx.nodes):
+        if node.op != "call_function" or ops.name_of(node) not in CONVS:
+            continue
+        arguments = ops.arguments_of(node)
+        pad = arguments["input"]
+        if not (isinstance(pad, Node) and pad.op == "call_function"):
+            continue
+        if ops.name_of(pad) not in ("constant_pad_nd", "pad"):
+            continue
+        padded = ops.arguments_of(pad)
+        spatial = len(node.meta["shape"]) - 2
+        if padded.get("mode", "constant") != "constant" or padded.get("value") not in (None, 0, 0.0):
+            continue
+        if len(padded["pad"]) > 2 * spatial or any(p < 0 for p in padded["pad"]):
+            continue
+        amounts = list(padded["pad"]) + [0] * (2 * spatial - len(padded["pad"]))
+        rest = [arguments[k] for k in ("stride", "padding", "dilation", "groups")]
+        graph.replace(
+            node, padded_conv, (padded["self"], arguments["weight"], arguments["bias"], amounts, *rest)
+        )
+
+
+def settle(graph: Graph) -> None:
+    """Folded weights, computed in float64, in the precision of the explainer."""
+    graph.constants = {name: cast(value, graph.dtype) for name, value in graph.constants.items()}
+
+
+REWRITES = (
+    retype,
+    drop_no_ops,
+    write_out,
+    fold_constants,
+    plain_constants,
+    plain_pools,
+    plain_batch_norms,
+    plain_paddings,
+    fold_scale_into_producer,
+    merge_branches,
+    merge_zero_pads,
+    fold_scale_into_consumers,
+    settle,
+)

@@ -1,0 +1,393 @@
+"""Movement: operations whose outputs are elements of their inputs; relevance goes where its element came from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from lrp.engine.affine import total
+from lrp.engine.graph.algebra import Movement, sum_to
+from lrp.engine.graph.capture import Batch, Shape
+from lrp.engine.graph.ops import Operation, count, listed, one, register, sizes
+
+
+def _first_data(op: Operation) -> bool:
+    """Whether the tensor that is moved is data, and all else is known."""
+    return len(op.data) == 1 and op.is_data(next(iter(op.arguments.values())))
+
+
+# ---------------------------------------------------------------- another view of the same elements
+
+
+@register(
+    "view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as", "reshape_as",
+    "ravel", family="movement",
+)  # fmt: skip
+def _reshape(op: Operation) -> Movement:
+    back = sizes(op.input_shape())
+    return Movement(lambda r: [r[0].reshape(back)])
+
+
+@register("permute", family="movement")
+def _permute(op: Operation) -> Movement:
+    dims = [d % len(op.shape) for d in op["dims"]]
+    inverse = [dims.index(d) for d in range(len(dims))]
+    return Movement(lambda r: [r[0].permute(inverse)])
+
+
+@register("transpose", "swapaxes", "swapdims", family="movement")
+def _transpose(op: Operation) -> Movement:
+    d0, d1 = list(op.arguments.values())[1:3]
+    return Movement(lambda r: [r[0].transpose(d0, d1)])
+
+
+@register("t", "mT", "numpy_T", "matrix_H", "adjoint", family="movement")
+def _last_two(op: Operation) -> Movement:
+    n = len(op.shape)
+    inverse = list(range(n))[::-1] if op.name == "numpy_T" else [*range(n - 2), n - 1, n - 2]
+    return Movement(lambda r: [r[0].permute(inverse)])
+
+
+@register("movedim", "moveaxis", family="movement")
+def _movedim(op: Operation) -> Movement:
+    source, destination = list(op.arguments.values())[1:3]
+    return Movement(lambda r: [r[0].movedim(destination, source)])
+
+
+@register("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", family="movement")
+def _shuffle(op: Operation) -> Movement:
+    if op.name == "pixel_shuffle":
+        return Movement(lambda r: [F.pixel_unshuffle(r[0], op["upscale_factor"])])
+    if op.name == "pixel_unshuffle":
+        return Movement(lambda r: [F.pixel_shuffle(r[0], op["downscale_factor"])])
+    channels, groups = one(op.shape)[1], op["groups"]
+    return Movement(lambda r: [r[0].unflatten(1, (channels // groups, groups)).transpose(1, 2).flatten(1, 2)])
+
+
+@register("roll", family="movement")
+def _roll(op: Operation) -> Movement:
+    shifts, dims = listed(op["shifts"], 1), listed(op["dims"], 1)
+    back = [-s for s in shifts]
+    return Movement(lambda r: [r[0].roll(back, dims) if dims else r[0].roll(back)])
+
+
+@register("flip", "fliplr", "flipud", "rot90", family="movement")
+def _flip(op: Operation) -> Movement:
+    if op.name == "rot90":
+        return Movement(lambda r: [r[0].rot90(-op["k"], op["dims"])])
+    dims = op["dims"] if op.name == "flip" else [1] if op.name == "fliplr" else [0]
+    return Movement(lambda r: [r[0].flip(dims)])
+
+
+# ---------------------------------------------------------------- parts
+
+
+@register("slice", "narrow", family="movement")
+def _slice(op: Operation) -> Movement:
+    shape, dim = op.input_shape(), op["dim"] % len(op.shape)
+    step = op["step"] if op.name == "slice" else 1
+    length, taken = shape[dim], op.shape[dim]
+    if isinstance(length, Batch) or isinstance(taken, Batch):
+        return Movement(lambda r: [r[0]])  # the whole batch: a slice of images cannot be captured
+    start = op["start"] or 0
+    start = max(start + length, 0) if start < 0 else min(start, length)
+
+    def back(r: list[Any]) -> list[Any]:
+        received = r[0]
+        if step > 1:  # spread: one element, then step - 1 zeros
+            received = F.pad(received.unsqueeze(dim + 1), _pads(len(shape) + 1, dim + 1, 0, step - 1))
+            received = received.flatten(dim, dim + 1)
+        return [F.pad(received, _pads(len(shape), dim, start, length - start - taken * step))]
+
+    return Movement(back)
+
+
+@register("select", family="movement", when=lambda op: isinstance(op.arguments["index"], int))
+def _select(op: Operation) -> Movement:
+    shape = op.input_shape()
+    dim, length = op["dim"] % len(shape), one(shape)[op["dim"] % len(shape)]
+    place = op["index"] % length
+    return Movement(lambda r: [F.pad(r[0].unsqueeze(dim), _pads(len(shape), dim, place, length - place - 1))])
+
+
+def _pads(dims: int, dim: int, before: int, after: int) -> list[int]:
+    """`F.pad`'s list for one dimension; negative cuts away."""
+    return [0, 0] * (dims - 1 - dim) + [before, after]
+
+
+@register(
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "unbind",
+    "unsafe_chunk",
+    "unsafe_split",
+    "tensor_split",
+    family="movement",
+)
+def _split(op: Operation) -> Movement:
+    shapes: list[Shape] = op.node.meta["shapes"]
+    dim = op["dim"] % len(op.input_shape())
+    stacked = op.name == "unbind"
+
+    def back(r: list[Any]) -> list[Any]:
+        have = next(v for v in r if v is not None)
+        parts = []
+        for place, shape in enumerate(shapes):
+            part = r[place] if place < len(r) else None
+            if part is None:  # an output nobody read
+                size: list[Any] = [have.shape[i] if isinstance(s, Batch) else s for i, s in enumerate(shape)]
+                part = have.new_zeros(size)
+            parts.append(part)
+        return [torch.stack(parts, dim) if stacked else torch.cat(parts, dim)]
+
+    return Movement(back)
+
+
+@register("diagonal", family="movement", when=_first_data)
+def _diagonal(op: Operation) -> Movement:
+    return _by_places(op)
+
+
+# ---------------------------------------------------------------- copies
+
+
+@register("expand", "expand_as", "broadcast_to", family="movement")
+def _expand(op: Operation) -> Movement:
+    shape = op.input_shape()
+    return Movement(lambda r: [sum_to(r[0], op.shape, shape)])
+
+
+@register("repeat", "tile", family="movement")
+def _repeat(op: Operation) -> Movement:
+    """Seen with two dimensions for each: the copies, and what is copied."""
+    times = list(next(v for k, v in op.arguments.items() if k != "self"))
+    shape = op.input_shape()
+    times = [1] * (len(op.shape) - len(times)) + times
+    wanted: Shape = (*[1] * (len(times) - len(shape)), *shape)
+    apart: list[int] = []
+    for n, size in zip(times, wanted, strict=True):
+        apart += [n, -1 if isinstance(size, Batch) else size]
+    copies = list(range(0, 2 * len(times), 2))
+    return Movement(lambda r: [r[0].reshape(apart).sum(dim=copies).reshape(sizes(shape))])
+
+
+def _whole_repeats(op: Operation) -> bool:
+    return _first_data(op) and isinstance(op.arguments["repeats"], int) and op.arguments["dim"] is not None
+
+
+@register("repeat_interleave", family="movement", when=_whole_repeats)
+def _repeat_interleave(op: Operation) -> Movement:
+    dim, n = op["dim"] % len(op.shape), op["repeats"]
+    return Movement(lambda r: [r[0].unflatten(dim, (-1, n)).sum(dim + 1)])
+
+
+@register("im2col", family="movement")
+def _unfold(op: Operation) -> Movement:
+    options = [listed(op[key], 2) for key in ("kernel_size", "dilation", "padding", "stride")]
+    space = one(op.input_shape())[-2:]
+
+    def back(r: list[Any]) -> list[Any]:
+        return [torch.ops.aten.col2im(r[0], space, *options)]
+
+    # Windows over the padding read zeros, and what those get is a constant's.
+    blank = torch.ones(1, *one(op.input_shape())[1:], **op.meta)
+    outside = 1 - torch.ops.aten.im2col(blank, *options)
+    return Movement(back, (lambda r: total(r[0] * outside)) if any(options[2]) else None)
+
+
+# ---------------------------------------------------------------- joined with others
+
+
+def _pieces(
+    op: Operation, values: list[Any], take: Callable[[Any, int], Any]
+) -> tuple[Callable[[list[Any]], list[Any]], Callable[[list[Any]], Any]]:
+    """What goes back to each of several inputs, where `take(r, i)` cuts the i-th one's part out of r."""
+    fixed = [i for i, value in enumerate(values) if not op.is_data(value)]
+
+    def back(r: list[Any]) -> list[Any]:
+        received: list[Any] = [None] * len(op.data)
+        for i, value in enumerate(values):  # the same tensor may stand in it twice
+            if i not in fixed:
+                place, part = op.data.index(value), take(r[0], i)
+                received[place] = part if received[place] is None else received[place] + part
+        return received
+
+    return back, lambda r: sum((total(take(r[0], i)) for i in fixed), start=0.0)
+
+
+@register("cat", "concat", "concatenate", family="movement")
+def _cat(op: Operation) -> Movement:
+    values = op.arguments["tensors"]
+    dim = op["dim"] % len(op.shape)
+    lengths = [one(value.meta["shape"])[dim] for value in values]
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    return Movement(*_pieces(op, values, lambda r, i: r.narrow(dim, starts[i], lengths[i])))
+
+
+@register("stack", family="movement")
+def _stack(op: Operation) -> Movement:
+    dim = op["dim"] % len(op.shape)
+    return Movement(*_pieces(op, op.arguments["tensors"], lambda r, i: r.select(dim, i)))
+
+
+@register("slice_scatter", "select_scatter", family="movement")
+def _scatter(op: Operation) -> Movement:
+    """`self`, with a part of it taken by `src`."""
+    a = op.arguments
+    shape, dim = op.shape, a["dim"] % len(op.shape)
+    length = one(shape)[dim]
+    if op.name == "select_scatter":
+        window = slice(a["index"] % length, a["index"] % length + 1)
+    else:
+        window = slice(a["start"], a["end"], a["step"])
+    inside = torch.zeros(length, dtype=torch.bool)
+    inside[window] = True
+    mask = inside.to(op.meta["device"]).reshape([-1] + [1] * (len(shape) - 1 - dim))
+    start, end, step = window.indices(length)
+
+    def take(r: Any, i: int) -> Any:
+        if i == 0:
+            return torch.where(mask, 0.0, r)
+        if op.name == "select_scatter":
+            return r.select(dim, start)
+        return torch.ops.aten.slice.Tensor(r, dim, start, end, step)
+
+    whole = isinstance(shape[dim], Batch)
+    if whole:  # an assignment to x[:] takes everything
+        return Movement(
+            *_pieces(op, [a["self"], a["src"]], lambda r, i: torch.zeros_like(r) if i == 0 else r)
+        )
+    return Movement(*_pieces(op, [a["self"], a["src"]], take))
+
+
+@register("copy", family="movement")
+def _copy(op: Operation) -> Movement:
+    """`src` in the place of `self`, of which nothing is left."""
+    source = op.arguments["src"]
+    shape = source.meta["shape"]
+
+    def back(r: list[Any]) -> list[Any]:
+        return [
+            sum_to(r[0], op.shape, shape) if node is source else torch.zeros_like(r[0]) for node in op.data
+        ]
+
+    return Movement(back, lambda r: 0.0 if op.is_data(source) else total(r[0]))
+
+
+@register("fill", "zero", family="movement", when=_first_data)
+def _filled(op: Operation) -> Movement:
+    """A number in the place of every element: nothing of the data is left."""
+    return Movement(lambda r: [torch.zeros_like(r[0])], lambda r: total(r[0]))
+
+
+def _constant_mask(op: Operation) -> bool:
+    return op.is_constant("condition" if op.name == "where" else "mask")
+
+
+@register("where", "masked_fill", family="movement", when=_constant_mask)
+def _where(op: Operation) -> Movement:
+    if op.name == "where":
+        mask, values = op["condition"], [op.arguments["self"], op.arguments["other"]]
+    else:
+        mask, values = ~op["mask"], [op.arguments["self"], op.arguments["value"]]
+
+    def take(r: Any, i: int) -> Any:
+        part = torch.where(mask, r, 0.0) if i == 0 else torch.where(mask, 0.0, r)
+        return sum_to(part, op.shape, values[i].meta["shape"]) if op.is_data(values[i]) else part
+
+    return Movement(*_pieces(op, values, take))
+
+
+@register("tril", "triu", family="movement")
+def _triangle(op: Operation) -> Movement:
+    target: Any = getattr(torch, op.name)
+    k = op["diagonal"]
+    return Movement(lambda r: [target(r[0], k)], lambda r: total(r[0] - target(r[0], k)))
+
+
+# ---------------------------------------------------------------- pads
+
+
+@register("constant_pad_nd", "pad", family="movement")
+def _pad(op: Operation) -> Movement:
+    pads = list(op["pad"])
+    if op.arguments.get("mode", "constant") != "constant":
+        return _copying_pad(op, pads)
+
+    def back(r: list[Any]) -> list[Any]:
+        return [F.pad(r[0], [-p for p in pads])]
+
+    return Movement(back, lambda r: total(r[0] - F.pad(back(r)[0], pads)))
+
+
+@register(
+    "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
+    "replication_pad3d", family="movement",
+)  # fmt: skip
+def _named_pad(op: Operation) -> Movement:
+    mode = "reflect" if op.name.startswith("reflection") else "replicate"
+    return _copying_pad(op, list(op["padding"]), mode)
+
+
+def _copying_pad(op: Operation, pads: list[int], mode: str | None = None) -> Movement:
+    """Reflected, replicated and circular pads: each copy gives its relevance to its source."""
+    shape, n = op.input_shape(), len(pads) // 2
+    inner = one(shape)[len(shape) - n :]
+    places = torch.arange(math.prod(inner), dtype=torch.float64).reshape(1, 1, *inner)
+    source = F.pad(places, pads, mode=mode or op["mode"]).flatten().long().to(op.node.meta["device"])
+    lead = len(shape) - n
+
+    def back(r: list[Any]) -> list[Any]:
+        flat = r[0].flatten(lead)
+        size = [flat.shape[d] for d in range(lead)]
+        received = flat.new_zeros(()).expand(*size, count(inner)).index_add(-1, source, flat)
+        return [received.unflatten(-1, inner)]
+
+    return Movement(back)
+
+
+# ---------------------------------------------------------------- chosen by constant places
+
+
+def _indices_known(op: Operation) -> bool:
+    """Whether places are constants, and the images are not among what is chosen."""
+    if not _first_data(op) or not isinstance(op.shape[0], Batch) or op.shape[0] != op.input_shape()[0]:
+        return False
+    if op.name in ("index", "_unsafe_index"):
+        given = op.arguments["indices"]
+        return given[0] is None and all(v is None or _known(v) for v in given)
+    return op["dim"] % len(op.input_shape()) > 0 and op.is_constant("index")
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, fx.Node) and value.op == "get_attr"
+
+
+@register("index", "_unsafe_index", "index_select", "unfold", family="movement",
+          when=lambda op: _first_data(op) if op.name == "unfold" else _indices_known(op))  # fmt: skip
+def _chosen(op: Operation) -> Movement:
+    return _by_places(op)
+
+
+def _by_places(op: Operation) -> Movement:
+    """Any choice of elements within an image: done once with places for elements, and remembered."""
+    shape = op.input_shape()
+    inner = one(shape)[1:]
+    places = torch.arange(count(inner), device=op.meta["device"]).reshape(1, *inner)
+    given = {name: op[name] for name in list(op.arguments)[1:]}
+    target: Any = op.node.target
+    source = target(places, **given).flatten()
+    back = sizes(shape)
+
+    def moved(r: list[Any]) -> list[Any]:
+        flat = r[0].flatten(1)
+        received = flat.new_zeros(()).expand(flat.shape[0], count(inner)).index_add(1, source, flat)
+        return [received.reshape(back)]
+
+    return Movement(moved)

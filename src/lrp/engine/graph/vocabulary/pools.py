@@ -1,0 +1,327 @@
+"""Averages, sums, upsamplings and maxima: what makes one element of many without weights of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrp.engine.affine import Affine
+from lrp.engine.graph.algebra import MaxPool
+from lrp.engine.graph.capture import Batch
+from lrp.engine.graph.ops import Operation, count, listed, one, register
+from lrp.engine.structured_weights import Separable, Uniform
+from lrp.errors import RuleError
+
+
+def _uniform(average: Callable[[Any], Any], back: Callable[[Any], Any], own: Any) -> Affine:
+    """An operation whose outputs weigh their inputs alike.
+
+    average: a -> Σ u a; back: its adjoint; own: u of each output, a number or a tensor that broadcasts.
+    """
+
+    def scaled(z: Any, w: Uniform) -> Any:
+        extra = w.factor if w.power == 1 else w.factor * own ** (w.power - 1)
+        return z if isinstance(extra, float) and extra == 1 else z * extra
+
+    return Affine(lambda a, w: scaled(average(a), w), lambda s, w: back(scaled(s, w)), Uniform())
+
+
+# ---------------------------------------------------------------- over whole dimensions
+
+
+def _dims(op: Operation, key: str = "dim") -> list[int]:
+    rank, given = len(op.input_shape()), op.arguments.get(key)
+    listed_ = [given] if isinstance(given, int) else given
+    return sorted(d % rank for d in (listed_ if listed_ else range(rank)))
+
+
+def _kept(s: Any, dims: list[int], keepdim: bool) -> Any:
+    """With the dimensions that an operation summed away back, at size 1."""
+    for d in () if keepdim else dims:
+        s = s.unsqueeze(d)
+    return s
+
+
+def _within_images(op: Operation) -> bool:
+    """Whether no two images meet: the dimension that counts them stays."""
+    return not any(isinstance(op.input_shape()[d], Batch) for d in _dims(op))
+
+
+@register("mean", "sum", family="pool", when=_within_images)
+def _mean(op: Operation) -> Affine:
+    shape, dims, keep = op.input_shape(), _dims(op), bool(op.arguments.get("keepdim"))
+    n = count([one(shape)[d] for d in dims]) if op.name == "mean" else 1
+    size = [one(shape)[d] if d in dims else -1 for d in range(len(shape))]
+
+    def back(s: Any) -> Any:
+        s = _kept(s, dims, keep)
+        return (s if n == 1 else s / n).expand(size)
+
+    if op.name == "mean":
+        return _uniform(lambda a: a.mean(dim=dims, keepdim=keep), back, 1 / n)
+    return _uniform(lambda a: a.sum(dim=dims, keepdim=keep), back, 1.0)
+
+
+@register("cumsum", family="pool", when=_within_images)
+def _cumsum(op: Operation) -> Affine:
+    (dim,) = _dims(op)
+    return _uniform(lambda a: a.cumsum(dim), lambda s: s.flip(dim).cumsum(dim).flip(dim), 1.0)
+
+
+# ---------------------------------------------------------------- average pools
+
+
+@register("avg_pool2d", family="pool")
+def _avg_pool2d(op: Operation) -> Affine:
+    return average_pool(
+        op, op["kernel_size"], op["stride"] or op["kernel_size"], op["padding"], op["ceil_mode"],
+        op["count_include_pad"], op["divisor_override"],
+    )  # fmt: skip
+
+
+def average_pool(
+    op: Operation,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: bool,
+    include_pad: bool,
+    divisor: int | None,
+) -> Affine:
+    cuts = (listed(kernel, 2), listed(stride, 2), listed(padding, 2), ceil_mode)
+    windows = (*cuts, include_pad, divisor)
+    height, width = one(op.input_shape())[-2:]
+    blank = torch.ones(1, 1, height, width, **op.meta)
+    # A window holds as many real inputs as the sum of ones in it; the padding has no share.
+    own = F.avg_pool2d(blank, *windows) / F.avg_pool2d(blank, *cuts, True, 1)
+
+    def back(s: Any) -> Any:
+        # Its second argument gives nothing but the size to come back to.
+        like = s.new_empty((1, 1, 1, 1)).expand(s.shape[0], s.shape[1], height, width)
+        return torch.ops.aten.avg_pool2d_backward(s, like, *windows)
+
+    return _uniform(lambda a: F.avg_pool2d(a, *windows), back, own)
+
+
+@register("avg_pool1d", family="pool")
+def _avg_pool1d(op: Operation) -> Affine:
+    """As one of two dimensions, the first of size 1."""
+    kernel, stride, padding = (listed(op[key], 1)[0] for key in ("kernel_size", "stride", "padding"))
+    stride = listed(op["stride"] or kernel, 1)[0]
+    length = one(op.input_shape())[-1]
+    windows = ([1, kernel], [1, stride], [0, padding], op["ceil_mode"], op["count_include_pad"], None)
+    blank = torch.ones(1, 1, 1, length, **op.meta)
+    own = F.avg_pool2d(blank, *windows) / F.avg_pool2d(blank, *windows[:4], True, 1)
+
+    def back(s: Any) -> Any:
+        like = s.new_empty((1, 1, 1, 1)).expand(s.shape[0], s.shape[1], 1, length)
+        return torch.ops.aten.avg_pool2d_backward(s.unsqueeze(-2), like, *windows).squeeze(-2)
+
+    return _uniform(lambda a: F.avg_pool2d(a.unsqueeze(-2), *windows).squeeze(-2), back, own.squeeze(-2))
+
+
+@register("avg_pool3d", family="pool")
+def _avg_pool3d(op: Operation) -> Affine:
+    kernel = listed(op["kernel_size"], 3)
+    cuts = (kernel, listed(op["stride"] or kernel, 3), listed(op["padding"], 3), op["ceil_mode"])
+    windows = (*cuts, op["count_include_pad"], op["divisor_override"])
+    space = one(op.input_shape())[-3:]
+    blank = torch.ones(1, 1, *space, **op.meta)
+    own = F.avg_pool3d(blank, *windows) / F.avg_pool3d(blank, *cuts, True, 1)
+
+    def back(s: Any) -> Any:
+        like = s.new_empty((1, 1, 1, 1, 1)).expand(s.shape[0], s.shape[1], *space)
+        return torch.ops.aten.avg_pool3d_backward(s, like, *windows)
+
+    return _uniform(lambda a: F.avg_pool3d(a, *windows), back, own)
+
+
+# ---------------------------------------------------------------- one matrix a side
+
+
+def _separable(rows: Tensor, columns: Tensor) -> Affine:
+    return Affine(lambda a, w: w.forward(a), lambda s, w: w.adjoint(s), Separable(((rows, columns),)))
+
+
+@register("adaptive_avg_pool2d", family="pool")
+def _adaptive_avg_pool2d(op: Operation) -> Affine:
+    sides = zip(one(op.input_shape())[-2:], one(op.shape)[-2:], strict=True)
+    rows, columns = (_cells(size, out).to(**op.meta) for size, out in sides)
+    return _separable(rows, columns)
+
+
+@register("adaptive_avg_pool1d", family="pool")
+def _adaptive_avg_pool1d(op: Operation) -> Affine:
+    return _separable_1d(_cells(one(op.input_shape())[-1], one(op.shape)[-1]).to(**op.meta))
+
+
+def _separable_1d(columns: Tensor) -> Affine:
+    """[N, C, L] as an image of one row."""
+    weight = Separable(((torch.ones_like(columns[:1, :1]), columns),))
+
+    def forward(a: Any, w: Separable) -> Any:
+        return w.forward(a.unsqueeze(-2)).squeeze(-2)
+
+    def adjoint(s: Any, w: Separable) -> Any:
+        return w.adjoint(s.unsqueeze(-2)).squeeze(-2)
+
+    return Affine(forward, adjoint, weight)
+
+
+@register("adaptive_avg_pool3d", family="pool")
+def _adaptive_avg_pool3d(op: Operation) -> Affine:
+    space, out = one(op.input_shape())[-3:], one(op.shape)[-3:]
+    return _separable_3d(op, *(_cells(s, o).to(**op.meta) for s, o in zip(space, out, strict=True)))
+
+
+def _separable_3d(op: Operation, depth: Tensor, rows: Tensor, columns: Tensor) -> Affine:
+    """Depth, and height with width as one side."""
+    space, out = one(op.input_shape())[-3:], one(op.shape)[-3:]
+    weight = Separable(((depth, torch.kron(rows, columns)),))
+
+    def forward(a: Any, w: Separable) -> Any:
+        return w.forward(a.flatten(-2)).unflatten(-1, out[1:])
+
+    def adjoint(s: Any, w: Separable) -> Any:
+        return w.adjoint(s.flatten(-2)).unflatten(-1, space[1:])
+
+    return Affine(forward, adjoint, weight)
+
+
+def _cells(size: int, out: int) -> Tensor:
+    """Cell i of `out` averages the inputs from floor(i·in/out) to ceil((i+1)·in/out): [out, size]."""
+    matrix = torch.zeros(out, size, dtype=torch.float64)
+    for i in range(out):
+        start, end = i * size // out, -(-(i + 1) * size // out)
+        matrix[i, start:end] = 1 / (end - start)
+    return matrix
+
+
+UPSAMPLINGS = (
+    "upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d", "upsample_bicubic2d",
+    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+)  # fmt: skip
+
+
+@register(*UPSAMPLINGS, family="pool")
+def _upsampling(op: Operation) -> Affine:
+    """Along height and along width it is the same kind of matrix: what it makes of unit vectors."""
+    given = {k: v for k, v in op.arguments.items() if k not in ("input", "self")}
+    height, width = one(op.input_shape())[-2:]
+    target: Any = op.node.target
+
+    def matrix(image: Tensor) -> Tensor:
+        return target(image, **given)
+
+    # Float64 whatever the model has: an interpolation in half precision is another one.
+    unit = {"dtype": torch.float64, "device": op.meta["device"]}
+    tall = matrix(torch.eye(height, **unit).view(height, 1, height, 1).expand(-1, -1, -1, width))
+    wide = matrix(torch.eye(width, **unit).view(width, 1, 1, width).expand(-1, -1, height, -1))
+    return _separable(tall[:, 0, :, 0].t().to(**op.meta), wide[:, 0, 0, :].t().to(**op.meta))
+
+
+@register("upsample_nearest3d", "upsample_trilinear3d", family="pool")
+def _upsampling_3d(op: Operation) -> Affine:
+    given = {k: v for k, v in op.arguments.items() if k not in ("input", "self")}
+    space: list[int] = one(op.input_shape())[-3:]
+    target: Any = op.node.target
+    sides = []
+    for d in range(3):
+        unit = torch.eye(space[d], dtype=torch.float64, device=op.meta["device"])
+        shape = [space[d], 1, 1, 1, 1]
+        shape[2 + d] = space[d]
+        made = target(unit.view(shape).expand(-1, 1, *space).contiguous(), **given)[:, 0]
+        made = made.movedim(1 + d, 1)[:, :, 0, 0]
+        sides.append(made.t().contiguous().to(**op.meta))
+    return _separable_3d(op, *sides)
+
+
+@register("upsample_nearest1d", "upsample_linear1d", family="pool")
+def _upsampling_1d(op: Operation) -> Affine:
+    given = {k: v for k, v in op.arguments.items() if k not in ("input", "self")}
+    length = one(op.input_shape())[-1]
+    target: Any = op.node.target
+    unit = torch.eye(length, dtype=torch.float64, device=op.meta["device"]).unsqueeze(1)
+    return _separable_1d(target(unit, **given)[:, 0].t().to(**op.meta))
+
+
+@register("col2im", family="pool")
+def _fold(op: Operation) -> Affine:
+    """Windows laid over each other: each output sums what the windows put there."""
+    options = [listed(op[key], 2) for key in ("kernel_size", "dilation", "padding", "stride")]
+    size = listed(op["output_size"], 2)
+    aten = torch.ops.aten
+    return _uniform(lambda a: aten.col2im(a, size, *options), lambda s: aten.im2col(s, *options), 1.0)
+
+
+# ---------------------------------------------------------------- maxima
+
+
+def _scattered(relevance: Any, indices: Any, space: list[int]) -> Any:
+    """Relevance [N, C, *out] to the places [N, C, *out] of its winners in [N, C, *space]."""
+    received = relevance.new_zeros(()).expand(relevance.shape[0], relevance.shape[1], count(space))
+    # Windows may overlap: a winner of several collects from each.
+    received = received.scatter_add(2, indices.flatten(2), relevance.flatten(2))
+    return received.unflatten(2, space)
+
+
+@register("max_pool2d", family="maxpool")
+def _max_pool2d(op: Operation) -> MaxPool:
+    kernel = listed(op["kernel_size"], 2)
+    stride = listed(op["stride"] or kernel, 2)
+    padding, dilation = listed(op["padding"], 2), listed(op["dilation"], 2)
+    space = one(op.input_shape())[-2:]
+
+    def average(window: tuple[int, int] | None) -> Affine:
+        if window:
+            return average_pool(op, window[0], window[1], 0, False, True, None)
+        if any(d != 1 for d in dilation):
+            raise RuleError(
+                f"Proportional at {op}: a dilated max pool has no average pool; use WinnerTakesAll()."
+            )
+        return average_pool(op, kernel, stride, padding, op["ceil_mode"], True, None)
+
+    return MaxPool(lambda r, a, z: _scattered(r, z[1], space), average)
+
+
+def _no_average(op: Operation) -> Callable[[Any], Affine]:
+    def average(window: Any) -> Affine:
+        raise RuleError(f"Proportional at {op}: it has no average pool of its own; use WinnerTakesAll().")
+
+    return average
+
+
+@register("max_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", family="maxpool")
+def _indexed_max_pool(op: Operation) -> MaxPool:
+    space = one(op.input_shape())[2:]
+    return MaxPool(lambda r, a, z: _scattered(r, z[1], space), _no_average(op))
+
+
+@register("amax", "max", family="maxpool", when=lambda op: len(op.data) == 1 and _within_images(op))
+def _max_over_dims(op: Operation) -> MaxPool:
+    """The first of the largest along the dimensions wins."""
+    dims, keep, shape = _dims(op), bool(op.arguments.get("keepdim")), op.input_shape()
+    rank, last = len(shape), [len(shape) - len(_dims(op)) + i for i in range(len(_dims(op)))]
+    order = [d for d in range(rank) if d not in dims] + dims
+    inverse = [order.index(d) for d in range(rank)]
+    inner = [one(shape)[d] for d in dims]
+
+    def route(r: Any, a: Any, z: Any) -> Any:
+        flat = a.permute(order).flatten(last[0])  # [..., all of the dims]
+        winner = flat.argmax(dim=-1, keepdim=True)
+        r = _kept(r, dims, keep).permute(order).flatten(last[0])
+        taken = torch.zeros_like(flat).scatter(-1, winner, r)
+        return taken.unflatten(-1, inner).permute(inverse)
+
+    def average(window: Any) -> Affine:
+        n = count(inner)
+        size = [one(shape)[d] if d in dims else -1 for d in range(rank)]
+        return _uniform(
+            lambda a: a.mean(dim=dims, keepdim=keep), lambda s: (_kept(s, dims, keep) / n).expand(size), 1 / n
+        )
+
+    return MaxPool(route, average)

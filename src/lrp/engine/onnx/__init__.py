@@ -1,0 +1,1 @@
+"""The explanation program as one ONNX file, for machines without torch."""

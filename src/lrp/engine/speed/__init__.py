@@ -1,0 +1,1 @@
+"""What only makes the explanation program faster: the same relevance with less arithmetic or memory."""

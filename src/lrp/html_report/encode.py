@@ -1,0 +1,151 @@
+"""Pictures and maps -> text that fits into one file.
+
+A map is relevance summed over the channels, one signed byte a pixel: q = round(sign(r) · 127 · sqrt(|r| / s)),
+s = max |r|, row by row, deflated, base64. The square root keeps small values: what is a thousandth of the largest
+still has four steps. The exact sums of the positive and of the negative part go with it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lrp.pictures import heatmap
+
+PHOTO = 512  # longest side of a photo that is explained
+THUMBS = (96, 64, 48, 32)  # longest sides of the small ones
+THUMB_SHARE = 0.4  # of the file that they may take
+BLOCKS = (1, 2, 4)  # pixels of a map, along each side, that may be summed to one
+THUMB_TYPE = "image/webp"
+
+
+@dataclass
+class Explained:
+    """One photo and the maps that explain it, before it is known how much room there is.
+
+    Attributes:
+        entry: what the page gets, without what only `packed` adds.
+        maps: the relevance [h, w] of each of `entry["maps"]`.
+    """
+
+    entry: dict[str, Any]
+    maps: list[np.ndarray] = field(default_factory=list)
+
+    def packed(self, block: int) -> dict[str, Any]:
+        """With maps of which block x block pixels are one."""
+        maps = [
+            facts | quantised(relevance, block)
+            for facts, relevance in zip(self.entry["maps"], self.maps, strict=True)
+        ]
+        return self.entry | {"maps": maps}
+
+
+def quantised(relevance: np.ndarray, block: int = 1) -> dict[str, Any]:
+    """Relevance [h, w] as the page reads it; in blocks only where they fit without a rest."""
+    exact = relevance.astype(np.float64)
+    positive, negative = float(exact.clip(min=0).sum()), float(exact.clip(max=0).sum())
+    height, width = exact.shape
+    if height % block or width % block:
+        block = 1
+    summed = exact.reshape(height // block, block, width // block, block).sum((1, 3))
+    largest = float(np.abs(summed).max())
+    q = np.sign(summed) * 127 * np.sqrt(np.abs(summed) / (largest or 1.0))
+    data = zlib.compress(np.rint(q).astype(np.int8).tobytes(), 9)
+    return {
+        "height": height // block, "width": width // block, "block": block, "scale": largest,
+        "positive": positive, "negative": negative, "sum": positive + negative,
+        "data": base64.b64encode(data).decode("ascii"),
+    }  # fmt: skip
+
+
+def small(pixels: np.ndarray, side: int) -> Image.Image:
+    """A photo [H, W, 3] with its longest side at most `side`."""
+    height, width = pixels.shape[:2]
+    factor = min(1.0, side / max(height, width))
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    return Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+
+
+def coded(image: Image.Image, kind: str, quality: int) -> str:
+    """A picture as base64, with nothing in it but the picture."""
+    file = io.BytesIO()
+    image.save(file, kind, quality=quality)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def data_uri(image: Image.Image) -> str:
+    return "data:image/jpeg;base64," + coded(image, "JPEG", 82)
+
+
+def thumbs(smalls: Sequence[Image.Image | None], room: int) -> tuple[list[str], str]:
+    """The small photos as base64, as large as there is room for; and what to say where there is not.
+
+    Args:
+        smalls: photos no larger than `THUMBS[0]`; None: there is none.
+        room: bytes.
+    """
+    made: list[str] = []
+    for side in THUMBS:
+        made = ["" if one is None else coded(_within(one, side), "WEBP", 55) for one in smalls]
+        if sum(map(len, made)) <= room:
+            return made, ""
+    used, kept = 0, 0
+    for i, one in enumerate(made):
+        used += len(one)
+        if used > room:
+            made[i] = ""
+        kept += bool(made[i])
+    there = sum(one is not None for one in smalls)
+    return made, f"Of {there:,} photos, {kept:,} are shown small: there was no room for more (--max-mb)."
+
+
+def _within(image: Image.Image, side: int) -> Image.Image:
+    if max(image.size) <= side:
+        return image
+    copy = image.copy()
+    copy.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return copy
+
+
+def fitting(
+    explained: Sequence[Explained], room: int, size: Callable[[dict[str, Any]], int]
+) -> tuple[list[dict[str, Any]], str]:
+    """As many explained photos as there is room for, the first first; with what to say if not all are as they were.
+
+    Args:
+        size: bytes that one takes in the file.
+    """
+    entries: list[dict[str, Any]] = []
+    block = 1
+    for block in BLOCKS:
+        entries = [one.packed(block) for one in explained]
+        if sum(map(size, entries)) <= room:
+            break
+    kept, used = [], 0
+    for entry in entries:
+        used += size(entry)
+        if used > room:
+            break
+        kept.append(entry)
+    said = []
+    if block > 1 and kept:
+        said.append(
+            f"The maps are summed over squares of {block} x {block} pixels of the model's input to save room (--max-mb)."
+        )
+    if len(kept) < len(entries):
+        said.append(
+            f"Of {len(entries):,} explained photos, {len(kept):,} are here: there was no room for more (--max-mb)."
+        )
+    return kept, " ".join(said)
+
+
+def palette() -> str:
+    """The heatmaps' 511 colours, three bytes each, as base64."""
+    return base64.b64encode(heatmap.PALETTE.tobytes()).decode("ascii")

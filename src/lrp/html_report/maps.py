@@ -1,0 +1,141 @@
+"""Photos and what tables say of them -> their maps: of each model, why the one class and why the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lrp.classes import class_index
+from lrp.errors import CompositeError, ImageError, TargetError
+from lrp.html_report import encode, select
+from lrp.pictures.photos import open_photo
+from lrp.study.heatmaps import index_of
+from lrp.study.predictions import Prediction
+
+if TYPE_CHECKING:
+    from lrp.gallery.gallery import Gallery
+    from lrp.pictures.photos import Photo
+
+
+class Explainable(NamedTuple):
+    """A row of the report: its number, its photo, and what each table says of it."""
+
+    row: int
+    file: Path
+    said: tuple[Prediction | None, ...]
+
+
+def explained(
+    asked: Sequence[Explainable], galleries: Sequence[Gallery], place: Mapping[str, int], notes: list[str]
+) -> Iterator[encode.Explained]:
+    """The maps of each photo; those that cannot be read, or are predicted otherwise now, are counted in `notes`.
+
+    One photo at a time: then its account and health are its own.
+
+    Raises:
+        ModelError: a row's classes are not its model's.
+        CompositeError: the maps are the same for every class.
+    """
+    for gallery in galleries:
+        if gallery.explainer.seed == "softmax":
+            raise CompositeError(
+                "expected rules that explain one class, got some that start from the softmax of all (as kaifishr does): "
+                "take another --composite, or --explain 0."
+            )
+    unread, differing = 0, 0
+    for one in asked:
+        said: list[str] = []
+        try:
+            made = _explained(one, open_photo(one.file), galleries, place, said)
+        except ImageError:
+            unread += 1
+            continue
+        differing += bool(said)
+        yield made
+    if unread:
+        notes.append(f"{unread:,} photos that were to be explained could not be read.")
+    if differing:
+        notes.append(
+            f"{differing:,} of {len(asked):,} explained photos are predicted otherwise now than in the table: evaluated at "
+            "another size, or on another device?"
+        )
+
+
+def _explained(
+    one: Explainable, photo: Photo, galleries: Sequence[Gallery], place: Mapping[str, int], said: list[str]
+) -> encode.Explained:
+    shown = encode.small(photo.pixels, encode.PHOTO)
+    entry: dict[str, Any] = {
+        "row": one.row,
+        "photo": encode.data_uri(shown),
+        "width": shown.width,
+        "height": shown.height,
+        "maps": [],
+    }
+    made = encode.Explained(entry)
+    labels = select.classes_to_explain(one.said)
+    for number, (gallery, row) in enumerate(zip(galleries, one.said, strict=True)):
+        if row is not None:
+            for facts, relevance in _maps(photo, gallery, row, labels, place, said):
+                entry["maps"].append({"model": number} | facts)
+                made.maps.append(relevance)
+    return made
+
+
+def _maps(
+    photo: Photo,
+    gallery: Gallery,
+    row: Prediction,
+    labels: Sequence[str],
+    place: Mapping[str, int],
+    said: list[str],
+) -> Iterator[tuple[dict[str, Any], Any]]:
+    preprocessing, explainer = gallery.loaded.preprocessing, gallery.explainer
+    names = gallery.loaded.class_names
+    classes = {label: index for label in labels if (index := _place(row, label, names)) is not None}
+    if not classes:
+        return
+    x = preprocessing(photo.pixels).unsqueeze(0).to(gallery.device)
+    made = explainer.many(x, list(classes.values()))
+    height, width = photo.pixels.shape[:2]
+    left, top, right, bottom = preprocessing.geometry.box(height, width)
+    probabilities = made.logits[0].detach().double().softmax(0).cpu()
+    if (
+        row.predicted_label
+        and not row.restricted
+        and int(probabilities.argmax()) != _place(row, row.predicted_label, names)
+    ):
+        said.append(row.path)
+    for label, e in zip(classes, made, strict=True):
+        index, health = classes[label], e.health
+        totals = {name: float(values[0]) for name, values in e.ledger.totals.items()}
+        relevance = e.relevance[0].detach().double().sum(0).cpu().numpy()
+        yield (
+            {
+                "class": place[label],
+                "probability": float(probabilities[index]),
+                "logit": float(made.logits[0, index]),
+                "start": totals["start"],
+                "shares": {name: float(values[0]) for name, values in health.shares.items()},
+                "health": {
+                    "ok": health.ok,
+                    "problems": health.problems,
+                    "notes": [note.removeprefix("image 0: ") for note in health.notes],
+                },
+                "seed": explainer.seed,
+                "box": [left / width, top / height, right / width, bottom / height],
+            },
+            relevance,
+        )
+
+
+def _place(row: Prediction, label: str, names: Sequence[str]) -> int | None:
+    """The model's number for a class; None where it has no such class, as one that was retrained on others."""
+    for side in ("predicted", "true"):
+        if label == getattr(row, f"{side}_label"):
+            return index_of(row, side, names)
+    try:
+        return class_index(label, names)
+    except TargetError:
+        return None

@@ -1,0 +1,139 @@
+"""Tables of predictions -> what the report says of them, as plain JSON values: counts, shares and rows, no pictures.
+
+Classes are numbers throughout, places in `classes`; what is missing is -1, None or "".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from lrp.study.analysis import accuracy, calibration, confusion, counted, in_order
+from lrp.study.comparison import Comparison
+from lrp.study.predictions import Prediction
+from lrp.values import plain
+
+BARS = 20  # of the histogram of confidences
+
+
+class Table:
+    """One table of predictions, by the path that the report knows each row by."""
+
+    def __init__(self, name: str, file: str, rows: Mapping[str, Prediction]) -> None:
+        self.name, self.file, self.rows = name, file, rows
+
+
+def labels(tables: Sequence[Table]) -> list[str]:
+    """All class labels that occur, those of true and predicted classes first."""
+    rows = [row for table in tables for row in table.rows.values()]
+    found = dict.fromkeys(in_order(counted(rows)))
+    for row in rows:
+        found.update(dict.fromkeys((row.true_label, row.predicted_label, *row.top5)))
+    found.pop("", None)
+    return list(found)
+
+
+def model(table: Table, place: Mapping[str, int]) -> dict[str, Any]:
+    """What one table says of its model."""
+    rows = list(table.rows.values())
+    found, honest, mistaken = accuracy(rows), calibration(rows), confusion(rows)
+    here = [place[label] for label in mistaken.labels]
+    cells = [
+        (here[i], here[j], count)
+        for i, line in enumerate(mistaken.matrix)
+        for j, count in enumerate(line)
+        if count
+    ]
+    return {
+        "name": next((row.model for row in rows if row.model), table.name),
+        "file": table.file,
+        "total": found.total,
+        "counted": found.counted,
+        "unreadable": found.unreadable,
+        "unmatched": found.unmatched,
+        "top1": plain(found.top1),
+        "top5": plain(found.top5),
+        "loss": found.loss,
+        "confidence": found.confidence,
+        "restricted": any(row.restricted for row in rows),
+        "classes": [
+            {
+                "class": place[c.label], "support": c.support, "predicted": c.predicted, "top1": plain(c.top1),
+                "precision": c.precision, "recall": c.recall, "f1": c.f1, "confidence": c.confidence,
+            }
+            for c in found.classes
+        ],
+        "histogram": _histogram(rows),
+        "calibration": {
+            "ece": honest.ece, "adaptive_ece": honest.adaptive_ece, "tendency": honest.tendency,
+            "bins": [plain(bin) for bin in honest.bins],
+        },
+        "pairs": [
+            {"true": place[p.true], "predicted": place[p.predicted], "count": p.count, "share": p.share}
+            for p in mistaken.pairs
+        ],
+        "matrix": {
+            "labels": here, "rows": [c[0] for c in cells], "cols": [c[1] for c in cells], "counts": [c[2] for c in cells],
+        },
+    }  # fmt: skip
+
+
+def _histogram(rows: Sequence[Prediction]) -> dict[str, Any]:
+    right, wrong = [0] * BARS, [0] * BARS
+    for row in rows:
+        if row.counted and row.predicted_confidence is not None:
+            bars = right if row.correct else wrong
+            bars[min(int(row.predicted_confidence * BARS), BARS - 1)] += 1
+    return {"edges": [i / BARS for i in range(BARS + 1)], "right": right, "wrong": wrong}
+
+
+def columns(paths: Sequence[str], tables: Sequence[Table], place: Mapping[str, int]) -> dict[str, Any]:
+    """The rows of those paths, column by column; what no table but one says, that one does."""
+    rows = [next(table.rows[path] for table in tables if path in table.rows) for path in paths]
+    return {
+        "path": list(paths),
+        "file": [PurePosixPath(path).name for path in paths],
+        "true": [place.get(row.true_label, -1) for row in rows],
+        "status": [row.status for row in rows],
+        "error": [row.error for row in rows],
+        "thumb": [""] * len(rows),
+        "by": [_said([table.rows.get(path) for path in paths], place) for table in tables],
+    }
+
+
+def _said(rows: Sequence[Prediction | None], place: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "predicted": [place.get(row.predicted_label, -1) if row else -1 for row in rows],
+        "confidence": [row.predicted_confidence if row else None for row in rows],
+        "true_confidence": [row.true_confidence if row else None for row in rows],
+        "correct": [-1 if row is None or row.correct is None else int(row.correct) for row in rows],
+        "top5": [[[place[label], p] for label, p in row.top5.items()] if row else [] for row in rows],
+    }
+
+
+def change(found: Comparison, paths: Sequence[str], place: Mapping[str, int]) -> dict[str, Any]:
+    """What the comparison of two tables says; `outcome` for each of the paths of A."""
+    outcomes = {twin.a.path: _outcome(bool(twin.a.correct), bool(twin.b.correct)) for twin in found.twins}
+    return {
+        "overall": plain(found.overall),
+        "classes": [
+            {
+                "class": place[c.label],
+                "n": c.n,
+                "a": plain(c.a),
+                "b": plain(c.b),
+                "gained": c.gained,
+                "lost": c.lost,
+            }
+            for c in found.classes
+        ],
+        "notes": list(found.notes),
+        "outcome": [outcomes.get(path, "") for path in paths],
+    }
+
+
+def _outcome(a: bool, b: bool) -> str:
+    return {(True, True): "right", (False, True): "gained", (True, False): "lost", (False, False): "wrong"}[
+        a, b
+    ]

@@ -1,0 +1,261 @@
+"""The report: from tables to the file."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrp.errors import ImageError, ReportError
+from lrp.html_report import encode, select, summary
+from lrp.html_report.render import as_json, render
+from lrp.pictures.photos import open_photo
+from lrp.storage.atomic import write_whole
+from lrp.study.comparison import Comparison, compare, moved
+from lrp.study.locate import locate
+from lrp.study.predictions import read_predictions
+
+if TYPE_CHECKING:
+    from lrp.gallery.gallery import Gallery
+
+MEGABYTE = 1_000_000
+ROWS = 4_000
+
+Progress = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        path: the file.
+        bytes: its size.
+        rows: photos that it lists, and `explained`: those with heatmaps.
+        missing: photos of the table that are not there.
+        notes: what is not as was asked for, a sentence each; they stand in the report, too.
+    """
+
+    path: Path
+    bytes: int
+    rows: int
+    explained: int
+    missing: int
+    notes: tuple[str, ...]
+
+
+def report(
+    results: str | os.PathLike[str],
+    output: str | os.PathLike[str] = "report.html",
+    *,
+    retrained: str | os.PathLike[str] | None = None,
+    galleries: Sequence[Gallery] = (),
+    explain: int = 200,
+    rows: int = ROWS,
+    max_mb: float = 25.0,
+    root: str | Path | None = None,
+    command: str = "",
+    progress: Progress = lambda done, total, what="": None,
+) -> Report:
+    """Write a report of one table of predictions, or of two models on the same photos.
+
+    Args:
+        results: the table, as `lrp evaluate` writes it.
+        output: the HTML file; written whole or not at all.
+        retrained: a second table, of the same photos.
+        galleries: the model that made each table and how to explain it, in the tables' order; none: no heatmaps.
+        explain: how many photos get heatmaps, mistakes first.
+        rows: how many photos are listed; the numbers are always of all.
+        max_mb: the largest size of the file, in million bytes. Small photos, the resolution of the maps and, last,
+            explained photos are given up for it.
+        root: where the photos are now, if they have moved.
+        command: what was typed, to be shown.
+        progress: called with (done more, in all, of what).
+
+    Raises:
+        PredictionsError: a table cannot be read, or is not of the same photos.
+        ModelError: a table's classes are not its model's.
+        CompositeError: the maps are the same for every class.
+        ReportError: jinja2 is not installed, the file cannot be written, or nothing of it fits into `max_mb`.
+    """
+    output = Path(output)
+    tables, comparison = _tables(results, retrained)
+    if galleries and len(galleries) != len(tables):
+        raise ReportError(f"{len(galleries)} galleries for {len(tables)} tables: give one for each, or none.")
+    notes: list[str] = []
+    every = list(dict.fromkeys(path for table in tables for path in table.rows))
+    first = tables[0].rows
+    wanted = (
+        select.changes_to_explain(comparison.twins, explain)
+        if comparison
+        else select.to_explain(first, explain)
+    )
+    wrong = {path for table in tables for path, row in table.rows.items() if row.correct is False}
+    shown = select.to_show(every, wrong, wanted, rows)
+    if len(shown) < len(every):
+        notes.append(
+            f"{len(shown):,} of {len(every):,} photos are listed, mistakes first; all numbers are of all photos."
+        )
+    names = summary.labels(tables)
+    place = {label: i for i, label in enumerate(names)}
+    document: dict[str, Any] = {
+        "format": 1,
+        "title": " and ".join(table.file for table in tables),
+        "classes": names,
+        "models": [summary.model(table, place) for table in tables],
+        "rows": summary.columns(shown, tables, place),
+        "thumb_type": encode.THUMB_TYPE,
+        "palette": encode.palette(),
+        "comparison": summary.change(comparison, shown, place) if comparison else None,
+        "images": [],
+        "made": [],
+        "notes": notes,
+    }
+    files = locate(shown, root)
+    if missing := [path for path in shown if path not in files and _readable(tables, path)]:
+        moved_ = "" if root else "; --root says where the data is now"
+        notes.append(
+            f"{len(missing):,} of {len(shown):,} photos are not where the table says, the first is {missing[0]}{moved_}."
+        )
+    smalls = _smalls(shown, files, progress)
+    explained = _explained(tables, wanted, shown, files, galleries, place, notes, progress)
+    document["made"] = _made(tables, galleries, command)
+    text = _within(document, smalls, explained, int(max_mb * MEGABYTE), notes)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(output, [text], ReportError)
+    except OSError as error:
+        raise ReportError(f"{output}: cannot be written: {error.strerror or error}") from error
+    return Report(
+        output, output.stat().st_size, len(shown), len(document["images"]), len(missing), tuple(notes)
+    )
+
+
+def _tables(
+    results: str | os.PathLike[str], retrained: str | os.PathLike[str] | None
+) -> tuple[list[summary.Table], Comparison | None]:
+    """The tables, the second's rows under the first's paths, and how they compare."""
+    paths = [Path(results)] + ([] if retrained is None else [Path(retrained)])
+    read = [read_predictions(path) for path in paths]
+    for path, rows in zip(paths, read, strict=True):
+        if not rows:
+            raise ReportError(f"{path}: no rows: there is nothing to report.")
+    names = (
+        [path.stem for path in paths]
+        if len({path.stem for path in paths}) == len(paths)
+        else [str(p) for p in paths]
+    )
+    keyed = [{row.path: row for row in rows} for rows in read]
+    found = None
+    if len(read) == 2:
+        found = compare(read[0], read[1], names=(names[0], names[1]))
+        if found.folders:
+            back = found.folders[::-1]
+            known = {moved(path, back): row for path, row in keyed[1].items()}
+            keyed[1] = {(there if there in keyed[0] else row.path): row for there, row in known.items()}
+    return [summary.Table(n, p.name, rows) for n, p, rows in zip(names, paths, keyed, strict=True)], found
+
+
+def _readable(tables: Sequence[summary.Table], path: str) -> bool:
+    return any(path in table.rows and table.rows[path].status != "unreadable" for table in tables)
+
+
+def _smalls(paths: Sequence[str], files: Mapping[str, Path], progress: Progress) -> list[Any]:
+    """Each photo small; None where there is none that can be read."""
+    made: list[Any] = []
+    for path in paths:
+        try:
+            made.append(
+                encode.small(open_photo(files[path]).pixels, encode.THUMBS[0]) if path in files else None
+            )
+        except ImageError:
+            made.append(None)  # where its row says so, the report does
+        progress(1, len(paths), "reading photos")
+    return made
+
+
+def _explained(
+    tables: Sequence[summary.Table],
+    wanted: Sequence[str],
+    shown: Sequence[str],
+    files: Mapping[str, Path],
+    galleries: Sequence[Gallery],
+    place: Mapping[str, int],
+    notes: list[str],
+    progress: Progress,
+) -> list[encode.Explained]:
+    there = [path for path in wanted if path in files]
+    if not galleries or not there:
+        return []
+    from lrp.html_report.maps import Explainable, explained  # torch, only where it is needed
+
+    row = {path: i for i, path in enumerate(shown)}
+    asked = [
+        Explainable(row[path], files[path], tuple(table.rows.get(path) for table in tables)) for path in there
+    ]
+    made = []
+    for one in explained(asked, galleries, place, notes):
+        made.append(one)
+        progress(1, len(asked), "explaining")
+    return made
+
+
+def _within(
+    document: dict[str, Any],
+    smalls: Sequence[Any],
+    explained: Sequence[encode.Explained],
+    room: int,
+    notes: list[str],
+) -> str:
+    """The page, as much of it as fits; what does not is said."""
+    reserve = 400 + 2 * sum(map(len, notes))  # for what is yet to be said
+    left = room - len(render(document).encode("utf-8", "backslashreplace")) - reserve
+    if left < 0:
+        raise ReportError(
+            f"the report is {(room - left) / MEGABYTE:.1f} MB without any picture, and --max-mb allows {room / MEGABYTE:g}: "
+            "list fewer photos (--rows), or allow more."
+        )
+    share = encode.THUMB_SHARE if explained else 1.0
+    document["rows"]["thumb"], said = encode.thumbs(smalls, int(left * share))
+    left -= sum(map(len, document["rows"]["thumb"]))
+    document["images"], also = encode.fitting(explained, left, lambda entry: len(as_json(entry).encode()) + 1)
+    notes += [sentence for sentence in (said, also) if sentence]
+    return render(document)
+
+
+def _made(tables: Sequence[summary.Table], galleries: Sequence[Gallery], command: str) -> list[list[str]]:
+    """How it was made, as pairs of words."""
+    import torch
+    import torchvision
+
+    import lrp
+
+    said: list[list[str]] = []
+    for i, table in enumerate(tables):
+        letter = f" {'AB'[i]}" if len(tables) > 1 else ""
+        some = next(iter(table.rows.values()))
+        said.append([f"Predictions{letter}", table.file])
+        said.append([f"Model{letter}", f"{some.model or 'not named'}, weights {some.weights or 'not named'}"])
+    for i, gallery in enumerate(galleries):
+        letter = f" {'AB'[i]}" if len(galleries) > 1 else ""
+        preset = gallery.identity.get("composite") or "the default for the architecture"
+        height, width = gallery.loaded.preprocessing.geometry.crop
+        said.append([f"Preset{letter}", f"{preset}, on {width} x {height} pixels"])
+    said += [
+        ["lrp", lrp.__version__], ["torch", str(torch.__version__)], ["torchvision", str(torchvision.__version__)],
+        ["Python", platform.python_version()],
+    ]  # fmt: skip
+    if command:
+        said.append(["Command", command])
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    now = (
+        datetime.datetime.fromtimestamp(int(epoch), datetime.UTC)
+        if epoch.isdigit()
+        else datetime.datetime.now(datetime.UTC)
+    )
+    said.append(["Made on", f"{now:%Y-%m-%d %H:%M} UTC"])
+    return said

@@ -1,0 +1,1 @@
+"""Files -> pixels, relevance -> pictures, photos -> sheets. numpy and Pillow, no torch."""

@@ -1,0 +1,125 @@
+"""Several models on one data set, side by side: `evaluate` for each, and the numbers of its table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lrp.data.data_set import DataSet
+from lrp.errors import DataError, LrpError, PredictionsError
+from lrp.models.loading import LoadedModel, load_model
+from lrp.study.analysis import Accuracy, accuracy
+from lrp.study.evaluate import evaluate
+from lrp.study.intervals import Share
+from lrp.study.predictions import read_predictions
+from lrp.values import Plain
+
+MODELS = ("alexnet", "vgg16", "vgg19", "resnet50")
+"""Where none is named."""
+
+COLUMNS = (
+    "model", "class", "images", "top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high", "mean_loss",
+    "mean_confidence", "unreadable", "unmatched", "images_per_second",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured(Plain):
+    """One model's numbers.
+
+    Attributes:
+        model: how it was asked for.
+        output: its table of predictions, for what comes next; "" if there is none.
+        accuracy: None if the model could not be measured.
+        images_per_second: None where the table was there already.
+        unmatched: class folders that are none of its classes -> the nearest names.
+        error: why it could not be measured.
+        no_class: because no class folder is one of its classes.
+    """
+
+    model: str
+    output: str = ""
+    accuracy: Accuracy | None = None
+    images_per_second: float | None = None
+    unmatched: dict[str, list[str]] | None = None
+    error: str = ""
+    no_class: bool = False
+
+
+def measure(
+    data: DataSet,
+    models: Sequence[str] = MODELS,
+    folder: Path | str = ".",
+    *,
+    load: Callable[[str], LoadedModel] = load_model,
+    advance: Callable[[str, int, int], None] = lambda model, done, total: None,
+    **options: Any,
+) -> Iterator[Measured]:
+    """Evaluate the models one after the other, only one in memory; gives each one's numbers as it is done.
+
+    The tables are `folder/<model>_results.csv`, the names that `lrp evaluate` uses: what is there and up to date is
+    not computed again, and what was stopped goes on. A model that fails has its `error`; the others go on.
+
+    Args:
+        load: name -> model.
+        advance: called with the model's name, the files done since the last call, and the number of files.
+        options: of `evaluate`, such as classes="data", batch_size, device, overwrite.
+
+    Raises:
+        PredictionsError: the folder cannot be made.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PredictionsError(f"{folder}: cannot be made: {error.strerror}") from error
+    for name, output in zip(models, outputs(models, folder), strict=True):
+        try:
+            found = evaluate(data, load(name), output, name=name, advance=partial(advance, name), **options)
+            fresh = found.total - found.resumed
+            yield Measured(
+                name,
+                str(output),
+                accuracy(read_predictions(output)),
+                fresh / found.seconds if fresh else None,
+                {folder: list(near) for folder, near in found.unmatched.items()},
+            )
+        except LrpError as error:
+            yield Measured(name, error=str(error), no_class=isinstance(error, DataError))
+
+
+def outputs(models: Sequence[str], folder: Path | str) -> list[Path]:
+    """Where each model's table goes: different models never share one, whatever their names."""
+    short = [file_name(model) for model in models]
+    long = [model.replace("/", "_").replace(":", "_") for model in models]
+    return [
+        Path(folder, f"{s if short.count(s) == 1 else n}_results.csv")
+        for s, n in zip(short, long, strict=True)
+    ]
+
+
+def file_name(model: str) -> str:
+    """A model's name as part of a file's: "timm:resnet18.a1_in1k" -> "timm_resnet18.a1_in1k"."""
+    return Path(model).name.replace(":", "_")
+
+
+def table(measured: Iterable[Measured]) -> Iterator[tuple[Any, ...]]:
+    """Rows of `COLUMNS`: for each model one of all classes together, whose class is "(all)", then one per class."""
+    for one in measured:
+        if (found := one.accuracy) is None:
+            continue
+        yield (
+            one.model, "(all)", found.counted, *_ends(found.top1), *_ends(found.top5), found.loss, found.confidence,
+            found.unreadable, found.unmatched, one.images_per_second,
+        )  # fmt: skip
+        for c in found.classes:
+            yield (
+                one.model, c.label, c.support, *_ends(c.top1), *_ends(c.top5), c.loss, c.confidence, None, None, None,
+            )  # fmt: skip
+
+
+def _ends(share: Share | None) -> tuple[float | None, float | None, float | None]:
+    return (share.value, share.low, share.high) if share else (None, None, None)

@@ -1,0 +1,389 @@
+"""Predictions -> numbers: how accurate, where sure, where wrong, how honest about it. Standard library alone.
+
+Every function takes the rows of one predictions CSV. Only rows with status "ok" count; where nothing counts,
+a number is None. Two files are set against each other in `lrp.study.comparison`.
+"""
+
+import math
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lrp.errors import PredictionsError
+from lrp.study.intervals import Share, share
+from lrp.study.predictions import Prediction
+from lrp.values import Plain
+
+_FLOOR = sys.float_info.epsilon
+"""The least confidence a loss is taken of, as in scikit-learn's log_loss: one 0 would make the mean infinite."""
+
+
+def counted(predictions: Iterable[Prediction]) -> list[Prediction]:
+    """The rows that count in averages: those with status "ok".
+
+    Raises:
+        PredictionsError: such a row lacks a class, its confidence, or whether it is correct.
+    """
+    rows = [row for row in predictions if row.counted]
+    for row in rows:
+        for column in ("true_label", "predicted_label", "predicted_confidence", "correct"):
+            if getattr(row, column) in ("", None):
+                raise PredictionsError(
+                    f"{row.path}: expected a row with status ok to have all of true_label, predicted_label, "
+                    f"predicted_confidence and correct, got no {column}; make the file again with `lrp evaluate`."
+                )
+    return rows
+
+
+def in_order(predictions: Iterable[Prediction]) -> list[str]:
+    """The true and predicted labels of these rows: by index where one is known, then by name."""
+    index: dict[str, float] = {}
+    for row in predictions:
+        for label, number in ((row.true_label, row.true_index), (row.predicted_label, row.predicted_index)):
+            index[label] = min(index.get(label, math.inf), math.inf if number is None else number)
+    index.pop("", None)
+    return sorted(index, key=lambda label: (index[label], label))
+
+
+def by_class(rows: Iterable[Prediction]) -> dict[str, list[Prediction]]:
+    """The rows of each true class, classes in order."""
+    rows = list(rows)
+    groups: dict[str, list[Prediction]] = {label: [] for label in in_order(rows)}
+    for row in rows:
+        groups[row.true_label].append(row)
+    return {label: group for label, group in groups.items() if group}
+
+
+# --- accuracy ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassAccuracy(Plain):
+    label: str
+    support: int
+    """Counted images that are of this class."""
+    predicted: int
+    """Counted images taken for it."""
+    top1: Share | None
+    top5: Share | None
+    loss: float | None
+    confidence: float | None
+    precision: float | None
+    """Of the images taken for it, the share that are; None if there is none."""
+    recall: float | None
+    """Of its images, the share taken for it."""
+    f1: float | None
+    """The harmonic mean of the two."""
+
+
+@dataclass(frozen=True)
+class Accuracy(Plain):
+    total: int
+    """Rows: counted + unreadable + unmatched."""
+    counted: int
+    unreadable: int
+    unmatched: int
+    top1: Share | None
+    top5: Share | None
+    """How often the true class is among the five likeliest. None where a row does not know its five."""
+    loss: float | None
+    """Mean of -ln(true confidence), in nats; a confidence below 2.2e-16 counts as that. None where a row
+    does not know it."""
+    confidence: float | None
+    """Mean confidence of the predicted class."""
+    classes: tuple[ClassAccuracy, ...]
+    """The true classes of the counted rows, in order."""
+
+
+def accuracy(predictions: Sequence[Prediction]) -> Accuracy:
+    """How often right, and by how much, over all and per class."""
+    rows = counted(predictions)
+    status = Counter(row.status for row in predictions)
+    return Accuracy(
+        len(predictions),
+        len(rows),
+        status["unreadable"],
+        status["unmatched"],
+        *_measures(rows),
+        _classes(rows),
+    )
+
+
+def _measures(rows: Sequence[Prediction]) -> tuple[Share | None, Share | None, float | None, float | None]:
+    """top1, top5, loss, confidence."""
+    n = len(rows)
+    true = [row.true_confidence for row in rows if row.true_confidence is not None]
+    return (
+        share(sum(bool(row.correct) for row in rows), n),
+        share(sum(row.true_label in row.top5 for row in rows), n) if all(row.top5 for row in rows) else None,
+        mean([-math.log(max(value, _FLOOR)) for value in true]) if len(true) == n else None,
+        mean([row.predicted_confidence or 0.0 for row in rows]),
+    )
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """None of nothing."""
+    return math.fsum(values) / len(values) if values else None
+
+
+def _classes(rows: Sequence[Prediction]) -> tuple[ClassAccuracy, ...]:
+    taken = Counter(row.predicted_label for row in rows)
+    hits = Counter(row.true_label for row in rows if row.true_label == row.predicted_label)
+    return tuple(
+        ClassAccuracy(
+            label,
+            len(group),
+            taken[label],
+            *_measures(group),
+            precision=hits[label] / taken[label] if taken[label] else None,
+            recall=hits[label] / len(group),
+            f1=2 * hits[label] / (len(group) + taken[label]),
+        )
+        for label, group in by_class(rows).items()
+    )
+
+
+# --- the surest and the least sure ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Surest(Plain):
+    """Of the correct predictions (`correct` of them), those with the highest and the lowest confidence."""
+
+    label: str
+    """The class; "" for all classes together."""
+    correct: int
+    highest: tuple[Prediction, ...]
+    lowest: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True)
+class Picks(Plain):
+    overall: Surest
+    classes: tuple[Surest, ...]
+    """Every true class, in order; also those without a correct prediction."""
+
+
+def picks(predictions: Sequence[Prediction], count: int = 10) -> Picks:
+    """The `count` correct predictions with the highest confidence and the `count` with the lowest, over all
+    and per class; fewer where there are fewer. Of equal ones, the first by path."""
+    rows = counted(predictions)
+    return Picks(
+        _surest("", rows, count),
+        tuple(_surest(label, group, count) for label, group in by_class(rows).items()),
+    )
+
+
+def _surest(label: str, rows: Iterable[Prediction], count: int) -> Surest:
+    correct = [row for row in rows if row.correct]
+    falling = sorted(correct, key=_falling)
+    rising = sorted(correct, key=lambda row: (row.predicted_confidence, row.path))
+    return Surest(label, len(correct), tuple(falling[:count]), tuple(rising[:count]))
+
+
+def _falling(row: Prediction) -> tuple[float, str]:
+    return -(row.predicted_confidence or 0.0), row.path
+
+
+# --- what is taken for what -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Confused(Plain):
+    """`count` images of class `true` were taken for `predicted`; `share` of all images of `true`."""
+
+    true: str
+    predicted: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Mutual(Plain):
+    """Two classes taken for each other, `count` times in both directions together."""
+
+    first: str
+    second: str
+    count: int
+    first_as_second: int
+    second_as_first: int
+
+
+@dataclass(frozen=True)
+class Confusion(Plain):
+    labels: tuple[str, ...]
+    """Every class that occurs, as true or as predicted: by index where known, then by name."""
+    matrix: tuple[tuple[int, ...], ...]
+    """matrix[i][j]: images of class labels[i] that were taken for labels[j]."""
+    support: tuple[int, ...]
+    """Images of each class, whatever they were taken for."""
+    pairs: tuple[Confused, ...]
+    """Most images first, then the larger share, then in the order of the labels."""
+    mutual: tuple[Mutual, ...]
+    """Most images first, then in the order of the labels."""
+    mistakes: tuple[Prediction, ...]
+    """Every wrong row; most confident first, then by path."""
+
+    def view(self, count: int) -> "ConfusionView":
+        """The part that can be looked at: see `ConfusionView`."""
+        size = range(len(self.labels))
+        column = [sum(line[j] for line in self.matrix) for j in size]
+        wrong = [self.support[i] + column[i] - 2 * self.matrix[i][i] for i in size]
+        true = [i for i in size if self.support[i]]
+        rows = sorted(sorted(true, key=lambda i: -wrong[i])[:count])
+        taken = {j: sum(self.matrix[i][j] for i in rows) for j in size if j not in set(rows)}
+        often = sorted((j for j in taken if taken[j]), key=lambda j: -taken[j])
+        columns, rest = rows + often[:10], often[10:]
+        matrix = [[self.matrix[i][j] for j in columns] for i in rows]
+        if rest:
+            matrix = [
+                line + [sum(self.matrix[i][j] for j in rest)] for i, line in zip(rows, matrix, strict=True)
+            ]
+        return ConfusionView(
+            tuple(self.labels[i] for i in rows),
+            tuple(self.labels[j] for j in columns),
+            len(rest),
+            tuple(map(tuple, matrix)),
+            len(true) - len(rows),
+        )
+
+
+@dataclass(frozen=True)
+class ConfusionView(Plain):
+    """The true classes with most mistakes (their images taken for others, and others' for them)."""
+
+    rows: tuple[str, ...]
+    """In the order of the labels."""
+    columns: tuple[str, ...]
+    """The same, then at most ten others: those that the rows' images were most often taken for."""
+    others: int
+    """How many more classes the rows' images were taken for: the matrix's last column is their sum, if any."""
+    matrix: tuple[tuple[int, ...], ...]
+    """[rows, columns (+ 1)]; a row's sum is all images of its class."""
+    left_out: int
+    """True classes that are no row."""
+
+
+def confusion(predictions: Sequence[Prediction]) -> Confusion:
+    """Which classes are taken for which, and the most confident mistakes."""
+    rows = counted(predictions)
+    labels = in_order(rows)
+    place = {label: i for i, label in enumerate(labels)}
+    matrix = [[0] * len(labels) for _ in labels]
+    for row in rows:
+        matrix[place[row.true_label]][place[row.predicted_label]] += 1
+    support = [sum(line) for line in matrix]
+    cells = {(i, j): n for i, line in enumerate(matrix) for j, n in enumerate(line) if n and i != j}
+    one_way = sorted(cells, key=lambda ij: (-cells[ij], -cells[ij] / support[ij[0]], ij))
+    both: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])
+    for (i, j), n in cells.items():
+        both[min(i, j), max(i, j)][i > j] = n
+    return Confusion(
+        tuple(labels),
+        tuple(map(tuple, matrix)),
+        tuple(support),
+        tuple(Confused(labels[i], labels[j], cells[i, j], cells[i, j] / support[i]) for i, j in one_way),
+        tuple(
+            Mutual(labels[i], labels[j], sum(both[i, j]), *both[i, j])
+            for i, j in sorted(both, key=lambda ij: (-sum(both[ij]), ij))
+        ),
+        tuple(sorted((row for row in rows if not row.correct), key=_falling)),
+    )
+
+
+# --- is a confidence worth its name -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bin(Plain):
+    """The predictions with low < confidence <= high."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float | None
+    """Their mean."""
+    accuracy: Share | None
+
+
+@dataclass(frozen=True)
+class Calibration(Plain):
+    n: int
+    bins: tuple[Bin, ...]
+    accuracy: Share | None
+    confidence: float | None
+    gap: float | None
+    """Mean confidence less accuracy: above 0 the model is overconfident, below 0 underconfident."""
+    ece: float | None
+    """Expected calibration error (Naeini et al. 2015; Guo et al. 2017): the mean over images of their bin's
+    |accuracy - confidence|. Never below 0 by construction, so of few images it is too large."""
+    mce: float | None
+    """The largest of these."""
+    adaptive_ece: float | None
+    """The same from bins of equally many images (Nguyen and O'Connor 2015), where equal width would put
+    nearly all of them into the last bin."""
+
+    @property
+    def tendency(self) -> str:
+        """ "overconfident" or "underconfident" if the mean confidence is outside the accuracy's 95 % interval,
+        else "neither"; "" without images."""
+        if self.accuracy is None or self.confidence is None:
+            return ""
+        if self.confidence > self.accuracy.high:
+            return "overconfident"
+        return "underconfident" if self.confidence < self.accuracy.low else "neither"
+
+
+def calibration(predictions: Sequence[Prediction], bins: int = 15) -> Calibration:
+    """How far a confidence can be taken for the probability of being right.
+
+    Bins take confidences with six decimals, so that those on a bin's edge fall where a pencil puts them.
+
+    Raises:
+        PredictionsError: fewer than one bin.
+    """
+    if bins < 1:
+        raise PredictionsError(f"expected at least one bin of confidences, got bins={bins}")
+    rows = [(row.predicted_confidence or 0.0, bool(row.correct)) for row in counted(predictions)]
+    groups: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
+    for confidence, correct in rows:
+        millionths = round(confidence * 1_000_000)
+        groups[max(0, -(-millionths * bins // 1_000_000) - 1)].append((confidence, correct))
+    made = tuple(_bin(i / bins, (i + 1) / bins, group) for i, group in enumerate(groups))
+    gaps = [(b.count, abs(b.accuracy.value - (b.confidence or 0.0))) for b in made if b.accuracy]
+    whole = _bin(0.0, 1.0, rows)
+    return Calibration(
+        len(rows),
+        made,
+        whole.accuracy,
+        whole.confidence,
+        None if whole.accuracy is None else (whole.confidence or 0.0) - whole.accuracy.value,
+        math.fsum(count * gap for count, gap in gaps) / len(rows) if rows else None,
+        max((gap for _, gap in gaps), default=None),
+        _adaptive(rows, bins),
+    )
+
+
+def _bin(low: float, high: float, rows: Sequence[tuple[float, bool]]) -> Bin:
+    correct = sum(correct for _, correct in rows)
+    return Bin(low, high, len(rows), mean([confidence for confidence, _ in rows]), share(correct, len(rows)))
+
+
+def _adaptive(rows: Sequence[tuple[float, bool]], bins: int) -> float | None:
+    """Equally many images per bin, or nearly: the first bins have one more, as numpy.array_split does it."""
+    if not rows:
+        return None
+    # Many confidences are the same 1.000000. Those count with their mean correctness: else the order of the
+    # rows would decide which of them fall into which bin, and so the result.
+    right: dict[float, list[bool]] = defaultdict(list)
+    for confidence, correct in rows:
+        right[confidence].append(correct)
+    over = sorted((confidence, confidence - sum(c) / len(c)) for confidence, c in right.items() for _ in c)
+    size, extra = divmod(len(over), bins)
+    total, start = 0.0, 0
+    for i in range(bins):
+        end = start + size + (i < extra)
+        total += abs(math.fsum(gap for _, gap in over[start:end]))
+        start = end
+    return total / len(over)

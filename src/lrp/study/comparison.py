@@ -1,0 +1,328 @@
+"""Two predictions files on the same images -> what changed. Standard library alone."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lrp.errors import PredictionsError
+from lrp.study.analysis import by_class, counted
+from lrp.study.intervals import Paired, Share, paired, share
+from lrp.study.predictions import Prediction
+from lrp.values import Plain, plain
+
+
+@dataclass(frozen=True)
+class Twin(Plain):
+    """One image in both files."""
+
+    a: Prediction
+    b: Prediction
+
+    @property
+    def change(self) -> float | None:
+        """How much the true class's confidence rose from A to B, from -1 to 1."""
+        before, after = self.a.true_confidence, self.b.true_confidence
+        return None if before is None or after is None else after - before
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"change": self.change}
+
+
+@dataclass(frozen=True)
+class ClassChange(Plain):
+    label: str
+    n: int
+    a: Share | None
+    b: Share | None
+    gained: int
+    lost: int
+
+
+@dataclass(frozen=True)
+class Restricted(Plain):
+    """Both models made to choose among the classes that both know.
+
+    A row's restricted prediction is the likeliest shared class of its top5, or its prediction if it has no
+    top5. Where no shared class is among them it is undecided, and counts as wrong.
+    """
+
+    classes: tuple[str, ...]
+    overall: Paired
+    undecided_a: int
+    undecided_b: int
+
+
+@dataclass(frozen=True)
+class Comparison(Plain):
+    names: tuple[str, str]
+    matched: int
+    """Images in both files."""
+    only_a: int
+    only_b: int
+    left_out: int
+    """Matched, but in one of the files they do not count (unreadable, or of no class of its model)."""
+    folders: tuple[str, str] | None
+    """Where the paths differ: the leading folders that A has and B has instead."""
+    overall: Paired
+    classes: tuple[ClassChange, ...]
+    """The true classes, in A's order."""
+    twins: tuple[Twin, ...]
+    """Every image that counts in both files, in A's order."""
+    rose: tuple[Twin, ...]
+    """Where the true class's confidence rose most."""
+    fell: tuple[Twin, ...]
+    """Where it fell most."""
+    seen: tuple[int, int]
+    """How many classes occur in A, and in B: as true, predicted, or among the five likeliest."""
+    restricted: Restricted | None
+    """Given where the class sets differ."""
+
+    @property
+    def gained(self) -> tuple[Twin, ...]:
+        """A wrong, B right; first where the true class's confidence rose most."""
+        return _by_change((t for t in self.twins if t.b.correct and not t.a.correct), rising=True)
+
+    @property
+    def lost(self) -> tuple[Twin, ...]:
+        """A right, B wrong; first where the true class's confidence fell most."""
+        return _by_change((t for t in self.twins if t.a.correct and not t.b.correct), rising=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be known to read the numbers; one sentence or two each."""
+        return tuple(_notes(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without `twins`, which are the two files again; with `gained`, `lost` and `notes`."""
+        kept = {name: value for name, value in vars(self).items() if name != "twins"}
+        return plain(kept | {"gained": self.gained, "lost": self.lost, "notes": self.notes})
+
+
+def compare(
+    a: Sequence[Prediction],
+    b: Sequence[Prediction],
+    *,
+    count: int = 10,
+    names: tuple[str, str] = ("A", "B"),
+) -> Comparison:
+    """Set the predictions B against A, image by image.
+
+    Images are the same if their paths are. If no path is in both files, the data may have moved: then one
+    leading folder of A's paths stands for one of B's, if with it every path of the smaller file is in the
+    other; of several such folders those that leave the longest common rest.
+
+    Args:
+        count: how many images `rose` and `fell` hold.
+        names: what messages and notes call A and B.
+
+    Raises:
+        PredictionsError: no image in common, a path twice in one file, folders that could be matched in two
+            ways, or an image of one class in A and of another in B.
+    """
+    rows_a, rows_b = _by_path(a, names[0]), _by_path(b, names[1])
+    folders = _folders(list(rows_a), list(rows_b), names)
+    pairs = [
+        Twin(row, rows_b[other])
+        for path, row in rows_a.items()
+        if (other := moved(path, folders)) is not None and other in rows_b
+    ]
+    _expect_same_classes(pairs, names)
+    counted([row for pair in pairs for row in (pair.a, pair.b)])  # whole, or refused
+    twins = tuple(pair for pair in pairs if pair.a.counted and pair.b.counted)
+    seen_a, seen_b = _seen(a), _seen(b)
+    return Comparison(
+        names,
+        len(pairs),
+        len(rows_a) - len(pairs),
+        len(rows_b) - len(pairs),
+        len(pairs) - len(twins),
+        folders if folders[0] != folders[1] else None,
+        _paired(twins),
+        _classes(twins),
+        twins,
+        _by_change((twin for twin in twins if (twin.change or 0) > 0), rising=True)[:count],
+        _by_change((twin for twin in twins if (twin.change or 0) < 0), rising=False)[:count],
+        (len(seen_a), len(seen_b)),
+        _restricted(twins, seen_a & seen_b) if _sets_differ(a, b, seen_a, seen_b) else None,
+    )
+
+
+# --- which rows are the same image ------------------------------------------------------------------------
+
+
+def _by_path(rows: Iterable[Prediction], name: str) -> dict[str, Prediction]:
+    found: dict[str, Prediction] = {}
+    for row in rows:
+        if row.path in found:
+            raise PredictionsError(
+                f"{name}: expected one row per image, got two of {row.path!r}; remove one."
+            )
+        found[row.path] = row
+    return found
+
+
+def _folders(a: Sequence[str], b: Sequence[str], names: tuple[str, str]) -> tuple[str, str]:
+    """The beginning of A's paths and what B's have in its place; both "" if paths are simply the same."""
+    if not a or not b or not set(a).isdisjoint(b):
+        return "", ""
+    if len(b) < len(a):
+        right, left = _folders(b, a, (names[1], names[0]))
+        return left, right
+    everything = set(b)
+    first = a[0].split("/")
+    possible: dict[tuple[str, str], int] = {}
+    for path in b:
+        common = 0
+        for mine, other in zip(reversed(first), reversed(path.split("/")), strict=False):
+            if mine != other:
+                break
+            common += 1
+        if common:
+            rest = len("/".join(first[-common:]))
+            possible[a[0][:-rest], path[:-rest]] = common
+    fitting = [f for f in possible if all(moved(path, f) in everything for path in a)]
+    longest = [f for f in fitting if possible[f] == max(possible[g] for g in fitting)]
+    if len(longest) == 1:
+        return longest[0]
+    if longest:
+        raise PredictionsError(
+            f"{names[0]}: its images could be those of {names[1]} below {longest[0][1]!r} or {longest[1][1]!r}; "
+            "evaluate both models on the same folder."
+        )
+    raise PredictionsError(
+        f"expected images that are in both files, got {names[0]} with {a[0]!r} and {names[1]} with {b[0]!r}, "
+        "which are not the same below any folder; evaluate both models on the same data."
+    )
+
+
+def moved(path: str, folders: tuple[str, str]) -> str | None:
+    """A's path as B has it; None if it is not below that folder."""
+    return folders[1] + path[len(folders[0]) :] if path.startswith(folders[0]) else None
+
+
+def _expect_same_classes(pairs: Sequence[Twin], names: tuple[str, str]) -> None:
+    known = [twin for twin in pairs if twin.a.true_label and twin.b.true_label]
+    differing = [twin for twin in known if twin.a.true_label != twin.b.true_label]
+    if differing:
+        first = differing[0]
+        raise PredictionsError(
+            f"{first.a.path}: expected the same true class in both files, got {first.a.true_label!r} in {names[0]} "
+            f"and {first.b.true_label!r} in {names[1]} ({len(differing)} of {len(known)} images differ); "
+            "evaluate both models with the same class names."
+        )
+
+
+# --- what changed -----------------------------------------------------------------------------------------
+
+
+def _paired(twins: Sequence[Twin]) -> Paired:
+    return paired([bool(twin.a.correct) for twin in twins], [bool(twin.b.correct) for twin in twins])
+
+
+def _by_change(twins: Iterable[Twin], *, rising: bool) -> tuple[Twin, ...]:
+    sign = -1 if rising else 1
+    return tuple(sorted(twins, key=lambda twin: (sign * (twin.change or 0.0), twin.a.path)))
+
+
+def _classes(twins: Sequence[Twin]) -> tuple[ClassChange, ...]:
+    after = {twin.a.path: bool(twin.b.correct) for twin in twins}
+    changes = []
+    for label, rows in by_class(twin.a for twin in twins).items():
+        both = [(bool(row.correct), after[row.path]) for row in rows]
+        right_a, right_b = (sum(side) for side in zip(*both, strict=True))
+        gained, lost = both.count((False, True)), both.count((True, False))
+        n = len(both)
+        changes.append(ClassChange(label, n, share(right_a, n), share(right_b, n), gained, lost))
+    return tuple(changes)
+
+
+# --- different class sets ---------------------------------------------------------------------------------
+
+
+def _seen(rows: Iterable[Prediction]) -> set[str]:
+    found: set[str] = set()
+    for row in rows:
+        found.update((row.true_label, row.predicted_label), row.top5)
+    return found - {""}
+
+
+def _sets_differ(
+    a: Sequence[Prediction], b: Sequence[Prediction], seen_a: set[str], seen_b: set[str]
+) -> bool:
+    """Whether the two models chose among different classes, as far as their predictions show.
+
+    Two models of 1000 classes do not show the same 400 of them, so that other labels alone prove nothing.
+    """
+    if seen_a == seen_b:
+        return False
+    # One never left the classes of its images, the other did: 10 classes against 1000.
+    if (seen_a <= _true(a)) != (seen_b <= _true(b)):
+        return True
+    if any(row.restricted for row in a) or any(row.restricted for row in b):
+        return True
+    # A class of another index, or an index of another class: one contradiction is enough.
+    pairs = _pairs(b)
+    return any((x == y) != (i == j) for x, i in _pairs(a) for y, j in pairs)
+
+
+def _true(rows: Iterable[Prediction]) -> set[str]:
+    return {row.true_label for row in rows}
+
+
+def _pairs(rows: Iterable[Prediction]) -> set[tuple[str, int]]:
+    """Each label with its index, where known."""
+    return {
+        (label, index)
+        for row in rows
+        for label, index in ((row.true_label, row.true_index), (row.predicted_label, row.predicted_index))
+        if label and index is not None
+    }
+
+
+def _restricted(twins: Sequence[Twin], shared: set[str]) -> Restricted:
+    before, after = ([_likeliest(row, shared) for row in rows] for rows in _sides(twins))
+    true = [twin.a.true_label for twin in twins]
+    overall = paired(*([x == t for x, t in zip(side, true, strict=True)] for side in (before, after)))
+    return Restricted(tuple(sorted(shared)), overall, before.count(None), after.count(None))
+
+
+def _sides(twins: Sequence[Twin]) -> tuple[list[Prediction], list[Prediction]]:
+    return [twin.a for twin in twins], [twin.b for twin in twins]
+
+
+def _likeliest(row: Prediction, shared: set[str]) -> str | None:
+    known: Mapping[str, float] | tuple[str, ...] = row.top5 or (row.predicted_label,)
+    return next((label for label in known if label in shared), None)
+
+
+# --- in words ---------------------------------------------------------------------------------------------
+
+
+def _notes(c: Comparison) -> Iterable[str]:
+    a, b = c.names
+    if c.folders:
+        yield f"The paths differ: what is below {c.folders[0]!r} in {a} was matched to what is below {c.folders[1]!r} in {b}."
+    if c.only_a or c.only_b:
+        yield f"{_images(c.only_a)} only in {a} and {_images(c.only_b)} only in {b} are left out."
+    if c.left_out:
+        yield (
+            f"{_images(c.left_out)} in both files could not be read, or have no class of the model, "
+            "in one of them: left out."
+        )
+    if c.restricted is None:
+        return
+    yield (
+        f"The class sets differ: {a} shows {c.seen[0]} classes, {b} {c.seen[1]}, {len(c.restricted.classes)} of them "
+        "in both. Fewer classes are easier to choose among, and confidences are shares among different classes; "
+        "so compare the accuracies restricted to the shared classes."
+    )
+    for name, undecided in ((a, c.restricted.undecided_a), (b, c.restricted.undecided_b)):
+        if undecided:
+            yield (
+                f"Counted as undecided and wrong: {_images(undecided)} of {name} where no shared class is among the "
+                "likeliest that the file knows; `lrp evaluate --classes data` gives exact numbers."
+            )
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image" if count == 1 else f"{count:,} images"

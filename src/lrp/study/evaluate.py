@@ -1,0 +1,290 @@
+"""Model x data -> predictions, one row for every file: decoding beside inference, and nothing lost.
+
+A `Classifier` turns a batch of files into rows and knows of no other batch, so that any runner may call it, in any
+order. `evaluate` is the runner for one machine: a journal beside the output holds what is finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import lrp
+from lrp.data.data_set import DataSet, Sample, match_classes
+from lrp.data.prefetch import read_ahead
+from lrp.errors import DataError, ImageError, ModelError, PredictionsError
+from lrp.models.loading import LoadedModel
+from lrp.models.weights import fingerprint
+from lrp.pictures.photos import PhotoError, open_photo
+from lrp.study.journal import Journal, journal_of
+from lrp.study.predictions import Prediction, iterate_predictions, write_predictions
+
+CLASSES = ("model", "data")
+BATCH = 32
+
+
+@dataclass
+class Classifier:
+    """A model with its preprocessing, that gives a row for each of a batch of files.
+
+    Args:
+        loaded: the model on `device`, in eval mode, its preprocessing and class names.
+        indices: class folder -> index of the model's output; a folder that is not in it is of no class.
+        name, weights: for the columns of those names.
+        restrict: only the classes of `indices` compete; the others count as impossible.
+        device: where to compute.
+        half: float16 products, with channels last, as GPUs like it.
+        max_megapixels: larger photos are not read.
+    """
+
+    loaded: LoadedModel
+    indices: Mapping[str, int]
+    name: str = ""
+    weights: str = ""
+    restrict: bool = False
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    half: bool = False
+    max_megapixels: float = 100.0
+
+    def __post_init__(self) -> None:
+        names = self.loaded.class_names
+        known = {name for name, count in Counter(names).items() if count > 1}
+        self.labels = [f"{n} ({i})" if n in known else n for i, n in enumerate(names)]
+        self.competing = sorted(set(self.indices.values())) if self.restrict else list(range(len(names)))
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """A row for each file, in their order; depends on nothing but these files."""
+        return self.rows(samples, [self.read(sample) for sample in samples])
+
+    def read(self, sample: Sample) -> np.ndarray | str:
+        """What the model sees of a file, uint8 [h, w, 3]; or why it cannot be read."""
+        try:
+            photo = open_photo(sample.file, max_megapixels=self.max_megapixels)
+            return self.loaded.preprocessing.geometry.apply(photo.pixels)
+        except PhotoError as error:
+            return error.reason
+        except ImageError as error:
+            return str(error)
+
+    def rows(self, samples: Sequence[Sample], seen: Sequence[np.ndarray | str]) -> list[Prediction]:
+        """The rows of files that have been read."""
+        pixels = [crop for crop in seen if isinstance(crop, np.ndarray)]
+        confidences = iter(self.confidences(np.stack(pixels)) if pixels else ())
+        return [
+            self._row(s, next(confidences) if isinstance(crop, np.ndarray) else crop)
+            for s, crop in zip(samples, seen, strict=True)
+        ]
+
+    def confidences(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [N, h, w, 3] -> float64 [N, K]: softmax over the classes that compete, 0 for the others."""
+        pre = self.loaded.preprocessing
+        mean, std = (torch.tensor(v, device=self.device).view(-1, 1, 1) for v in (pre.mean, pre.std))
+        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # in memory, the channels stay last
+        x = x.float().div(255).sub(mean).div(std)
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.float16, enabled=self.half):
+            logits: Any = self.loaded.model(x)
+        if not isinstance(logits, Tensor) or logits.shape != (len(pixels), len(self.labels)):
+            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ModelError(
+                f"{self.name or 'the model'} returns {got} for {len(pixels)} photos: expected logits "
+                f"{[len(pixels), len(self.labels)]}, one for each of its class names."
+            )
+        logits = logits.double().cpu()
+        full = torch.zeros_like(logits)
+        full[:, self.competing] = logits[:, self.competing].softmax(1)
+        return full.numpy()
+
+    def _row(self, sample: Sample, found: np.ndarray | str) -> Prediction:
+        true = self.indices.get(sample.category)
+        facts: dict[str, Any] = {"model": self.name, "weights": self.weights, "restricted": self.restrict}
+        if true is not None:
+            facts |= {"true_index": true, "true_label": self.labels[true]}
+        if isinstance(found, np.ndarray) and not np.isfinite(found).all():
+            found = "the model returned NaN or infinite values for it"
+        if isinstance(found, str):
+            return Prediction(sample.path, status="unreadable", error=found, **facts)
+        best = np.argsort(-found, kind="stable")[:5]
+        first = int(best[0])
+        facts |= {
+            "predicted_index": first, "predicted_label": self.labels[first], "predicted_confidence": float(found[first]),
+            "top5": {self.labels[i]: float(found[i]) for i in best if found[i] > 0},
+        }  # fmt: skip
+        if true is None:
+            unmatched = f"the folder {sample.category!r} is no class of the model"
+            return Prediction(sample.path, status="unmatched", error=unmatched, **facts)
+        return Prediction(sample.path, true_confidence=float(found[true]), correct=first == true, **facts)
+
+
+# ---------------------------------------------------------------- the runner
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What became of a data set.
+
+    Attributes:
+        output: the CSV.
+        counts: files per status: "ok", "unreadable", "unmatched".
+        correct: files of status "ok" that are predicted correctly.
+        resumed: files whose rows were there from a run that was stopped, or all: the CSV was up to date.
+        seconds: of this run, without loading the model.
+        unmatched: folders that are no class of the model -> the nearest names.
+    """
+
+    output: Path
+    counts: Mapping[str, int]
+    correct: int
+    resumed: int
+    seconds: float
+    unmatched: Mapping[str, Sequence[str]]
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"output": str(self.output), "total": self.total}
+
+
+def evaluate(
+    data: DataSet,
+    loaded: LoadedModel,
+    output: Path | str,
+    *,
+    name: str = "",
+    classes: str = "model",
+    batch_size: int = BATCH,
+    device: torch.device | str = "cpu",
+    workers: int | None = None,
+    max_megapixels: float = 100.0,
+    overwrite: bool = False,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Predict every file of a data set and write the rows as CSV, in the data set's order.
+
+    Killed at any moment, the same call goes on where it stopped, and the CSV is the same to the byte: batches are
+    cut at the same places. On a GPU the model runs in float16 where it may (`torch.autocast`).
+
+    Args:
+        data: a `lrp.data.data_set.DataSet`.
+        loaded: a `load_model`; its model is moved to `device`, with channels last in memory.
+        output: the CSV; while it is being made, `<output>.journal` stands beside it.
+        name: how the model was asked for, for the column "model".
+        classes: "model": all the model's classes compete; "data": only those of the data set.
+        workers: threads that decode; None: one per core, eight at most.
+        advance: called with the number of files done since the last call, and of all files.
+
+    Raises:
+        DataError: no folder is a class of the model.
+        PredictionsError: the output cannot be written, is being written, or belongs to another run.
+    """
+    if classes not in CLASSES:
+        raise DataError(f"classes={classes!r}: expected 'model' or 'data'.")
+    output, device = Path(output), torch.device(device)
+    matched = match_classes(data.categories, loaded.class_names)
+    model = loaded.model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classifier = Classifier(
+        loaded._replace(model=model), matched.indices, name, fingerprint(model)[:16], classes == "data", device,
+        half=device.type == "cuda", max_megapixels=max_megapixels,
+    )  # fmt: skip
+    begin, digest, total = time.perf_counter(), hashlib.sha256(), 0
+    for sample in data:
+        digest.update(f"{sample.path}\0{_stat(sample)}\n".encode(errors="surrogateescape"))
+        total += 1
+    identity = {
+        "model": name,
+        "weights": classifier.weights,
+        "preprocessing": json.dumps(loaded.preprocessing.to_dict(), sort_keys=True),
+        "class names": _short(json.dumps(loaded.class_names)),
+        "classes": classes,
+        "data": f"{total} files, {digest.hexdigest()[:16]}",
+        "batch size": str(batch_size),
+        "device": device.type,
+        "max megapixels": f"{max_megapixels:g}",
+        "lrp": lrp.__version__,
+    }
+    tally = _Tally()
+    if output.exists() and not overwrite and not journal_of(output).exists():
+        if not _up_to_date(output, data, classifier, tally):
+            raise PredictionsError(
+                f"{output}: is there already, and is not what this would make; --overwrite makes it again, -o writes "
+                "elsewhere"
+            )
+        resumed = total
+        advance(total, total)
+    else:
+        with Journal.open(output, identity, overwrite=overwrite) as journal:
+            resumed = sum(min(batch_size, total - unit * batch_size) for unit in journal.done)
+            advance(resumed, total)
+            batches = enumerate(_batches(data, batch_size))
+            todo = ((unit, batch) for unit, batch in batches if unit not in journal.done)
+            for unit, batch, seen in read_ahead(
+                todo, classifier.read, workers or min(8, os.cpu_count() or 1)
+            ):
+                journal.add(unit, classifier.rows(batch, seen))
+                advance(len(batch), total)
+            write_predictions(output, tally.of(journal.rows()))
+            journal.remove()
+    seconds = time.perf_counter() - begin
+    return Evaluation(output, dict(tally.counts), tally.correct, resumed, seconds, matched.unmatched)
+
+
+@dataclass
+class _Tally:
+    """Counts the rows that pass by."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    correct: int = 0
+
+    def of(self, rows: Iterable[Prediction]) -> Iterator[Prediction]:
+        for row in rows:
+            self.counts[row.status] += 1
+            self.correct += bool(row.correct)
+            yield row
+
+
+def _up_to_date(output: Path, data: DataSet, classifier: Classifier, tally: _Tally) -> bool:
+    """Whether a finished table is of the same model and of these files, none of them changed since."""
+    made = output.stat().st_mtime_ns  # clocks of file systems tick coarsely: the same moment may be after it
+    wanted = classifier.name, classifier.weights, classifier.restrict
+    try:
+        for sample, row in zip_longest(data, tally.of(iterate_predictions(output))):
+            if sample is None or row is None or row.path != sample.path:
+                return False
+            if (row.model, row.weights, row.restricted) != wanted or _stat(sample)[1] >= made:
+                return False
+    except PredictionsError:  # a table of another kind
+        return False
+    return True
+
+
+def _stat(sample: Sample) -> tuple[int, int]:
+    """(size, time of the last change in ns); zeros where the file went away."""
+    try:
+        facts = sample.file.stat()
+    except OSError:
+        return 0, 0
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+    left = iter(samples)
+    while batch := list(islice(left, size)):
+        yield batch

@@ -1,0 +1,198 @@
+"""Rows of a table -> pictures of why: a mistake's two classes against each other, two models on one photo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from lrp.classes import class_index, classes_meant
+from lrp.engine.targets import Contrast
+from lrp.errors import CompositeError, ModelError, TargetError
+from lrp.gallery.gallery import Gallery, Result, Sheet, outputs
+from lrp.gallery.request import Request
+from lrp.pictures.photos import Found
+from lrp.study.comparison import Twin
+from lrp.study.predictions import Prediction
+from lrp.values import percent
+
+T = TypeVar("T")
+
+LONGEST = 36  # of a class name in a title: two of them, with their probabilities, fit above a heatmap
+
+
+def explain_mistakes(
+    rows: Sequence[Prediction], files: Mapping[str, Path], gallery: Gallery, output: Path | str
+) -> Iterator[Result]:
+    """Of each wrong row a picture `output`/NN_<name>.png, NN its rank: why the predicted class, why not the true one
+    (its heatmap: blue speaks against it), and the contrast of the two, all on one scale.
+
+    Args:
+        rows: of one table; those that are right or have no true class are passed over.
+        files: the photo of each row's path; rows without one are passed over, and keep their rank.
+        gallery: the model that made the table, and how to explain and draw; its request is not used.
+
+    Yields:
+        A `Result` for each; `facts["differs"]` says so where the model predicts another class now.
+
+    Raises:
+        ModelError: a row's classes are not the model's.
+        CompositeError: a preset whose heatmap is the same for every class.
+    """
+    _expect_choice(gallery)
+    names = gallery.loaded.class_names
+    ranked = _ranked({row.path: row for row in rows if row.correct is False}, files)
+    requests = {file: _mistake(row, names) for file, row in ranked.items()}
+    made = replace(gallery, request=requests.__getitem__)
+    for result, row in zip(made.run(list(ranked), Path(output)), ranked.values(), strict=True):
+        if result.facts:
+            _check(result.facts, row, names)
+        yield result
+
+
+def explain_changes(
+    twins: Sequence[Twin],
+    files: Mapping[str, Path],
+    galleries: tuple[Gallery, Gallery],
+    output: Path | str,
+    *,
+    names: tuple[str, str] = ("A", "B"),
+    target: str = "true",
+) -> Iterator[Result]:
+    """Of each photo a picture `output`/NN_<name>.png with the heatmaps of both models, on one scale.
+
+    Args:
+        twins: the rows of both tables.
+        files: the photo of each A's path; twins without one are passed over, and keep their rank.
+        galleries: of A's and of B's model; A's says how to draw. Pictures alone are written, and always anew.
+        names: what the pictures call them.
+        target: "true": what speaks for the true class in each; "predicted": for the class that each predicts.
+
+    Yields:
+        A `Result` for each, whose facts are those of both: {"a": ..., "b": ...}; in each `differs` as for mistakes.
+
+    Raises:
+        ModelError: a row's classes are not its model's.
+        CompositeError: a preset whose heatmap is the same for every class.
+        TargetError: another target.
+    """
+    for gallery in galleries:
+        _expect_choice(gallery)
+    if target not in ("true", "predicted"):
+        raise TargetError(f"target {target!r}: expected 'true' or 'predicted'.")
+    ranked = _ranked({twin.a.path: twin for twin in twins}, files)
+    found = list(ranked)
+    places = outputs(found, Path(output))
+    sides = []
+    for side, gallery, name in zip(("a", "b"), galleries, names, strict=True):
+        classes = gallery.loaded.class_names
+        requests = {
+            file: _change(getattr(twin, side), name, target, classes) for file, twin in ranked.items()
+        }
+        # Nothing is kept: what lies there is a picture of both.
+        made = replace(gallery, request=requests.__getitem__, overwrite=True)
+        sides.append(made.explained(found, places))
+    for twin, a, b in zip(ranked.values(), *sides, strict=True):
+        if isinstance(a, Sheet) and isinstance(b, Sheet):
+            for sheet, row, gallery in zip((a, b), (twin.a, twin.b), galleries, strict=True):
+                _check(sheet.facts, row, gallery.loaded.class_names)
+            yield galleries[0].write(_joined(a, b, twin, names))
+        else:
+            yield a if isinstance(a, Result) else b
+
+
+# --- what is asked for ------------------------------------------------------------------------------------
+
+
+def _ranked(items: Mapping[str, T], files: Mapping[str, Path]) -> dict[Found, T]:
+    """Each item whose photo is known, by its path, under a file that is named by rank."""
+    wide = len(str(len(items)))
+    return {
+        Found(files[path], PurePosixPath(f"{rank:0{wide}}_{files[path].name}")): item
+        for rank, (path, item) in enumerate(items.items(), 1)
+        if path in files
+    }
+
+
+def _mistake(row: Prediction, class_names: Sequence[str]) -> Request:
+    predicted, true = (index_of(row, side, class_names) for side in ("predicted", "true"))
+    wrong, right = _short(row.predicted_label), _short(row.true_label)
+    return Request(
+        "mistake",
+        (predicted, true, Contrast(predicted, true)),
+        titles=(f"why {wrong}", f"why not {right} (blue speaks against it)", f"{wrong}, not {right}"),
+        heading=(f"{_says(row, 'predicted')}, truly {_says(row, 'true')}", Path(row.path).name),
+    )
+
+
+def _change(row: Prediction, name: str, target: str, class_names: Sequence[str]) -> Request:
+    return Request(
+        "change", (index_of(row, target, class_names),), titles=(f"{name}: why {_says(row, target)}",)
+    )
+
+
+def _joined(a: Sheet, b: Sheet, twin: Twin, names: tuple[str, str]) -> Sheet:
+    """Both models' heatmaps; the arrays stay out of it, as they would be one model's."""
+    said = (
+        f"{name} says {_says(row, 'predicted')}" for name, row in zip(names, (twin.a, twin.b), strict=True)
+    )
+    return replace(
+        a,
+        fingerprint=a.fingerprint + b.fingerprint,
+        facts={"a": a.facts, "b": b.facts},
+        maps=[*a.maps, *b.maps],
+        heading=(f"truly {_short(twin.a.true_label)}", f"{', '.join(said)}; {Path(twin.a.path).name}"),
+        npz=None,
+    )
+
+
+def _says(row: Prediction, side: str) -> str:
+    label, sure = getattr(row, f"{side}_label"), getattr(row, f"{side}_confidence")
+    return _short(label) + ("" if sure is None else f" {percent(sure)}")
+
+
+def _short(label: str) -> str:
+    """Long ones, such as ImageNet's full lists of synonyms, would push the rest of a title out of it."""
+    return label if len(label) <= LONGEST else label[: LONGEST - 3].rstrip(" ,") + "..."
+
+
+# --- whether the model is the table's ---------------------------------------------------------------------
+
+
+def index_of(row: Prediction, side: str, class_names: Sequence[str]) -> int:
+    label: str = getattr(row, f"{side}_label")
+    index: int | None = getattr(row, f"{side}_index")
+    if index is None:
+        try:
+            return class_index(label, class_names)
+        except TargetError as error:
+            raise ModelError(
+                f"{row.path}: {error} The table is of another model: name the one that made it."
+            ) from error
+    there = class_names[index] if index < len(class_names) else None
+    # "NAME (INDEX)" is how a table tells classes of one name apart.
+    if there is None or (label != f"{there} ({index})" and index not in classes_meant(label, class_names)):
+        instead = f"none of its {len(class_names)}" if there is None else repr(there)
+        raise ModelError(
+            f"{row.path}: class {index} is {label!r} in the table, and {instead} in the model: the table is of another "
+            "model; name the one that made it."
+        )
+    return index
+
+
+def _expect_choice(gallery: Gallery) -> None:
+    if gallery.explainer.seed == "softmax":
+        raise CompositeError(
+            "expected rules that explain one class, got some that start from the softmax of all (as kaifishr does), "
+            "whose heatmap is the same for every class: take another composite to see why this one, why not that."
+        )
+
+
+def _check(facts: dict[str, object], row: Prediction, class_names: Sequence[str]) -> None:
+    """Where only the data's classes competed, another class may well be the likeliest of all."""
+    if not row.restricted and index_of(row, "predicted", class_names) != facts["predicted_index"]:
+        facts["differs"] = (
+            f"{row.path}: the table says {row.predicted_label!r}, the model {facts['predicted']!r} now: was it "
+            "evaluated at another size, or on another device?"
+        )

@@ -1,0 +1,358 @@
+"""The table of predictions, one row per image: what `lrp evaluate` writes and every later step reads.
+
+Knows the standard library alone. The journal that makes a killed run go on is in `journal.py`.
+"""
+
+import csv
+import json
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lrp.errors import PredictionsError
+from lrp.storage.atomic import os_errors, write_whole
+
+COLUMNS = (
+    "path", "true_label", "predicted_label", "predicted_confidence", "true_confidence", "correct",
+    "status", "error", "true_index", "predicted_index", "top5", "model", "weights", "restricted",
+)  # fmt: skip
+_NEEDED = COLUMNS[:6]
+_TEXTS = ("path", "true_label", "predicted_label", "error", "model", "weights")
+
+# What a row of each status must have, and what it cannot have.
+_PRESENT = {
+    "ok": ("true_label", "predicted_label", "predicted_confidence", "correct"),
+    "unreadable": (),
+    "unmatched": ("predicted_label", "predicted_confidence"),
+}
+_ABSENT = {
+    "ok": (),
+    "unreadable": (
+        "predicted_label", "predicted_confidence", "true_confidence", "correct", "predicted_index", "top5",
+    ),
+    "unmatched": ("true_label", "true_confidence", "correct", "true_index"),
+}  # fmt: skip
+
+_A_CONFIDENCE = "expected a number from 0 to 1"
+_A_TOP5 = "expected a JSON object of at most five different labels, each with a number from 0 to 1"
+_AN_INDEX = "expected a whole number, 0 or more"
+
+# What a spreadsheet runs, after any number of apostrophes: each writing adds one, each reading takes one off,
+# so that "'=1" comes back as well as "=1".
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_TO_QUOTE = re.compile('[",\r\n]')
+_NUMBER = re.compile(
+    r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+)  # not float(): "nan", "1_0", blanks
+_WHOLE = re.compile(r"([0-9]{1,18})(\.0*)?")  # "3.0" is pandas' way where some of a column are empty
+
+_from_json = json.JSONDecoder(
+    object_pairs_hook=tuple
+).decode  # an object as its pairs: a label twice is noticed
+_as_json = json.JSONEncoder(ensure_ascii=False).encode
+_LONGEST_CELL = csv.field_size_limit()
+_LONGEST_LINE = 16 * 1024 * 1024  # bytes; a file without any line end is not read into memory as one line
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One image and what one model said of it. Its fields are the columns, in their order."""
+
+    path: str
+    """The data folder as it was given, joined with the path below it, with "/"."""
+    true_label: str = ""
+    """"" where the image's folder names no class of the model."""
+    predicted_label: str = ""
+    """"" where the file could not be read."""
+    predicted_confidence: float | None = None
+    """Softmax probability, 0 to 1, of the predicted class. In the CSV, like all such, with ten digits."""
+    true_confidence: float | None = None
+    correct: bool | None = None
+    """Decided by index. None: there is no prediction, or no true class."""
+    status: str = "ok"
+    """"ok"; "unreadable": not predicted, `error` says why; "unmatched": predicted, but of no known true class."""
+    error: str = ""
+    true_index: int | None = None
+    predicted_index: int | None = None
+    top5: Mapping[str, float] = field(default_factory=dict)
+    """Label to probability, likeliest first, at most five. In the CSV a JSON object."""
+    model: str = ""
+    weights: str = ""
+    """Fingerprint of the model's weights."""
+    restricted: bool = False
+    """Whether only the data set's classes competed, instead of all classes of the model."""
+
+    @property
+    def counted(self) -> bool:
+        """Whether it counts in averages. Then, in a row that was read, `correct`, both labels and
+        `predicted_confidence` are there."""
+        return self.status == "ok"
+
+
+def fault(row: Prediction) -> tuple[str, str] | None:
+    """The first column that contradicts the rest of its row, and what is wrong there. None: the row is sound.
+
+    Asked before a row is written, so that what was written can be read.
+    """
+    if not row.path:
+        return "path", "is empty"
+    for column in _TEXTS:
+        if "\0" in getattr(row, column):
+            return column, "holds a NUL character"
+    if row.status not in _PRESENT:
+        return "status", f"expected ok, unreadable or unmatched, got {_shown(row.status)}"
+    for column in ("predicted_confidence", "true_confidence"):
+        value = getattr(row, column)
+        if value is not None and not 0 <= value <= 1:  # NaN is refused too
+            return column, f"{_A_CONFIDENCE}, got {value}"
+    if len(row.top5) > 5 or not all(0 <= value <= 1 for value in row.top5.values()):
+        return "top5", f"{_A_TOP5}, got {_shown(dict(row.top5))}"
+    for column in ("true_index", "predicted_index"):
+        if (getattr(row, column) or 0) < 0:
+            return column, f"{_AN_INDEX}, got {getattr(row, column)}"
+    for column in _ABSENT[row.status]:
+        if not _nothing(value := getattr(row, column)):
+            return column, f"must be empty where status is {row.status}, got {_shown(value)}"
+    for column in _PRESENT[row.status]:
+        if _nothing(getattr(row, column)):
+            return column, f"must not be empty where status is {row.status}"
+    if row.correct is not None and row.true_index is not None and row.predicted_index is not None:
+        same = row.true_index == row.predicted_index
+        if row.correct != same:
+            return "correct", (
+                f"is {row.correct}, but true_index {row.true_index} and predicted_index {row.predicted_index} "
+                f"{'are the same' if same else 'differ'}"
+            )
+    return None
+
+
+def write_predictions(path: Path | str, rows: Iterable[Prediction]) -> None:
+    """Write the table, whole or not at all. Takes the rows one by one and holds no more than a thousand.
+
+    Names that are no Unicode (a file name of stray bytes) are written with backslashes: 'caf\\udce9.png'. A
+    text that a spreadsheet would run as a formula gets an apostrophe in front, which reading takes off.
+
+    Raises:
+        PredictionsError: a row contradicts itself (see `fault`), or the file cannot be written. What was at
+            `path` before is then untouched. That no path comes twice is checked by reading only.
+    """
+    path = Path(path)
+    lines = (_line(path, number, row) for number, row in enumerate(rows, 1))
+    write_whole(path, _joined([",".join(COLUMNS) + "\n"], lines), PredictionsError)
+
+
+def read_predictions(path: Path | str) -> list[Prediction]:
+    """All rows of a table, in its order. As `iterate_predictions`, which see for what is accepted and raised."""
+    return list(iterate_predictions(path))
+
+
+def iterate_predictions(path: Path | str) -> Iterator[Prediction]:
+    """The rows of a table one by one, each validated. About 80 bytes a row are kept, to notice a path's return.
+
+    The first six columns must be there in their order; of the others some may be missing, in any order, and
+    unknown ones are passed over. What is missing has its default; without a column `status`, a row without a
+    predicted label is "unreadable", one without a true label "unmatched". Without indices `correct` is taken
+    as it is.
+
+    Raises:
+        PredictionsError: the file cannot be read or is no such table. Names the line, counted in the file (a
+            row over several lines by its first), and the column.
+    """
+    path = Path(path)
+    seen: set[int] = set()
+    for line, row in _numbered(path):
+        if hash(row.path) in seen:  # where it was is looked up only now: to keep every line would take memory
+            first = next((n for n, other in _numbered(path) if other.path == row.path), line)
+            if first < line:
+                raise _wrong(path, line, "path", f"{_shown(row.path)} was there before, in line {first}")
+        seen.add(hash(row.path))
+        yield row
+
+
+# Writing ------------------------------------------------------------------------------------------------------
+
+
+def _joined(*parts: Iterable[str]) -> Iterator[str]:
+    """The lines, a thousand at a time."""
+    for lines in map(iter, parts):
+        while chunk := "".join(islice(lines, 1000)):
+            yield chunk
+
+
+def _line(path: Path, number: int, row: Prediction) -> str:
+    if wrong := fault(row):
+        raise PredictionsError(f"{path}: row {number}, column {wrong[0]}: {wrong[1]}")
+    cells = [_cell(column, getattr(row, column)) for column in COLUMNS]
+    if (longest := max(map(len, cells))) > _LONGEST_CELL:
+        column = COLUMNS[[len(cell) for cell in cells].index(longest)]
+        raise PredictionsError(
+            f"{path}: row {number}, column {column}: {longest} characters are more than {_LONGEST_CELL}"
+        )
+    return csv_line(cells)
+
+
+def csv_line(cells: Iterable[str]) -> str:
+    """By hand: csv.writer leaves a lone carriage return unquoted, which csv.reader then refuses."""
+    return ",".join(['"' + c.replace('"', '""') + '"' if _TO_QUOTE.search(c) else c for c in cells]) + "\n"
+
+
+def neutral(text: str) -> str:
+    """With an apostrophe in front where a spreadsheet would run it as a formula."""
+    return "'" + text if _FORMULA.match(text) else text
+
+
+def _cell(column: str, value: Any) -> str:
+    if column in _TEXTS:
+        return neutral(value)
+    if column == "top5":
+        return "{" + ", ".join([f"{_as_json(k)}: {p:.10g}" for k, p in value.items()]) + "}" if value else ""
+    if value is None:
+        return ""
+    # Ten digits, not six decimals: the surest predictions differ behind 0.999999, and 1e-9 is a loss of 20.7.
+    return f"{value:.10g}" if column.endswith("confidence") else str(value)
+
+
+# Reading ------------------------------------------------------------------------------------------------------
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, Prediction]]:
+    """Each row with the line it begins in."""
+    with os_errors(path, "read", PredictionsError):
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
+            raise PredictionsError(f"{path}: cannot be read: not a regular file")
+        reader = csv.reader(_lines(path), strict=True)
+        columns: list[str] = []
+        while True:
+            line = reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                break
+            except csv.Error as error:
+                raise PredictionsError(
+                    f"{path}: line {line}: is no row of a CSV ({error}). A cell with a comma, a quotation mark or "
+                    "a line break stands in quotation marks, and those inside are doubled"
+                ) from error
+            if not columns:
+                columns = _header(path, line, cells)
+            elif cells:  # nothing: a blank line
+                yield line, _row(path, line, columns, cells)
+        if not columns:
+            raise PredictionsError(f"{path}: is empty; expected a table of predictions with a header line")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines as editors count them: ended by \\n alone, so that a carriage return inside a cell counts as none."""
+    with path.open("rb") as file:
+        number = 0
+        while raw := file.readline(_LONGEST_LINE):
+            number += 1
+            if b"\0" in raw:
+                raise PredictionsError(f"{path}: line {number}: holds a NUL byte; damaged, or no CSV")
+            if len(raw) == _LONGEST_LINE:
+                raise PredictionsError(f"{path}: line {number}: is longer than 16 MiB; this is no CSV")
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise PredictionsError(
+                    f"{path}: line {number}: byte 0x{error.object[error.start]:02X} is not UTF-8; save the table as "
+                    "CSV in UTF-8"
+                ) from error
+            if line:  # nothing: the file is a byte-order mark alone
+                yield line
+
+
+def _header(path: Path, line: int, cells: list[str]) -> list[str]:
+    if tuple(cells[:6]) != _NEEDED:
+        got = _shown(", ".join(cells[:6])) if cells else "a blank line"
+        needed = ", ".join(_NEEDED)
+        raise PredictionsError(f"{path}: line {line}: expected the first six columns {needed}; got {got}")
+    if twice := [column for column in COLUMNS if cells.count(column) > 1]:
+        raise PredictionsError(f"{path}: line {line}: columns that come twice: {', '.join(twice)}")
+    return cells
+
+
+def _row(path: Path, line: int, columns: list[str], cells: list[str]) -> Prediction:
+    if len(cells) != len(columns):
+        raise PredictionsError(
+            f"{path}: line {line}: expected {len(columns)} cells, as in the header, got {len(cells)}; a text with a "
+            "comma stands in quotation marks"
+        )
+    values: dict[str, Any] = {}
+    for column, cell in zip(columns, cells, strict=True):
+        if column in _READ:
+            try:
+                values[column] = _READ[column](cell)
+            except ValueError as error:
+                raise _wrong(path, line, column, f"{error}, got {_shown(cell)}") from error
+    if "status" not in values:
+        predicted, known = values["predicted_label"], values["true_label"]
+        values["status"] = "unreadable" if not predicted else "ok" if known else "unmatched"
+    row = Prediction(**values)
+    if wrong := fault(row):
+        raise _wrong(path, line, *wrong)
+    return row
+
+
+def _wrong(path: Path, line: int, column: str, what: str) -> PredictionsError:
+    return PredictionsError(f"{path}: line {line}, column {column}: {what}")
+
+
+def _text(cell: str) -> str:
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
+
+
+def _confidence(cell: str) -> float | None:
+    if cell and not _NUMBER.fullmatch(cell):
+        raise ValueError(_A_CONFIDENCE)
+    return float(cell) if cell else None
+
+
+def _index(cell: str) -> int | None:
+    whole = _WHOLE.fullmatch(cell)
+    if cell and not whole:
+        raise ValueError(_AN_INDEX)
+    return int(whole[1]) if whole else None
+
+
+def _correct(cell: str) -> bool | None:
+    return _boolean(cell) if cell else None
+
+
+def _boolean(cell: str) -> bool:
+    if cell.lower() not in ("true", "false", "1", "0"):
+        raise ValueError("expected True or False")
+    return cell.lower() in ("true", "1")
+
+
+def _top5(cell: str) -> dict[str, float]:
+    try:
+        pairs = _from_json(cell) if cell else ()
+        ours = isinstance(pairs, tuple) and all(type(p) in (int, float) for _, p in pairs)
+        top5 = {label: float(p) for label, p in pairs} if ours else {}
+    except (ValueError, RecursionError, OverflowError):
+        ours = False
+    if not ours or len(top5) < len(pairs):
+        raise ValueError(_A_TOP5)
+    return top5
+
+
+_READ: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(_TEXTS, _text),
+    "predicted_confidence": _confidence, "true_confidence": _confidence, "correct": _correct, "status": str,
+    "true_index": _index, "predicted_index": _index, "top5": _top5, "restricted": _boolean,
+}  # fmt: skip
+
+
+def _nothing(value: object) -> bool:
+    return value is None or value == "" or value == {}
+
+
+def _shown(value: object) -> str:
+    """A value in an error message: quoted, on one line, not endless."""
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,322 @@
+"""Measure one model: is it explained as it should be? With random weights, and what such weights can show.
+
+Run as a program, `python -m lrp.survey.check NAME FILE` measures the model NAME and writes the result to FILE as
+JSON: the worker of `lrp.survey.survey`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import lrp
+from lrp.engine.explainer import Explainer
+from lrp.engine.ledger import AGREES, CLOSES
+from lrp.errors import LrpError
+from lrp.models.loading import load_model
+from lrp.survey.architectures import family
+
+REACHED = 1e-6  # of the start: with less at the input, the last layers of the way were not tested
+LARGE = 100_000_000  # parameters: torchvision's models above take 224 x 224 pixels
+HUGE = 400_000_000  # parameters: above, the ledger is kept in float32, for want of memory
+NOISE = 8  # images that batch norm takes its statistics from
+
+Make = Callable[[], tuple[nn.Module, Tensor]]
+
+# The last fact of each step -> what is being done until it is there.
+STEPS = {"shape": "built", "without_evidence": "captured", "finite": "explained", "dtype": "timed"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of one model. None: not got to, see `reason`, or not a finite number.
+
+    Attributes:
+        name: as `load_model` takes it.
+        family: "torchvision", or a module of timm.models.
+        reason: why the model counts as missed, one line; "" if it does not.
+        parameters: how many.
+        shape: of one image, [C, H, W].
+        preset: the composite's name.
+        free_batch: any number of images goes through what was captured.
+        seconds: from the module to the program.
+        operations: how many the graph has.
+        without_evidence: the operations of them whose rule could not be told from the graph.
+        logit_error: largest difference to the model's own logits, of the largest of them; float32.
+        rounding: the model's own float32 logits against float64, as `logit_error`: what float32 costs anyway.
+        dtype: of the ledger, "float64" or "float32".
+        closing_error: unexplained at the worst node, of the Σ|R| entering it.
+        worst: that node: module path and operation.
+        finite: relevance and logits, in both types.
+        reached, bias, epsilon, dropped: where the relevance went, as shares of the start.
+        amplification: largest Σ|R| of a node, of the start.
+        times: seconds of one explanation over seconds of one input gradient, float32.
+        gradient: seconds of that gradient.
+        threads: of torch.
+        versions: of lrp, torch, torchvision, timm.
+        date: of the measurement.
+    """
+
+    name: str
+    family: str
+    reason: str = ""
+    parameters: int | None = None
+    shape: tuple[int, ...] | None = None
+    preset: str | None = None
+    free_batch: bool | None = None
+    seconds: float | None = None
+    operations: int | None = None
+    without_evidence: int | None = None
+    logit_error: float | None = None
+    rounding: float | None = None
+    dtype: str | None = None
+    closing_error: float | None = None
+    worst: str | None = None
+    finite: bool | None = None
+    reached: float | None = None
+    bias: float | None = None
+    epsilon: float | None = None
+    dropped: float | None = None
+    amplification: float | None = None
+    times: float | None = None
+    gradient: float | None = None
+    threads: int | None = None
+    versions: dict[str, str] | None = None
+    date: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Result:
+        """The inverse of `to_dict`; entries it does not know are left out."""
+        known = {field.name for field in fields(cls)}
+        kept = {name: value for name, value in values.items() if name in known}
+        if kept.get("shape") is not None:
+            kept["shape"] = tuple(kept["shape"])
+        return cls(**kept)
+
+
+def check(name: str, *, size: int | None = None, composite: Any = None, repeats: int = 3) -> Result:
+    """Measure a model with random weights on one image of noise. Never raises: what fails is the result's reason.
+
+    Args:
+        name: as `load_model` takes it: "resnet50", "timm:beit_base_patch16_224".
+        size: side of the input in pixels; None: the model's own, 224 for torchvision's largest.
+        composite: as `Explainer` takes it; None: the preset that fits the architecture.
+        repeats: how often time is taken; the median counts. 0: not at all.
+    """
+    return measure(name, lambda: build(name, size), composite=composite, repeats=repeats)
+
+
+def build(name: str, size: int | None = None) -> tuple[nn.Module, Tensor]:
+    """The model with random weights that let signal and relevance through, and an image [1, C, H, W] of noise."""
+    vit = name.startswith("vit_")
+    if not name.startswith("timm:") and size is None:
+        size = 224 if _published(name) > LARGE else None
+    loaded = load_model(name, pretrained=False)
+    model, (height, width) = loaded.model, loaded.preprocessing.geometry.crop
+    if size is not None and (height, width) != (size, size):
+        height = width = size
+        if vit:  # position embeddings have the size of the input
+            import torchvision.models
+
+            model = torchvision.models.get_model(name, weights=None, image_size=size).eval()
+    return realistic(model, torch.randn(NOISE, 3, height, width)), torch.randn(1, 3, height, width)
+
+
+def _published(name: str) -> int:
+    """Parameters of one of torchvision's models, before it is built; 0 for others."""
+    import torchvision.models
+
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        return 0
+    return int(torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"])
+
+
+def realistic(model: nn.Module, x: Tensor) -> nn.Module:
+    """Random weights as different from each other as trained ones, so that each is tested; in place, in eval mode.
+
+    Batch norms get scales of both signs and measure their statistics in one pass over `x` [N, C, H, W], noise;
+    without that, deep nets saturate or fade out. What initialisers leave at one small value (zero heads and
+    biases, layer scales of 1e-6) is drawn, or whole blocks would add nothing.
+    """
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(like: Tensor, deviation: float) -> Tensor:
+        return deviation * torch.randn(like.shape, generator=generator).to(like)
+
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    model.eval()
+    with torch.no_grad():
+        for norm in norms:
+            if norm.affine:
+                sign = torch.where(torch.rand(norm.num_features, generator=generator) < 0.2, -1.0, 1.0)
+                norm.weight.copy_((torch.rand(len(sign), generator=generator) + 0.5) * sign)
+                norm.bias.copy_(normal(norm.bias, 0.2))
+        for p in model.parameters():
+            first = p.flatten()[:1]
+            if p.is_floating_point() and p.numel() and abs(float(first)) < 0.1 and bool((p == first).all()):
+                matrix = p.dim() > 1 and p.numel() > max(p.shape)
+                p.copy_(normal(p, (p.numel() / len(p)) ** -0.5 if matrix else 0.1))
+        measuring = [n for n in norms if n.track_running_stats]
+        kept = [n.momentum for n in measuring]
+        for norm in measuring:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain average
+            norm.train()  # of all modules only these: nothing is dropped out
+        if measuring:
+            model(x)
+        for norm, momentum in zip(measuring, kept, strict=True):
+            norm.momentum = momentum
+    return model.eval()
+
+
+def measure(name: str, make: Make, *, composite: Any = None, repeats: int = 3) -> Result:
+    """`check` of whatever `make` returns: a model in eval mode, float32, and an image [1, C, H, W] for it."""
+    facts: dict[str, Any] = {}
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # timm's and torch's about their own code; ours are in the facts
+        torch.manual_seed(0)
+        try:
+            _measure(facts, make, composite, repeats)
+            reason = "; ".join(_missed(facts))
+        except LrpError as error:
+            reason = f"{type(error).__name__}: {error}"
+        except Exception as error:  # models raise what they like
+            step = next((doing for fact, doing in STEPS.items() if fact not in facts), "accounted for")
+            reason = f"{type(error).__name__} while it was {step}: {error}".removesuffix(": ")
+    return Result(
+        name, family(name), " ".join(reason.split()), **{k: _plain(v) for k, v in facts.items()},
+        threads=torch.get_num_threads(), versions=versions(), date=date.today().isoformat(),
+    )  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Of what a result depends on: measured with others, it is measured again."""
+    return {"lrp": lrp.__version__, **{name: version(name) for name in ("torch", "torchvision", "timm")}}
+
+
+def _measure(facts: dict[str, Any], make: Make, composite: Any, repeats: int) -> None:
+    """Fill in the facts one by one, so that what fails leaves those before it."""
+    model, x = make()
+    for p in model.parameters():
+        p.requires_grad_(False)  # the gradient to compare with is the input's alone
+    facts["parameters"] = sum(p.numel() for p in model.parameters())
+    facts["shape"] = tuple(x.shape[1:])
+
+    Explainer(nn.Flatten().eval()).prepare(torch.zeros(1, 1, 1, 2))  # imports what torch.export needs
+    explainer = Explainer(model, composite)
+    began = time.perf_counter()
+    prepared = explainer.prepare(x)
+    facts["seconds"] = time.perf_counter() - began
+    facts["free_batch"] = prepared.captured.free_batch
+    facts["preset"] = prepared.composite.name
+    facts["operations"] = len(prepared.graph.operations)
+    facts["without_evidence"] = sum(not o.evident for o in prepared.plain.rows)
+
+    single = explainer(x)
+    with torch.no_grad():
+        own = model(x.clone())  # it may write into its input
+    facts["logit_error"] = float((single.logits - own).abs().max() / own.abs().max())
+    facts["finite"] = _finite(single)
+    if repeats:
+        facts["times"], facts["gradient"] = _times(explainer, x, int(single.target[0]), repeats)
+
+    facts["dtype"] = "float64" if facts["parameters"] <= HUGE else "float32"
+    if facts["dtype"] == "float64":
+        del explainer, prepared, single  # two programs are too much memory for the largest
+        single = Explainer(model, composite, dtype=torch.float64)(x)
+        facts["finite"] = facts["finite"] and _finite(single)
+        facts["rounding"] = float((single.logits - own).abs().max() / single.logits.abs().max())
+    health, ledger = single.health, single.ledger
+    facts["closing_error"] = health.closing_error
+    worst = max(ledger, key=lambda row: float(row.closing_error.nan_to_num(math.inf)), default=None)
+    facts["worst"] = f"{worst.path or '(model)'} {worst.op}" if worst else None
+    facts["reached"] = float(health.shares["input"][0])
+    for name in ("bias", "epsilon", "dropped"):
+        facts[name] = float(health.shares[name][0])
+    facts["amplification"] = float(health.amplification[0])
+
+
+def _finite(explanation: Any) -> bool:
+    return bool(torch.isfinite(explanation.relevance).all() and torch.isfinite(explanation.logits).all())
+
+
+def _times(explainer: Explainer, x: Tensor, target: int, repeats: int) -> tuple[float, float]:
+    """(seconds of an explanation over seconds of a gradient, seconds of that gradient): medians, interleaved."""
+
+    def gradient() -> None:
+        image = x.clone().requires_grad_()
+        torch.autograd.grad(explainer.model(image.clone())[0, target], image)
+
+    seconds: dict[Callable[[], Any], list[float]] = {gradient: [], lambda: explainer(x): []}
+    for _ in range(repeats + 1):
+        for run, taken in seconds.items():
+            began = time.perf_counter()
+            run()
+            taken.append(time.perf_counter() - began)
+    one, other = (statistics.median(taken[1:]) for taken in seconds.values())  # the first warms up
+    return other / one, one
+
+
+def _missed(facts: dict[str, Any]) -> list[str]:
+    """What is asked of every model and not met, in words."""
+    dtype = torch.float64 if facts["dtype"] == "float64" else torch.float32
+    limits = {"logits": max(AGREES[torch.float32], 2 * facts.get("rounding", 0)), "closes": CLOSES[dtype]}
+    missed = []
+    if not facts["logit_error"] <= limits["logits"]:
+        missed.append(
+            f"logits differ from the model's by {facts['logit_error']:.1e} of the largest (limit {limits['logits']:.0e})"
+        )
+    if not facts["finite"]:
+        missed.append("not finite: relevance or logits hold NaN or infinite values")
+        if math.isfinite(facts["amplification"]):
+            missed[-1] += (
+                f" in float32; in float64 the largest Σ|R| of a node is {facts['amplification']:.0e} × start"
+            )
+        return missed  # the sums below say no more
+    if not facts["closing_error"] <= limits["closes"]:
+        missed.append(
+            f"{facts['worst']} does not close: {facts['closing_error']:.1e} of the relevance entering it is "
+            f"unexplained in {facts['dtype']} (limit {limits['closes']:.0e})"
+        )
+    if not abs(facts["reached"]) >= REACHED:
+        missed.append(
+            f"not tested: {facts['reached']:.1e} of the start reached the input (from {REACHED:.0e} on)"
+        )
+    return missed
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def main(arguments: list[str]) -> None:
+    name, place = arguments
+    result = check(name)
+    Path(place).write_text(json.dumps(result.to_dict(), allow_nan=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

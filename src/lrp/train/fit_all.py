@@ -1,0 +1,445 @@
+"""Trains a whole net, on one device or many: AdamW, warm-up and cosine, augmentation, early stopping.
+
+The loop is Lightning Fabric's, which brings devices, nodes and precision; there is no other state here than what
+`on_state` is given, so that a run that is killed goes on from its last epoch and ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lrp.data.splits import Example
+from lrp.errors import ImageError, TrainingError
+from lrp.models.preprocessing import Preprocessing
+from lrp.pictures.photos import open_photo
+from lrp.train.fit_head import Facts, best_epoch
+from lrp.values import Plain
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Value = TypeVar("Value")
+PATIENCE = timedelta(days=7)
+"""How long other processes wait for the first one, which may compute features and draw heatmaps meanwhile."""
+
+
+@dataclass(frozen=True)
+class NetSettings(Plain):
+    """How a whole net is trained; the defaults are the stated ones.
+
+    Attributes:
+        epochs: at most so many passes over the photos.
+        batch_size: photos that go through a device together.
+        accumulate: so many batches make one step: their gradients are averaged.
+        learning_rate: AdamW's highest, for a step of 32 photos; it grows with the root of their number.
+        head_factor: the head's rate is so many times that; one that was not trained before may need 10.
+        weight_decay: of weights; biases and scales have none.
+        label_smoothing: the share of the target that goes to all classes alike.
+        warmup: the share of all steps in which the rate rises; after that it falls as half a cosine, to zero.
+        patience: so many epochs without a better accuracy on val, and it stops.
+        crop: the smallest share of a photo's area that a training crop shows; 1: no crops.
+        mirror: half of the training photos are mirrored.
+        keep_statistics: batch norms go on with the statistics they came with, also while training, so that the first
+            step is one of the very net whose head was found; small batches of few photos have poor ones.
+        clip: the gradient's largest norm.
+        seed: of the order of the photos and of every crop.
+    """
+
+    epochs: int = 10
+    batch_size: int = 32
+    accumulate: int = 1
+    learning_rate: float = 3e-4
+    head_factor: float = 1.0
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    warmup: float = 0.1
+    patience: int = 5
+    crop: float = 0.6
+    mirror: bool = True
+    keep_statistics: bool = True
+    clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name} = {value:g}, expected {rule}"
+            for name, rule, fits in (
+                ("epochs", "1 or more", self.epochs >= 1),
+                ("batch_size", "1 or more", self.batch_size >= 1),
+                ("accumulate", "1 or more", self.accumulate >= 1),
+                ("learning_rate", "a number above 0", 0 < self.learning_rate < math.inf),
+                ("head_factor", "a number above 0", 0 < self.head_factor < math.inf),
+                ("weight_decay", "0 or more", 0 <= self.weight_decay < math.inf),
+                ("label_smoothing", "0 to below 1", 0 <= self.label_smoothing < 1),
+                ("warmup", "0 to below 1", 0 <= self.warmup < 1),
+                ("patience", "1 or more", self.patience >= 1),
+                ("crop", "above 0 up to 1", 0 < self.crop <= 1),
+                ("clip", "a number above 0", self.clip > 0),
+            )
+            if not fits
+            for value in [getattr(self, name)]
+        ]
+        if wrong:
+            raise TrainingError(f"settings of the training: {'; '.join(wrong)}.")
+
+
+class Photos(Dataset[tuple[Tensor, int]]):
+    """The examples as the model sees them, [3, h, w] normalised; for training, each time a little otherwise.
+
+    What is drawn for a photo depends on the seed, the epoch and its place alone: not on workers, nor on resuming.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        preprocessing: Preprocessing,
+        settings: NetSettings | None,
+        max_megapixels: float = 100.0,
+    ) -> None:
+        self.examples, self.preprocessing, self.settings = examples, preprocessing, settings
+        self.max_megapixels = max_megapixels
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = item
+        example = self.examples[index]
+        try:
+            pixels = open_photo(example.sample.file, max_megapixels=self.max_megapixels).pixels
+        except ImageError as error:
+            raise TrainingError(
+                f"{error}: it could be read when the training began. Put it back, and the same command goes on."
+            ) from error
+        if self.settings is None:
+            return self.preprocessing(pixels), example.target
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hash((self.settings.seed, epoch, index)) % 2**63)
+            return self._augmented(torch.from_numpy(pixels).permute(2, 0, 1)), example.target
+
+    def _augmented(self, photo: Tensor) -> Tensor:
+        from torchvision.transforms import v2
+
+        settings, pre = self.settings, self.preprocessing
+        assert settings is not None
+        crop = v2.RandomResizedCrop(
+            pre.geometry.crop,
+            (settings.crop, 1.0),
+            interpolation=v2.InterpolationMode(pre.geometry.interpolation),
+        )
+        steps = [crop, v2.RandomHorizontalFlip(0.5 if settings.mirror else 0.0)]
+        steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(pre.mean), list(pre.std))]
+        return v2.Compose(steps)(photo)
+
+
+class Order(Sampler[tuple[int, int]]):
+    """(epoch, place) of every photo: shuffled by seed and epoch for training, else as they come.
+
+    Of several devices each takes its own every so many-th; the last ones are filled up from the beginning, in training
+    only, so that all take the same number of steps.
+    """
+
+    def __init__(self, count: int, seed: int | None, rank: int = 0, world: int = 1) -> None:
+        self.count, self.seed, self.rank, self.world = count, seed, rank, world
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return (
+            len(range(self.rank, self.count, self.world))
+            if self.seed is None
+            else -(-self.count // self.world)
+        )
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        places = list(range(self.count))
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
+            places = torch.randperm(self.count, generator=generator).tolist()
+            places += places[: len(self) * self.world - self.count]
+        return ((self.epoch, place) for place in places[self.rank :: self.world])
+
+
+def launch(device: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
+    """The devices to train on; with several, the processes for them are started here.
+
+    Raises:
+        TrainingError: Lightning Fabric is missing, or there are not so many devices.
+    """
+    try:
+        from lightning_fabric import Fabric
+        from lightning_fabric.strategies import DDPStrategy
+        from lightning_fabric.utilities.exceptions import MisconfigurationException
+    except ModuleNotFoundError as error:
+        raise TrainingError("this needs Lightning Fabric: pip install 'lrp[train]'.") from error
+    kind = device.partition(":")[0]
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if kind == "auto" else kind
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # of its banners
+    chosen: Any = [int(device.partition(":")[2])] if ":" in device and devices == 1 else devices
+    try:
+        fabric = Fabric(
+            accelerator=kind,
+            devices=chosen,
+            num_nodes=nodes,
+            strategy=DDPStrategy(timeout=PATIENCE) if devices * nodes > 1 else "auto",
+            precision="bf16-mixed" if kind == "cuda" and torch.cuda.is_bf16_supported() else "32-true",
+        )
+        fabric.launch()
+    except (RuntimeError, ValueError, TypeError, MisconfigurationException) as error:
+        words = " ".join(str(error).split())
+        raise TrainingError(f"--devices {devices} of {kind}: {words}") from error
+    return fabric
+
+
+def shared(fabric: Fabric, make: Callable[[], Value]) -> Value | None:
+    """What `make` gives in the first process, in all of them. Where it raises there, the others get None."""
+    made = None
+    try:
+        if fabric.is_global_zero:
+            made = make()
+    finally:
+        made = fabric.broadcast(made) if fabric.world_size > 1 else made
+    return made
+
+
+def fit_all(
+    model: nn.Module,
+    heads: Sequence[str],
+    preprocessing: Preprocessing,
+    train: Sequence[Example],
+    val: Sequence[Example],
+    settings: NetSettings,
+    fabric: Fabric,
+    *,
+    workers: int | None = None,
+    max_megapixels: float = 100.0,
+    state: Mapping[str, Any] | None = None,
+    on_state: Callable[[dict[str, Any]], None] = lambda state: None,
+    on_epoch: Callable[[Facts], None] = lambda facts: None,
+    advance: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> list[Facts]:
+    """Train `model` in place; returns the history, one dict for each epoch, its first the model as it came.
+
+    Where it ends the model is that of the last epoch: `on_state` is told when it is the best.
+
+    Args:
+        heads: paths of the fresh layers.
+        workers: processes that decode; None: as many as cores, eight at most.
+        state: of an earlier run, to go on from: {"model", "optimizer", "epoch", "history"}.
+        on_state: given the state after each epoch, after `on_epoch`. Only the first process calls these two; where
+            they raise, the others return.
+        on_epoch: given the facts of each epoch: epoch, loss, accuracy (of training, with augmentation), val_loss,
+            val_accuracy, learning_rate, seconds, images_per_second.
+        advance: photos done since the last call, of how many in all epochs, and words: the epoch, and after a comma
+            its loss and accuracy so far.
+
+    Raises:
+        TrainingError: the loss is no number any more, or a photo cannot be read any more.
+    """
+    optimizer = torch.optim.AdamW(_groups(model, heads, settings))
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    rank, world = fabric.global_rank, fabric.world_size
+    order = Order(len(train), settings.seed, rank, world)
+    options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+    if workers:
+        options["multiprocessing_context"] = "spawn" if fabric.device.type == "cuda" else None
+    # Batch norm cannot train on a single photo: it sits out, another one in each epoch.
+    single = len(order) > settings.batch_size > 1 and len(order) % settings.batch_size == 1
+    batches = DataLoader(
+        Photos(train, preprocessing, settings, max_megapixels),
+        settings.batch_size,
+        sampler=order,
+        drop_last=single,
+        **options,
+    )
+    judged = DataLoader(
+        Photos(val, preprocessing, None, max_megapixels),
+        settings.batch_size,
+        sampler=Order(len(val), None, rank, world),
+        **options,
+    )
+    history: list[Facts] = []
+    if state:
+        model.load_state_dict(state["model"])
+    wrapped, wrapped_optimizer = fabric.setup(model.to(memory_format=torch.channels_last), optimizer)
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+        history = [dict(facts) for facts in state["history"]]
+    # A loader has no place here that Fabric would have to know: the samplers divide the photos themselves.
+    steps = -(-len(batches) // settings.accumulate)
+    in_epoch = len(order) * world + len(val)
+    total = len(val) + settings.epochs * in_epoch
+    begun = len(history)
+
+    def close() -> bool:
+        """Of an epoch: what only the first process does."""
+        if len(history) == begun:
+            return True  # an earlier run did
+        facts = history[-1]
+        if not math.isfinite(facts.get("loss", 0.0) + facts["val_loss"]):
+            raise TrainingError(
+                f"epoch {facts['epoch']}: the loss is no number any more; a lower --learning-rate than "
+                f"{settings.learning_rate:g} may help."
+            )
+        on_epoch(facts)
+        if facts["epoch"]:
+            on_state(
+                {
+                    "model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": facts["epoch"],
+                    "history": history,
+                }
+            )  # fmt: skip
+        return True
+
+    if history:
+        advance(len(val) + (len(history) - 1) * in_epoch, total, "training")
+    else:
+        val_loss, accuracy = _judge(model, judged, fabric, advance, total, "training")
+        history.append({"epoch": 0, "val_loss": val_loss, "val_accuracy": accuracy})
+    while shared(fabric, close) and not finished(history, settings):
+        epoch, begin = len(history), time.perf_counter()
+        order.epoch = epoch
+        words, told = f"training, epoch {epoch} of {settings.epochs}", begin
+        sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
+        wrapped.train()
+        if settings.keep_statistics:
+            for norm in _batch_norms(model):
+                norm.eval()
+        optimizer.zero_grad(set_to_none=True)
+        for number, (images, targets) in enumerate(_loaded(batches)):
+            step, part = divmod(number, settings.accumulate)
+            last = part == settings.accumulate - 1 or number == len(batches) - 1
+            images, targets = fabric.to_device(
+                (images.contiguous(memory_format=torch.channels_last), targets)
+            )
+            with fabric.no_backward_sync(wrapped, enabled=not last):
+                logits = _logits(wrapped(images))
+                loss = functional.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
+                held = min(settings.accumulate, len(batches) - step * settings.accumulate)
+                fabric.backward(loss / held)
+            if last:
+                rate = _rate(((epoch - 1) * steps + step) / (settings.epochs * steps), settings)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group["factor"] * settings.learning_rate * _scale(settings, world)
+                fabric.clip_gradients(
+                    wrapped, wrapped_optimizer, max_norm=settings.clip, error_if_nonfinite=False
+                )
+                wrapped_optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                right = (logits.argmax(1) == targets).sum()
+                sums += torch.stack(
+                    [loss.double() * len(targets), right.double(), right.new_tensor(len(targets))]
+                )
+            if time.perf_counter() > told + 1:  # a GPU would be waited for each time
+                told, (so_far, hits, seen) = time.perf_counter(), sums.tolist()
+                words = f"training, epoch {epoch} of {settings.epochs}, loss {so_far / seen:.3f}, {hits / seen:.1%}"
+            advance(len(targets) * world, total, words)
+        total_loss, correct, seen = _summed(fabric, sums)
+        seconds = time.perf_counter() - begin
+        val_loss, accuracy = _judge(model, judged, fabric, advance, total, words)
+        history.append(
+            {
+                "epoch": epoch, "loss": total_loss / seen, "accuracy": correct / seen, "val_loss": val_loss,
+                "val_accuracy": accuracy, "learning_rate": optimizer.param_groups[0]["lr"], "seconds": seconds,
+                "images_per_second": seen / seconds,
+            }
+        )  # fmt: skip
+    return history
+
+
+def _loaded(batches: DataLoader[Any]) -> Iterator[Any]:
+    """The batches; what went wrong in a process that decodes is said in one line, as if it had been in this one."""
+    try:
+        yield from batches
+    except TrainingError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise TrainingError(last.removeprefix(f"{TrainingError.__module__}.TrainingError: ")) from error
+
+
+def finished(history: Sequence[Facts], settings: NetSettings) -> bool:
+    done = len(history) - 1
+    return done >= settings.epochs or (done > 0 and done - best_epoch(history) >= settings.patience)
+
+
+def _groups(model: nn.Module, heads: Sequence[str], settings: NetSettings) -> list[dict[str, Any]]:
+    """Parameters by whether they belong to the head and whether they decay: matrices do, biases and scales do not."""
+    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        fresh = any(name.startswith(f"{head}.") for head in heads)
+        kinds.setdefault((fresh, parameter.dim() > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "factor": settings.head_factor if fresh else 1.0,
+            "weight_decay": settings.weight_decay if matrix else 0.0,
+        }
+        for (fresh, matrix), parameters in kinds.items()
+    ]
+
+
+def _batch_norms(model: nn.Module) -> Iterator[Any]:
+    """Those that keep running statistics."""
+    return (module for module in model.modules() if getattr(module, "running_mean", None) is not None)
+
+
+def _rate(progress: float, settings: NetSettings) -> float:
+    """From 0 to 1 in the warm-up, then as half a cosine back to 0; `progress` is the share of all steps that is done."""
+    if progress < settings.warmup:
+        return (progress + 1e-3) / (settings.warmup + 1e-3)
+    return 0.5 * (1 + math.cos(math.pi * (progress - settings.warmup) / (1 - settings.warmup)))
+
+
+def _scale(settings: NetSettings, world: int) -> float:
+    return math.sqrt(settings.batch_size * settings.accumulate * world / 32)
+
+
+def _logits(output: Any) -> Tensor:
+    """Of nets with heads for training only (GoogLeNet, Inception), the logits alone."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _summed(fabric: Fabric, sums: Tensor) -> list[float]:
+    """Over all devices."""
+    together: Any = fabric.all_reduce(sums, reduce_op="sum")
+    return together.tolist()
+
+
+def _judge(
+    model: nn.Module,
+    judged: DataLoader[Any],
+    fabric: Fabric,
+    advance: Callable[[int, int, str], None],
+    total: int,
+    words: str,
+) -> tuple[float, float]:
+    """Mean loss in nats and accuracy.
+
+    Of the bare model: the wrapped one talks to the other processes in each batch, and these may have fewer.
+    """
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
+    with torch.no_grad():
+        for images, targets in _loaded(judged):
+            images, targets = fabric.to_device(
+                (images.contiguous(memory_format=torch.channels_last), targets)
+            )
+            with fabric.autocast():
+                logits = _logits(model(images)).float()
+            loss = functional.cross_entropy(logits, targets, reduction="sum")
+            right = (logits.argmax(1) == targets).sum()
+            sums += torch.stack([loss.double(), right.double(), right.new_tensor(len(targets))])
+            advance(len(targets) * fabric.world_size, total, words)
+    loss_sum, correct, count = _summed(fabric, sums)
+    return loss_sum / count, correct / count

@@ -1,0 +1,256 @@
+"""A model with new classes: its head trained on features that are kept, or all of it; saved for every other command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import lrp
+from lrp.data.data_set import Sample
+from lrp.data.splits import TrainingData, split
+from lrp.errors import CaptureError, ModelError, TrainingError
+from lrp.models.loading import PACKAGED, SUFFIXES, build
+from lrp.models.preprocessing import Preprocessing
+from lrp.models.weights import fingerprint
+from lrp.pictures.photos import Photo, open_photo
+from lrp.storage.atomic import os_errors
+from lrp.storage.locks import Lock
+from lrp.train.features import Store, features
+from lrp.train.fit_all import NetSettings, fit_all, launch, shared
+from lrp.train.fit_head import Facts, HeadSettings, fit_head
+from lrp.train.heads import adapted
+from lrp.train.heads import split as cut
+from lrp.train.training_run import OnEpoch, Retrained, Run
+
+MODES = ("head", "all")
+Advance = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the first process found out, and all of them need to train the whole net."""
+
+    data: TrainingData
+    architecture: str
+    preprocessing: Preprocessing
+    heads: tuple[str, ...]
+    state: Mapping[str, Any] | None
+
+
+def retrain(
+    data: Path | str,
+    output: Path | str,
+    model: str = PACKAGED,
+    *,
+    train: str = "head",
+    head: HeadSettings | None = None,
+    net: NetSettings | None = None,
+    size: int | None = None,
+    val_share: float = 0.2,
+    seed: int = 0,
+    max_skip_rate: float = 0.05,
+    max_megapixels: float = 100.0,
+    follow_links: bool = False,
+    pretrained: bool = True,
+    device: torch.device | str = "cpu",
+    devices: int = 1,
+    nodes: int = 1,
+    workers: int | None = None,
+    batch_size: int = 32,
+    cache: Path | str | None = None,
+    overwrite: bool = False,
+    arch: str | None = None,
+    on_data: Callable[[TrainingData], None] = lambda data: None,
+    on_epoch: Sequence[OnEpoch] = (),
+    advance: Advance = lambda done, total, what: None,
+) -> Retrained:
+    """Give a model the class folders of `data` as its classes, and train it.
+
+    Killed at any moment, the same call goes on from its last epoch and ends with the same numbers; a call whose
+    output is there already returns it. On a CPU, `train="head"` gives the same bits each time.
+
+    Args:
+        data: as `lrp.data.splits.split` reads it; so are val_share, seed, max_skip_rate, max_megapixels, follow_links.
+        output: ends in .pth, .pt or .safetensors.
+        model: of `load_model`; or a file with its sidecar, to go on from there with other classes or data.
+        train: "head": the last layers alone, on features that are computed once. "all": everything, beginning with
+            the head that "head" finds.
+        head, net: how; `seed` is theirs too.
+        size: side of the model's input; None: what it was trained with. It is written to the output's sidecar.
+        pretrained: False begins with random weights.
+        device: "cpu", "cuda", "cuda:1"; for "all" also `devices` of them on each of `nodes` machines.
+        workers: that decode; None: one per core, eight at most.
+        batch_size: photos that go through the trunk together.
+        cache: folder of the features; None: .lrp_features beside the output.
+        overwrite: start over, whatever is there.
+        on_data: called when the data is read.
+        on_epoch: each called after each epoch.
+        advance: called with the number done since the last call, of how many, and words: what is done, and after a
+            comma how it goes.
+
+    With several devices, only the first of their processes reads the data, writes, and calls these functions; in the
+    others the result has no files.
+
+    Raises:
+        TrainingError, DataError, ModelError, BusyError: one line each; what is finished is kept.
+    """
+    output = Path(output)
+    if train not in MODES:
+        raise TrainingError(f"train={train!r}: expected 'head' or 'all'.")
+    if not output.name.endswith(SUFFIXES):
+        raise TrainingError(f"{output}: expected a name that ends in {', '.join(SUFFIXES)}.")
+    if output.is_dir():
+        raise TrainingError(f"{output}: is a folder; name a file in it.")
+    settings: Any = (
+        (head or HeadSettings(seed=seed))
+        if train == "head"
+        else (net or NetSettings(seed=seed, keep_statistics=pretrained))
+    )
+    fabric = launch(str(device), devices, nodes) if train == "all" else None
+    first = fabric is None or fabric.is_global_zero
+    where = fabric.device if fabric else torch.device(device)
+    model_: nn.Module
+    run: Run
+
+    def begin() -> _Task | Retrained:
+        """All that comes before the training of the whole net; or all, where it is the head's alone or done before."""
+        nonlocal run, model_
+        material = split(
+            data, val_share=val_share, seed=seed, max_skip_rate=max_skip_rate, max_megapixels=max_megapixels,
+            follow_links=follow_links, advance=lambda done, total: advance(done, total, "reading photos"),
+        )  # fmt: skip
+        on_data(material)
+        advance(0, 1, f"loading {model}")
+        fresh = adapted(model, len(material.classes), pretrained=pretrained, seed=seed, arch=arch)
+        preprocessing = fresh.preprocessing if size is None else fresh.preprocessing.with_size(size)
+        identity = {
+            "model": model,
+            "weights": fingerprint(fresh.model)[:16],
+            "preprocessing": json.dumps(preprocessing.to_dict(), sort_keys=True),
+            "class names": json.dumps(material.class_names, ensure_ascii=False),
+            "data": material.fingerprint[:16],
+            "train": train,
+            "settings": json.dumps(settings.to_dict(), sort_keys=True),
+            "device": where.type,
+            "devices": str(devices * nodes),
+            "lrp": lrp.__version__,
+        }
+        run = Run(
+            output, identity, settings, material, fresh.architecture, preprocessing, model, seed, on_epoch
+        )
+        if not overwrite and (kept := run.kept()) is not None:
+            return kept
+        state = run.begin(overwrite)
+        model_ = _laid_out(fresh.model, where)
+        if train == "head" or (state is None and pretrained):
+            fitted = _head(
+                run, model_, torch.zeros(2, 3, *preprocessing.geometry.crop, device=where),
+                head or HeadSettings(seed=seed), where, batch_size, workers,
+                Path(cache) if cache else output.parent / ".lrp_features", max_megapixels, advance, state,
+            )  # fmt: skip
+            if train == "head":
+                return run.end(model_, fitted)
+        elif state is not None:
+            model_.load_state_dict(state["model"])
+            run.save_best(model_, state["history"])
+        return _Task(material, fresh.architecture, preprocessing, fresh.heads, state)
+
+    with os_errors(output.parent, "made", TrainingError):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    with Lock(output) if first else nullcontext():
+        task = begin() if fabric is None else shared(fabric, begin)
+        if isinstance(task, Retrained) and first:
+            return task
+        if not isinstance(task, _Task):
+            return Retrained(str(output), (), (), {}, (), (), ())
+        assert fabric is not None
+        if not first:  # the weights come from the first process
+            model_ = _laid_out(build(task.architecture, len(task.data.classes), task.preprocessing), where)
+        history = fit_all(
+            model_, task.heads, task.preprocessing, task.data.train, task.data.val, settings, fabric,
+            workers=workers, state=task.state, max_megapixels=max_megapixels,
+            advance=advance if first else lambda done, total, what: None,
+            on_epoch=lambda facts: run.tell(facts, model_), on_state=lambda held: run.after_epoch(model_, held),
+        )  # fmt: skip
+        if not first:
+            return Retrained(str(output), (), tuple(history), {}, (), (), ())
+        return run.end(model_, history)
+
+
+def _laid_out(model: nn.Module, device: torch.device) -> nn.Module:
+    """On its device, channels last: CPUs and GPUs run convolutions nearly twice as fast then."""
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _head(
+    run: Run,
+    model: nn.Module,
+    example: Tensor,
+    settings: HeadSettings,
+    device: torch.device,
+    batch_size: int,
+    workers: int | None,
+    cache: Path,
+    max_megapixels: float,
+    advance: Advance,
+    state: Mapping[str, Any] | None,
+) -> list[Facts]:
+    """Train the head on features: the whole of a training, or how one of the whole net begins."""
+    whole = run.identity["train"] == "head"
+    try:
+        parts = cut(model, example)
+    except (ModelError, CaptureError) as error:
+        if whole:
+            raise
+        run.notes.append(f"the training began with a random head: {error}")
+        return []
+    # The weights below the head: the head itself is fresh at each run, and no part of the features.
+    key = fingerprint(parts.trunk)
+
+    def trunk(images: Tensor) -> tuple[Tensor, ...]:
+        return parts.trunk(images.contiguous(memory_format=torch.channels_last))
+
+    def read(sample: Sample) -> Photo:
+        return open_photo(sample.file, max_megapixels=max_megapixels)
+
+    count = len(run.data.train) + len(run.data.val)
+    stores: list[Store] = []
+    for examples, views in ((run.data.train, ("plain", "mirrored")), (run.data.val, ("plain",))):
+        stores.append(
+            features(
+                trunk, [e.sample for e in examples], run.preprocessing, cache, key, views=views,
+                batch_size=batch_size, device=device, workers=workers, digests=[e.digest for e in examples],
+                read=read, advance=lambda done, _: advance(done, count, "computing features"),
+            )
+        )  # fmt: skip
+        run.broken += stores[-1].broken  # since they were read
+    labels = [
+        torch.tensor([examples[i].target for i in store.kept])
+        for examples, store in zip((run.data.train, run.data.val), stores, strict=True)
+    ]
+
+    def progress(done: int, total: int) -> None:
+        last = run.history[-1] if whole and run.history else {}
+        words = f", loss {last['loss']:.3f}, {100 * last['accuracy']:.1f} %" if last else ""
+        advance(done, total, f"training the head{words}")
+
+    fitted = fit_head(
+        parts.tail, stores[0].views, labels[0], stores[1].views, labels[1], settings, state=state if whole else None,
+        on_state=run.keep if whole else lambda state: None,
+        on_epoch=(lambda facts: run.tell(facts, model)) if whole else lambda facts: None, advance=progress,
+    )  # fmt: skip
+    if whole:
+        run.extra = {"weight_decay": fitted.weight_decay}
+        # From the tail's names to the model's.
+        run.last = {
+            f"{parts.heads[int(name.split('.')[1])]}.{name.split('.', 2)[2]}": tensor
+            for name, tensor in fitted.last.items()
+        }
+    return fitted.history

@@ -1,0 +1,252 @@
+"""What a training leaves on the disk, and what an earlier run of it has left there.
+
+Beside the output stand, while it is being made, its lock and `OUTPUT.resume`, from which a killed run goes on; and for
+good `<name>.last.pth`, `<name>.history.json` and `<name>.curves.png`. Nothing of it is needed to load the output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrp.data.splits import TrainingData
+from lrp.errors import TrainingError
+from lrp.models.loading import LoadedModel, save_checkpoint, sidecar_facts, update_facts
+from lrp.models.preprocessing import Preprocessing
+from lrp.storage.atomic import os_errors, write_whole
+from lrp.storage.locks import START_OVER, beside, differing
+from lrp.train.fit_head import Facts, best_epoch
+from lrp.values import Plain
+
+OnEpoch = Callable[[Facts, LoadedModel], None]
+"""Given an epoch's facts and the model as it is then, not to be changed."""
+
+
+@dataclass(frozen=True)
+class Retrained(Plain):
+    """What became of a training.
+
+    Attributes:
+        output: the weights of the best epoch; `load_model` takes it.
+        files: all that was written, the output first.
+        history: a dict for each epoch; the first is the model as it came.
+        metrics: of the best epoch: epoch, val_accuracy, val_loss.
+        classes: {"label", "folder", "train", "val"} of each.
+        broken: (path, reason) of files that were left out.
+        notes: what a person should know of the data.
+        kept: it was there already, made by the same command.
+        resumed: epochs that an earlier run had done.
+    """
+
+    output: str
+    files: tuple[str, ...]
+    history: tuple[Facts, ...]
+    metrics: Facts
+    classes: tuple[Facts, ...]
+    broken: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    kept: bool = False
+    resumed: int = 0
+
+
+class Run:
+    """What is written, when, and what is there from an earlier run."""
+
+    def __init__(
+        self,
+        output: Path,
+        identity: dict[str, str],
+        settings: Any,
+        data: TrainingData,
+        architecture: str,
+        preprocessing: Preprocessing,
+        model: str,
+        seed: int,
+        on_epoch: Sequence[OnEpoch],
+    ) -> None:
+        self.output, self.identity, self.settings, self.data = output, identity, settings, data
+        self.architecture, self.preprocessing, self.model, self.seed = (
+            architecture,
+            preprocessing,
+            model,
+            seed,
+        )
+        self.on_epoch = on_epoch
+        self.resume = beside(output, "resume")
+        self.last_file = output.with_name(f"{output.stem}.last{output.suffix}")
+        self.history_file = output.with_name(f"{output.stem}.history.json")
+        self.history: list[Facts] = []
+        self.extra: Facts = {}
+        self.last: dict[str, Tensor] = {}
+        self.broken = list(data.broken)
+        self.notes = list(data.notes)
+        self.resumed = 0
+
+    # ------------------------------------------------------------ what is there
+
+    def kept(self) -> Retrained | None:
+        """The finished output of the same command."""
+        facts = None if self.resume.exists() else sidecar_facts(self.output)
+        if facts is None or not facts.get("finished") or facts.get("identity") != self.identity:
+            return None
+        try:
+            history = json.loads(self.history_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return self._result(history, facts["metrics"], kept=True)
+
+    def begin(self, overwrite: bool) -> Mapping[str, Any] | None:
+        """The state to go on from, if there is one of this run.
+
+        Raises:
+            TrainingError: what is there is another run's.
+        """
+        if overwrite:
+            with os_errors(self.resume, "removed", TrainingError):
+                self.resume.unlink(missing_ok=True)
+            return None
+        if self.resume.exists():
+            try:
+                found = torch.load(self.resume, weights_only=True, map_location="cpu")
+                before, state = found["identity"], found["state"]
+            except Exception as error:  # what a damaged file raises depends on where it is damaged
+                raise TrainingError(f"{self.resume} is damaged: {START_OVER}.") from error
+            if before != self.identity:
+                raise TrainingError(f"{differing(self.output, before, self.identity)}.")
+            self.history = [dict(facts) for facts in state["history"]]
+            self.resumed = len(self.history) - 1
+            return state
+        if os.path.lexists(self.output):
+            raise TrainingError(
+                f"{self.output}: is there already, and is not what this would make; {START_OVER}."
+            )
+        return None
+
+    # ------------------------------------------------------------ what is written
+
+    def tell(self, facts: Facts, model: nn.Module) -> None:
+        """Note an epoch, and say it to whoever wants to know."""
+        if facts["epoch"] < len(self.history):
+            return  # said before the run was killed
+        self.history.append(dict(facts))
+        self._write_history()
+
+        now = LoadedModel(model.eval(), self.preprocessing, self.data.class_names)
+        for function in self.on_epoch:
+            function(dict(facts), now)
+
+    def keep(self, state: Mapping[str, Any]) -> None:
+        """What a killed run goes on from; whole or not at all."""
+        part = self.resume.with_name(self.resume.name + ".part")
+        with os_errors(
+            self.resume,
+            "written",
+            TrainingError,
+            ". What was finished before is kept; the same command goes on",
+        ):
+            try:
+                with open(part, "wb") as file:
+                    torch.save({"identity": self.identity, "state": dict(state)}, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(part, self.resume)
+            except RuntimeError as error:  # how torch says that the disk is full
+                raise OSError(None, str(error).splitlines()[0]) from error
+            finally:
+                with suppress(OSError):
+                    part.unlink()
+
+    def after_epoch(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        self.keep(state)
+        self.save_best(model, state["history"])
+
+    def save_best(self, model: nn.Module, history: Sequence[Facts]) -> None:
+        """As the output, if the last epoch is the best.
+
+        After the state, and again when a killed run goes on: an epoch that were done again might not be the best again,
+        where numbers differ from run to run, as on GPUs.
+        """
+        if best_epoch(history) == history[-1]["epoch"]:
+            self._save(self.output, model, self._facts(history[-1], finished=False))
+
+    def end(self, model: nn.Module, history: Sequence[Facts]) -> Retrained:
+        """Write what is not there yet, and take away what was only for going on."""
+        best = history[best_epoch(history)]
+        if self.last:  # the head's training: the model has the best head
+            self._save(self.output, model, self._facts(best, finished=False))
+            held = {name: model.state_dict()[name].clone() for name in self.last}
+            model.load_state_dict(self.last, strict=False)
+            self._save(self.last_file, model, self._facts(history[-1], finished=True))
+            model.load_state_dict(held, strict=False)
+        else:
+            self._save(self.last_file, model, self._facts(history[-1], finished=True))
+        self.history = [dict(facts) for facts in history]
+        self._write_history()
+        self._draw()
+        update_facts(self.output, self._facts(best, finished=True))
+        with os_errors(self.resume, "removed", TrainingError):
+            self.resume.unlink(missing_ok=True)
+        return self._result(self.history, self._metrics(best), resumed=self.resumed)
+
+    def _save(self, path: Path, model: nn.Module, facts: Facts) -> None:
+        save_checkpoint(path, model, self.architecture, self.data.class_names, self.preprocessing, facts)
+
+    def _facts(self, epoch: Facts, finished: bool) -> Facts:
+        return {
+            "finished": finished,
+            "identity": self.identity,
+            "from": self.model,
+            "train": self.identity["train"],
+            "settings": asdict(self.settings) | self.extra,
+            "seed": self.seed,
+            "data": {
+                "fingerprint": self.data.fingerprint,
+                "classes": [c.to_dict() for c in self.data.classes],
+            },
+            "metrics": self._metrics(epoch),
+        }
+
+    def _metrics(self, epoch: Facts) -> Facts:
+        return {name: epoch[name] for name in ("epoch", "val_accuracy", "val_loss")}
+
+    def _write_history(self) -> None:
+        text = json.dumps(self.history, indent=1) + "\n"
+        write_whole(self.history_file, [text], TrainingError)
+
+    def _draw(self) -> None:
+        """The curves, where there is what draws them."""
+        with suppress(ModuleNotFoundError):
+            import matplotlib  # noqa: F401
+
+            from lrp.train import curves
+
+            figure = curves.training(self.history, best_epoch(self.history), title=self.output.name)
+            for place in self._curves():
+                curves.save(figure, place)
+
+    def _curves(self) -> list[Path]:
+        return [self.output.with_name(f"{self.output.stem}.curves{suffix}") for suffix in (".png", ".svg")]
+
+    def _result(
+        self, history: Sequence[Facts], metrics: Facts, kept: bool = False, resumed: int = 0
+    ) -> Retrained:
+        files = [self.output, Path(f"{self.output}.json"), self.last_file, self.history_file, *self._curves()]
+        return Retrained(
+            str(self.output),
+            tuple(str(file) for file in files if file.exists()),
+            tuple(history),
+            metrics,
+            tuple(c.to_dict() for c in self.data.classes),
+            tuple(self.broken),
+            tuple(self.notes),
+            kept,
+            resumed,
+        )

@@ -1,0 +1,120 @@
+"""What a model looks at while it learns: the heatmaps of the same photos after each epoch, and a sheet of them all."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lrp.classes import classes_meant
+from lrp.engine.explainer import Explainer
+from lrp.errors import ImageError
+from lrp.models.loading import LoadedModel
+from lrp.pictures import heatmap
+from lrp.pictures.contact_sheet import Entry, contact_sheet
+from lrp.pictures.photos import open_photo
+
+
+class Watch:
+    """Called after an epoch, explains its photos: `folder`/epoch_NNN/<photo>.png, and `folder`/development.png.
+
+    As `on_epoch` of `lrp.train.retrain.retrain`, or from any training loop: `watch({"epoch": 3}, loaded)`. The sheet shows
+    what lies in `folder`, so that a training that was killed and goes on has all of it; epoch 0 begins anew.
+
+    Args:
+        photos: files, looked at in each epoch. One whose folder names a class is asked for that class, another for
+            the one that the model predicts.
+        folder: for the pictures.
+        composite: a preset's name, or what `lrp.Explainer` takes; None: the one that fits the architecture.
+        every: only after every so many-th epoch, and the first two.
+
+    Raises:
+        ImageError: a photo cannot be read; now, not in the middle of the training.
+    """
+
+    def __init__(
+        self, photos: Sequence[Path | str], folder: Path | str, *, composite: Any = None, every: int = 1
+    ) -> None:
+        self.photos = [open_photo(path) for path in photos]
+        self.folder, self.composite, self.every = Path(folder), composite, every
+        self.names = _names([photo.path for photo in self.photos])
+
+    def __call__(self, facts: Mapping[str, Any], loaded: LoadedModel) -> None:
+        import torch
+
+        epoch = int(facts["epoch"])
+        if epoch > 1 and epoch % self.every:
+            return
+        model, preprocessing, class_names = loaded
+        device = next(model.parameters()).device
+        composite = {} if self.composite is None else {"composite": self.composite}
+        explainer = Explainer(model, class_names=class_names, **composite)
+        folder = self.folder / f"epoch_{epoch:03d}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not epoch:
+                for tile, _, _ in (entry for i in range(len(self.photos)) for entry in self.shown(i)):
+                    Path(tile).unlink()
+        except OSError as error:
+            raise ImageError(f"{folder}: cannot be made: {error.strerror or error}") from error
+        for i, photo in enumerate(self.photos):
+            meant = classes_meant(photo.path.absolute().parent.name, class_names)
+            target: Any = meant[0] if len(meant) == 1 else "predicted"
+            e = explainer(preprocessing(photo.pixels)[None].to(device), target)
+            index = int(e.target[0])
+            sure = float(torch.softmax(e.logits[0].double(), 0)[index])
+            values = e.relevance[0].sum(0).detach().float().cpu().numpy()
+            on_photo = preprocessing.geometry.to_photo(values, *photo.pixels.shape[:2])
+            title = f"{class_names[index]} {100 * sure:.1f} %"
+            trust = "" if e.health.ok else f"NOT TRUSTWORTHY: {e.health.problems[0]}"
+            picture = heatmap.draw(
+                photo.pixels,
+                [heatmap.Panel(on_photo, title, trust)],
+                title=f"epoch {epoch}",
+                subtitle=photo.path.name,
+            )
+            heatmap.save_png(picture, folder / f"{self.names[i]}.png", {"epoch": str(epoch)})
+            tile = folder / f"{self.names[i]}.map.png"
+            colours = heatmap.colours(on_photo, heatmap.scale([on_photo]))
+            said = {"epoch": str(epoch), "photo": photo.digest, "said": trust or title}
+            heatmap.save_png(_large(colours), tile, said)
+        sheet = contact_sheet(
+            {
+                photo.path.name: [(photo.path, "the photo", ""), *self.shown(i)]
+                for i, photo in enumerate(self.photos)
+            },
+            "What speaks for the class, epoch by epoch; each map on its own scale",
+        )
+        heatmap.save_png(sheet, self.folder / "development.png", {})
+
+    def shown(self, i: int) -> list[Entry]:
+        """The maps of a photo that lie in the folder, epoch by epoch, each with what is written below it."""
+        found: list[tuple[int, Entry]] = []
+        for tile in self.folder.glob(f"epoch_*/{glob.escape(self.names[i])}.map.png"):
+            facts = heatmap.read_metadata(tile)
+            if facts.get("photo") == self.photos[i].digest:
+                found.append((int(facts["epoch"]), (tile, f"epoch {facts['epoch']}", facts["said"])))
+        return [entry for _, entry in sorted(found)]
+
+
+def _large(colours: np.ndarray) -> Image.Image:
+    """A tiny photo's map is enlarged by a whole number, so that its pixels stay squares."""
+    factor = max(1, 208 // max(colours.shape[:2]))
+    return Image.fromarray(colours.repeat(factor, 0).repeat(factor, 1))
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """Each its own, also of photos that have one name in different folders."""
+    names: list[str] = []
+    for file in files:
+        name = file.stem if file.stem not in names else f"{file.parent.name}_{file.stem}"
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{file.stem}.{number}"
+        names.append(name)
+    return names

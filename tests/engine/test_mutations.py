@@ -1,0 +1,113 @@
+"""A test that cannot fail proves nothing: each deliberate mistake in a family's rule must turn one red.
+
+A row names the family or rule, the file, one line of it as it is and as a mistake, and the tests that are
+to notice. The mistake is made in a copy of the package; the tests run against that copy.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parents[1]
+PACKAGE = ROOT / "src" / "lrp"
+LAYERS, NORMS, POOLS = (f"engine/graph/vocabulary/{name}.py" for name in ("layers", "norms", "pools"))
+ELEMENTWISE, MOVEMENT = (f"engine/graph/vocabulary/{name}.py" for name in ("elementwise", "movement"))
+ALGEBRA, WRITTEN_OUT, GATES = (
+    "engine/graph/algebra.py",
+    "engine/graph/decompositions.py",
+    "engine/graph/gates.py",
+)
+RULE, OLD = "test_rules_oracle.py::test_rule_on_operation", "test_rules_oracle.py"
+NEW = "test_vocabulary.py"
+
+# (what, file, as it is, the mistake, the test that notices)
+MUTATIONS = [
+    ("conv: bias lost", LAYERS, "weight, per_channel(bias, n), fused", "weight, None, fused",
+     f"{RULE}[conv2d-Epsilon(0.25, absorb)]"),
+    ("conv: adjoint of another padding", LAYERS, "c = transposed(s, w, None, stride, padding, left,",
+     "c = transposed(s.roll(1, -1), w, None, stride, padding, left,", f"{RULE}[conv2d-ZPlus(0.25, absorb)]"),
+    ("conv_transpose: kernel turned", LAYERS, "return conv(s, w, None, stride, padding, dilation, groups)",
+     "return conv(s, w.flip(-1), None, stride, padding, dilation, groups)",
+     f"{RULE}[conv_transpose2d-Zero(absorb)]"),
+    ("linear: relevance a thousandth too much", LAYERS, "return F.linear(s, w.t())",
+     "return F.linear(s, w.t()) * 1.001", f"{RULE}[linear-Zero(absorb)]"),
+    ("matmul with a constant: not transposed back", LAYERS, "c = s @ w.mT if data_left else w.mT @ s",
+     "c = s @ w.mT.abs() if data_left else w.mT @ s", f"{RULE}[matmul_constant-Zero(absorb)]"),
+    ("norm: sign of the scale", NORMS, 'lambda s, w: s * w, op["weight"], op["bias"])',
+     'lambda s, w: s * w.abs(), op["weight"], op["bias"])', f"{RULE}[batch_norm-Epsilon(0.25, absorb)]"),
+    ("layer_norm: the mean forgotten", NORMS, "return Affine(forward, adjoint, Centred(own, -own / n), bias)",
+     "return Affine(forward, adjoint, Centred(own, 0 * own), bias)", f"{NEW}::test_default_rule_is_epsilon[layer_norm]"),
+    ("group_norm: scale of the whole image", NORMS,
+     "own = (a.var(dim=[2, 3], correction=0, keepdim=True) + eps).rsqrt().expand_as(a)",
+     "own = (a.var(dim=[1, 2, 3], correction=0, keepdim=True) + eps).rsqrt().expand_as(a)",
+     f"{NEW}::test_default_rule_is_epsilon[group_norm]"),
+    ("rms_norm: mean taken off", NORMS, "own = (a.square().mean(dim=dims, keepdim=True) + eps).rsqrt()",
+     "own = (a.var(dim=dims, keepdim=True) + eps).rsqrt()", f"{NEW}::test_default_rule_is_epsilon[rms_norm]"),
+    ("pool: a mean hands down n times as much", POOLS, "return (s if n == 1 else s / n).expand(size)",
+     "return s.expand(size)", f"{RULE}[mean_positions-Zero(absorb)]"),
+    ("pool: padding gets a share", POOLS, "own = F.avg_pool2d(blank, *windows) / F.avg_pool2d(blank, *cuts, True, 1)",
+     "own = F.avg_pool2d(blank, *windows)", f"{RULE}[avg_pool2d_overlap_padding-Flat(0.25)]"),
+    ("upsampling: rows for columns", POOLS, "return _separable(tall[:, 0, :, 0].t().to(**op.meta), wide",
+     "return _separable(tall[:, 0, :, 0].t().flip(0).to(**op.meta), wide",
+     f"{NEW}::test_default_rule_is_epsilon[bilinear]"),
+    ("scale: over a constant as times it", ELEMENTWISE, '1 / weight if op.name == "div" else weight',
+     "weight", f"{RULE}[divided_by_number-Gamma(7, absorb)]"),
+    ("sum: a difference as a sum", ELEMENTWISE, '"sub": (1.0, -factor)', '"sub": (1.0, factor)',
+     f"{RULE}[subtract-Zero(absorb)]"),
+    ("sum: a constant's share handed on", "engine/rules.py", "for share, is_data in shares if not is_data), start=0.0",
+     "for share, is_data in shares if is_data), start=0.0", f"{RULE}[plus_constant-Zero(absorb)]"),
+    ("product: the gate takes all", GATES, 'return 1 - gate, f"gate: {_ordinal(gate)} operand, from',
+     'return gate, f"gate: {_ordinal(gate)} operand, from', f"{NEW}::test_signal_takes_all[sigmoid]"),
+    ("product: broadcasting not summed back", GATES, "broadcast[0] != broadcast[1]", "False",
+     f"{NEW}::test_signal_takes_all[broadcast]"),
+    ("maxpool: the least of a window wins", POOLS, "received = received.scatter_add(2, indices.flatten(2)",
+     "received = received.scatter_add(2, indices.flatten(2).flip(2)", f"{OLD}::test_winner_takes_all[plain-real]"),
+    ("activation: relevance doubled", "engine/program.py", "return Flow((outputs[0],))", "return Flow((outputs[0] * 2,))",
+     f"{OLD}::test_activation_passes[GELU(approximate='none')]"),
+    ("movement: rolled on instead of back", MOVEMENT, "back = [-s for s in shifts]", "back = list(shifts)",
+     f"{OLD}::test_relevance_moves_with_its_element[roll]"),
+    ("movement: a choice of places off by one", MOVEMENT, "source = target(places, **given).flatten()",
+     "source = target(places, **given).flatten().roll(1)", f"{OLD}::test_relevance_moves_with_its_element[index]"),
+    ("movement: copies not summed back", MOVEMENT, "r[0].reshape(apart).sum(dim=copies)",
+     "r[0].reshape(apart).amax(dim=copies)", f"{OLD}::test_relevance_moves_with_its_element[repeat]"),
+    ("ε forgotten", "engine/affine.py", "torch.sign(d), alpha=epsilon)", "torch.sign(d), alpha=0.0)",
+     f"{RULE}[linear-Epsilon(0.25, absorb)]"),
+    ("γ: contributions of the other sign", "engine/rules.py", "signed = sign * s", "signed = s",
+     f"{RULE}[linear-Gamma(7, absorb)]"),
+    ("γ: one sign where an ignored bias turns it", "engine/rules.py", "if op.silent and op.nonneg and not ignored:",
+     "if op.silent and op.nonneg:",
+     "test_proofs.py::test_without_biases_and_epsilon_nothing_is_lost[epsilon_gamma_box-residual]"),
+    ("αβ: β added", "engine/rules.py", "factor=-self.beta,", "factor=self.beta,", f"{RULE}[linear-AlphaBeta(2, 1, 0.25, absorb)]"),
+    ("z⁺: negative inputs forgotten", "engine/rules.py", 'return (Branch((("a+", positive), ("a-", negative)), positive, sign=1),)',
+     'return (Branch((("a+", positive),), positive, sign=1),)', f"{RULE}[linear-ZPlus(0.25, absorb)]"),
+    ("zᴮ: low for high", "engine/rules.py", '("low", positive), ("high", negative)', '("high", positive), ("low", negative)',
+     f"{RULE}[conv2d-ZBox(0.25)]"),
+    ("w²: weights not squared", "engine/rules.py", 'Branch((("1", square),)', 'Branch((("1", positive),)', f"{RULE}[conv2d-WSquare(0.25)]"),
+    ("flat: by weight", "engine/rules.py", 'Branch((("1", ones),)', 'Branch((("1", positive),)', f"{RULE}[conv2d-Flat(0.25)]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "mistake", "test"), [m[1:] for m in MUTATIONS], ids=[m[0] for m in MUTATIONS]
+)
+def test_a_mistake_turns_a_test_red(file, line, mistake, test, tmp_path):
+    copy = shutil.copytree(PACKAGE, tmp_path / "lrp", ignore=shutil.ignore_patterns("__pycache__"))
+    text = (copy / file).read_text(encoding="utf-8")
+    assert line in text, f"{file} no longer says {line!r}: bring the row up to date"
+    (copy / file).write_text(text.replace(line, mistake), encoding="utf-8")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "tests")]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=line",
+               "-p", "no:logging", str(TESTS / test)]  # fmt: skip
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 1 and "1 failed" in run.stdout, (
+        f"nobody noticed:\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
+    )

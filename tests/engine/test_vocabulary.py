@@ -1,0 +1,1861 @@
+"""Every operation of RULES.md beyond the plain convolutional net, against `oracle.py` and `oracle_data.py`.
+
+First operation by operation (affine, products, matmul, maxima, movement, activations), then attention, LSTM and
+whole nets written out literally, then what must hold for any net: conservation, exact zeros, a hand-wired
+detector, images one by one, linearity, gradient × input.
+"""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from test_rules_oracle import (
+    ALL_RULES,
+    CONSTANT_RULES,
+    TOLERANCE,
+    Alone,
+    Branch,
+    Branches,
+    Call,
+    Case,
+    agrees,
+    explain_alone,
+    halves,
+    images,
+    rows_of,
+    sums,
+    total,
+)
+from torch import nn
+from torch.nn import functional as F
+
+import lrp
+from helpers import oracle, oracle_data
+from helpers.oracle_data import Trace, adaptive, held, normalised, over, sliding, winners
+
+TERMS = ("bias", "epsilon", "dropped")
+
+# ------------------------------------------------------------------------------------ affine, under the rules
+
+# each rule, each ε, each treatment of the bias: not their full product, `test_rules_oracle.py` has that
+SOME = (
+    "Zero(absorb)", "Epsilon(0.25, ignore)", "Gamma(0.25, 0.25, absorb)", "Gamma(7, ignore)", "ZPlus(0.25, absorb)",
+    "AlphaBeta(2, 1, 0.25, absorb)", "AlphaBeta(2, 1, 1e-06, full)", "AlphaBeta(1.7, 0.7, ignore)", "ZBox(0.25)",
+    "WSquare(1e-06)", "Flat(0.25)",
+)  # fmt: skip
+ELEMENTWISE = (*SOME, "Pass")
+
+
+def affine(function, *shape, rules=SOME, **parameters):
+    """A function of [N, *shape] that is affine. `parameters`: the shapes of its constants, drawn at random."""
+
+    def make():
+        return Call(function, **{name: torch.randn(size) for name, size in parameters.items()})
+
+    return Case(make, shape, lambda op: oracle_data.measured(op, shape, "Pass" in rules), rules=rules)
+
+
+def on(module, *shape, before=lambda x: x, after=lambda z: z):
+    """A module without parameters, between two movements."""
+    return affine(lambda x: after(module(before(x))), *shape)
+
+
+def scale_from_data(make, groups, *shape, view=None, centred=True, rules=ELEMENTWISE):
+    """A norm that takes σ from the image: its matrix is another for every image.
+
+    `groups`: how the flat indices, in the shape the norm sees, fall into rows that share a σ.
+    """
+    seen = view or shape
+
+    def matrix(op):
+        def at(image):
+            rows = groups(np.arange(np.prod(shape)).reshape(seen))
+            spread = [
+                None if p is None else np.broadcast_to(p.detach().numpy().reshape(op.spread_over), seen)
+                for p in (getattr(op, "weight", None), getattr(op, "bias", None))
+            ]
+            return normalised(image, rows, *spread, eps=op.eps, centred=centred)
+
+        return at
+
+    def build():
+        op = make()
+        with torch.no_grad():
+            for p in op.parameters():
+                p.copy_(torch.randn_like(p) + 0.1)
+        elements_of_last_axes = isinstance(op, nn.LayerNorm | nn.RMSNorm)
+        op.spread_over = op.normalized_shape if elements_of_last_axes else (-1, *[1] * (len(seen) - 1))
+        return op
+
+    return Case(build, shape, matrix, prepare=lambda x: (x.reshape(x.shape[0], *seen),), rules=rules)
+
+
+def rows(axes):
+    return lambda index: index.reshape(-1, int(np.prod(index.shape[-axes:])))
+
+
+def resize(*shape, **options):
+    return affine(lambda x: F.interpolate(x, **options), *shape)
+
+
+def grid(x):
+    ys, xs = torch.meshgrid(
+        torch.linspace(-1, 1, x.shape[2], dtype=x.dtype),
+        torch.linspace(0, 1, x.shape[3], dtype=x.dtype),
+        indexing="ij",
+    )
+    return ys + 2 * xs
+
+
+AFFINE = {
+    # upsampling, and downsampling
+    "nearest": resize(2, 2, 3, scale_factor=2.0),
+    "nearest_uneven": resize(2, 2, 3, size=(5, 4)),
+    "nearest_down": resize(2, 5, 4, size=(2, 3)),
+    "nearest_exact": resize(2, 3, 2, size=(4, 5), mode="nearest-exact"),
+    "nearest_1d": affine(lambda x: F.interpolate(x.flatten(2), scale_factor=2.0), 2, 1, 3),
+    "nearest_3d": affine(lambda x: F.interpolate(x.unflatten(1, (2, 2)), scale_factor=2.0), 4, 1, 2),
+    "linear_1d": affine(lambda x: F.interpolate(x.flatten(2), size=5, mode="linear"), 2, 1, 3),
+    "bilinear": resize(2, 2, 3, scale_factor=2.0, mode="bilinear"),
+    "bilinear_corners": resize(2, 2, 3, size=(3, 5), mode="bilinear", align_corners=True),
+    "bilinear_factor": resize(1, 3, 4, scale_factor=1.7, mode="bilinear"),
+    "bilinear_factor_recomputed": resize(
+        1, 3, 4, scale_factor=1.7, mode="bilinear", recompute_scale_factor=True
+    ),
+    "bilinear_down": resize(2, 5, 4, size=(2, 3), mode="bilinear"),
+    "bilinear_antialias": resize(1, 6, 5, size=(2, 3), mode="bilinear", antialias=True),
+    "trilinear": affine(
+        lambda x: F.interpolate(x.unflatten(1, (1, 2)), size=(3, 3, 2), mode="trilinear"), 2, 2, 3
+    ),
+    "bicubic": resize(1, 3, 3, scale_factor=2.0, mode="bicubic"),
+    "bicubic_corners": resize(1, 3, 3, size=(4, 5), mode="bicubic", align_corners=True),
+    "bicubic_down": resize(1, 5, 5, size=(3, 2), mode="bicubic"),
+    "bicubic_antialias": resize(1, 6, 5, size=(3, 2), mode="bicubic", antialias=True),
+    # sums and averages
+    "sum_positions": affine(lambda x: x.sum((2, 3)), 3, 2, 3),
+    "sum_channels": affine(lambda x: x.sum(1), 3, 2, 3),
+    "sum_keepdim": affine(lambda x: x.sum(-1, keepdim=True), 3, 2, 3),
+    "sum_all": affine(lambda x: x.sum((1, 2, 3)).unsqueeze(1), 3, 2, 2),
+    "mean_tokens": affine(lambda x: x.flatten(2).transpose(1, 2).mean(1), 3, 2, 3),
+    "mean_batch_second": affine(lambda x: x.flatten(2).permute(2, 0, 1).mean(0), 3, 2, 3),
+    "cumsum": affine(lambda x: x.cumsum(-1), 2, 2, 4),
+    "cumsum_channels": affine(lambda x: x.cumsum(1), 4, 2, 2),
+    "avg_pool1d": on(nn.AvgPool1d(3, 2, 1), 3, 1, 7, before=lambda x: x.flatten(2)),
+    "avg_pool1d_not_counted": on(
+        nn.AvgPool1d(3, 2, 1, count_include_pad=False), 3, 1, 7, before=lambda x: x.flatten(2)
+    ),
+    "avg_pool3d": on(nn.AvgPool3d(2, 1, 1), 2, 2, 3, before=lambda x: x.unflatten(1, (1, 2))),
+    "avg_pool3d_ceil": on(
+        nn.AvgPool3d(2, 2, ceil_mode=True), 6, 3, 2, before=lambda x: x.unflatten(1, (2, 3))
+    ),
+    "adaptive_avg_pool1d": on(nn.AdaptiveAvgPool1d(3), 2, 1, 7, before=lambda x: x.flatten(2)),
+    "adaptive_avg_pool1d_global": on(nn.AdaptiveAvgPool1d(1), 2, 1, 5, before=lambda x: x.flatten(2)),
+    "adaptive_avg_pool3d": on(
+        nn.AdaptiveAvgPool3d((2, 1, 2)), 3, 2, 3, before=lambda x: x.unflatten(1, (1, 3))
+    ),
+    "fold": affine(lambda x: F.fold(x.flatten(2), (3, 4), kernel_size=2), 8, 2, 3),
+    "fold_stride_padding": affine(
+        lambda x: F.fold(x.flatten(2), (4, 4), kernel_size=3, stride=2, padding=1), 9, 2, 2
+    ),
+    # linear, convolutions
+    "linear_3d": affine(
+        lambda x, w, b: F.linear(x.flatten(2).transpose(1, 2), w, b), 4, 2, 2, w=(3, 4), b=(3,)
+    ),
+    "linear_4d": affine(lambda x, w, b: F.linear(x, w, b), 2, 2, 4, w=(3, 4), b=(3,)),
+    "linear_tokens_first": affine(
+        lambda x, w, b: F.linear(x.flatten(2).permute(2, 0, 1), w, b).transpose(0, 1), 4, 2, 2, w=(3, 4), b=(3,)
+    ),
+    "linear_windows_merged": affine(
+        lambda x, w, b: F.linear(x.reshape(-1, 4), w, b).reshape(x.shape[0], -1), 3, 2, 4, w=(3, 4), b=(3,)
+    ),
+    "conv2d_same_dilated": affine(
+        lambda x, w, b: F.conv2d(x, w, b, padding="same", dilation=2), 2, 4, 3, w=(3, 2, 2, 3), b=(3,)
+    ),
+    "conv1d_same": affine(lambda x, w, b: F.conv1d(x.flatten(2), w, b, padding="same"), 2, 1, 5, w=(3, 2, 4), b=(3,)),
+    "conv2d_valid": affine(lambda x, w, b: F.conv2d(x, w, b, padding="valid"), 2, 3, 3, w=(3, 2, 2, 2), b=(3,)),
+    "addmm": affine(lambda x, w, b: torch.addmm(b, x.flatten(1), w), 2, 2, 2, w=(8, 3), b=(3,)),
+    # matmul and einsum with a constant
+    "matmul_right": affine(lambda x, c: x @ c, 2, 3, 4, c=(4, 3)),
+    "matmul_left": affine(lambda x, c: c @ x, 2, 3, 4, c=(5, 3)),
+    "matmul_right_stacked": affine(lambda x, c: x @ c, 2, 3, 4, c=(2, 4, 3)),
+    "matmul_left_stacked": affine(lambda x, c: c @ x, 2, 3, 4, c=(1, 2, 5, 3)),
+    "matmul_vector": affine(lambda x, c: x @ c, 2, 3, 4, c=(4,)),
+    "bmm_left": affine(lambda x, c: torch.bmm(c.expand(x.shape[0], 5, 3), x.flatten(2)), 3, 2, 2, c=(1, 5, 3)),
+    "bmm_right": affine(lambda x, c: torch.bmm(x.flatten(2), c.expand(x.shape[0], 4, 2)), 3, 2, 2, c=(4, 2)),
+    "einsum_channels": affine(lambda x, c: torch.einsum("nchw,cd->ndhw", x, c), 3, 2, 2, c=(3, 4)),
+    "einsum_constant_first": affine(lambda x, c: torch.einsum("ij,nchi->ncjh", c, x), 2, 2, 3, c=(3, 4)),
+    "einsum_two_axes": affine(lambda x, c: torch.einsum("nchw,hwk->nck", x, c), 2, 2, 3, c=(2, 3, 4)),
+    "einsum_groups": affine(
+        lambda x, c: torch.einsum("ngc,gcd->ngd", x.reshape(x.shape[0], 2, 3), c), 6, 1, 1, c=(2, 3, 4)
+    ),
+    "einsum_dots": affine(lambda x, c: torch.einsum("n...w,wd->n...d", x, c), 3, 2, 2, c=(2, 4)),
+    "einsum_dots_behind": affine(lambda x, c: torch.einsum("nc...,cd->nd...", x, c), 3, 2, 2, c=(3, 4)),
+    "einsum_implicit": affine(lambda x, c: torch.einsum("achw,cz", x, c), 3, 2, 2, c=(3, 4)),
+    "einsum_sum": affine(lambda x, c: torch.einsum("nchw,c->nhw", x, c), 3, 2, 2, c=(3,)),
+    # times and plus constants
+    "neg": affine(lambda x: -x, 2, 2, 2, rules=ELEMENTWISE),
+    "times_spread": affine(lambda x, c: x * c, 3, 1, 1, c=(1, 3, 4, 4)),
+    "times_spread_left": affine(lambda x, c: c * x, 2, 3, 1, c=(2, 3, 2)),
+    "divided_spread": affine(lambda x, c: x / c, 3, 1, 1, c=(1, 3, 4, 4)),
+    "divided_by_constant": affine(lambda x, c: x / c, 3, 2, 2, rules=ELEMENTWISE, c=(3, 1, 1)),
+    "times_linspace": affine(lambda x: x * torch.linspace(-1, 2, x.shape[-1]), 2, 2, 4, rules=ELEMENTWISE),
+    "times_grid": affine(lambda x: x * grid(x), 2, 2, 3, rules=ELEMENTWISE),
+    "times_whole_numbers": affine(
+        lambda x: (torch.arange(3) - 4)[:, None, None] * x, 3, 2, 2, rules=ELEMENTWISE
+    ),
+    "plus_positions": affine(lambda x, c: x + c, 3, 2, 2, rules=CONSTANT_RULES, c=(1, 3, 2, 2)),
+    "plus_spread": affine(lambda x, c: x + c, 3, 1, 1, rules=CONSTANT_RULES, c=(3, 2, 2)),
+    "minus_constant": affine(lambda x, c: x - c, 3, 2, 2, rules=CONSTANT_RULES, c=(3, 1, 1)),
+    "constant_minus": affine(lambda x, c: c - x, 3, 2, 2, rules=CONSTANT_RULES, c=(3, 1, 1)),
+    "one_minus": affine(lambda x: 1.0 - x, 2, 2, 2, rules=CONSTANT_RULES),
+    "plus_number": affine(lambda x: x + 0.75, 2, 2, 2, rules=CONSTANT_RULES),
+    "plus_arange": affine(lambda x: x + torch.arange(x.shape[-1]), 2, 2, 3, rules=CONSTANT_RULES),
+    "plus_grid": affine(lambda x: x + grid(x), 2, 2, 3, rules=CONSTANT_RULES),
+    "plus_zeros": affine(lambda x: torch.zeros(2, 3, dtype=x.dtype) + x, 2, 2, 3, rules=CONSTANT_RULES),
+    "plus_zeros_like": affine(lambda x: x + torch.zeros_like(x), 2, 2, 3, rules=CONSTANT_RULES),
+    "plus_full": affine(
+        lambda x: x + torch.full((3,), 0.5, dtype=x.dtype) * 3, 2, 2, 3, rules=CONSTANT_RULES
+    ),
+    "plus_computed": affine(lambda x, c: x + (c @ c.T).softmax(-1), 2, 3, 3, rules=CONSTANT_RULES, c=(3, 2)),
+    # σ from the data
+    "layer_norm": scale_from_data(lambda: nn.LayerNorm(5), rows(1), 2, 2, 5),
+    "layer_norm_two_axes": scale_from_data(lambda: nn.LayerNorm((2, 3)), rows(2), 2, 2, 3),
+    "layer_norm_all": scale_from_data(lambda: nn.LayerNorm((2, 2, 3)), rows(3), 2, 2, 3),
+    "layer_norm_no_affine": scale_from_data(
+        lambda: nn.LayerNorm(5, elementwise_affine=False), rows(1), 2, 2, 5
+    ),
+    "layer_norm_no_bias": scale_from_data(lambda: nn.LayerNorm(5, bias=False), rows(1), 2, 2, 5),
+    "layer_norm_tokens": scale_from_data(lambda: nn.LayerNorm(6, eps=0.1), rows(1), 2, 3, 4, view=(4, 6)),
+    "rms_norm": scale_from_data(lambda: nn.RMSNorm(5, eps=1e-3), rows(1), 2, 2, 5, centred=False),
+    "rms_norm_no_affine": scale_from_data(
+        lambda: nn.RMSNorm((2, 3), eps=1e-3, elementwise_affine=False), rows(2), 2, 2, 3, centred=False
+    ),
+    "group_norm": scale_from_data(
+        lambda: nn.GroupNorm(2, 4), lambda index: index.reshape(2, -1), 4, 2, 2
+    ),
+    "group_norm_one_group": scale_from_data(
+        lambda: nn.GroupNorm(1, 3), lambda index: index.reshape(1, -1), 3, 2, 2
+    ),
+    "group_norm_tokens": scale_from_data(
+        lambda: nn.GroupNorm(3, 6), lambda index: index.reshape(3, -1), 6, 1, 3, view=(6, 3)
+    ),
+    "instance_norm": scale_from_data(
+        lambda: nn.InstanceNorm2d(3), lambda index: index.reshape(3, -1), 3, 2, 3
+    ),
+    "instance_norm_affine": scale_from_data(
+        lambda: nn.InstanceNorm2d(3, affine=True), lambda index: index.reshape(3, -1), 3, 2, 3
+    ),
+}  # fmt: skip
+AFFINE_PRODUCT = [(operation, rule) for operation in AFFINE for rule in AFFINE[operation].rules]
+
+
+def matrix_at(case, op, image):
+    matrix = case.matrix(op)
+    return matrix if isinstance(matrix, oracle.Affine) else matrix(image)
+
+
+@cache
+def explained(operation):
+    try:
+        return explain_branches(AFFINE[operation], operation)
+    except Exception as error:
+        return error
+
+
+def explain_branches(case, operation):
+    """One branch per rule, each on its own channels: rule -> (input, R, relevance, ledger rows, operation)."""
+    torch.manual_seed(sum(map(ord, operation)))
+    names = {f"b{i:02d}": rule for i, rule in enumerate(case.rules)}
+    model = Branches({name: Branch(case) for name in names}, case.shape[0]).double().eval()
+    x = images((len(names) * case.shape[0], *case.shape[1:]), whole=False)[:5]
+    R = torch.randn_like(model(x)).detach()
+    composite = lrp.Composite([(lrp.path(f"{name}.op*"), ALL_RULES[rule][0]) for name, rule in names.items()])
+    e = lrp.Explainer(model, composite=composite, dtype=torch.float64)(x, target=R)
+    torch.testing.assert_close(e.logits, model(x), rtol=1e-12, atol=1e-12)
+    ledger, count = e.ledger, len(names)
+    cut = zip(names, x.chunk(count, 1), R.chunk(count, 1), e.relevance.chunk(count, 1), strict=True)
+    return {
+        names[name]: (a, r, relevance, rows_of(ledger, name), getattr(model, name).op)
+        for name, a, r, relevance in cut
+    }
+
+
+@pytest.mark.parametrize(
+    ("operation", "rule"), AFFINE_PRODUCT, ids=[f"{operation}-{rule}" for operation, rule in AFFINE_PRODUCT]
+)
+def test_affine(operation, rule):
+    found = explained(operation)
+    if isinstance(found, Exception):
+        raise found
+    a, R, relevance, ledger, op = found[rule]
+    for i in range(len(a)):
+        expected = by_rule(rule, matrix_at(AFFINE[operation], op, a[i]), a[i], R[i])
+        scale = float(R[i].abs().sum())
+        agrees(relevance[i].reshape(-1), expected.relevance, f"relevance of image {i}", TINY * scale)
+        for term in TERMS:
+            agrees(sums(ledger, term)[i], getattr(expected, term), f"{term} of image {i}", scale)
+        assert abs(sums(ledger, "unexplained")[i]) <= TOLERANCE * scale
+
+
+def by_rule(rule, matrix, a, R):
+    return oracle.Handed(R.numpy()) if rule == "Pass" else oracle.distribute(ALL_RULES[rule][1], matrix, a, R)
+
+
+TINY = 1e-7  # where next to nothing is expected: 1e-9 · 1e-7 of what entered
+
+
+@pytest.mark.parametrize("operation", AFFINE)
+def test_default_rule_is_epsilon(operation):
+    torch.manual_seed(1)
+    case = AFFINE[operation]
+    model = Branch(case).double().eval()
+    x = images(case.shape, whole=False)[1:4]
+    R = torch.randn_like(model(x)).detach()
+    e = explain_alone(model, None, x, R)
+    for i in range(len(x)):
+        expected = oracle.distribute(oracle.epsilon(), matrix_at(case, model.op, x[i]), x[i], R[i])
+        same(e, i, expected, R[i])
+    assert e.health.ok, e.health.problems
+
+
+def same(e, i, expected, R, largest=0.0):
+    """One image's relevance and the three terms of the ledger's totals."""
+    scale = max(float(np.abs(np.asarray(R)).sum()), largest)
+    agrees(e.relevance[i].reshape(-1).numpy(), expected.relevance, f"relevance of image {i}", TINY * scale)
+    for term in TERMS:
+        agrees(total(e.ledger, term, i), getattr(expected, term), f"{term} of image {i}", scale)
+
+
+FAMILIES = {
+    "conv": ["conv2d_same_dilated", "conv1d_same"],
+    "linear": ["linear_3d", "linear_4d", "addmm"],
+    "layer_norm": ["layer_norm", "group_norm", "rms_norm", "instance_norm"],
+    "pool": ["nearest", "bilinear", "bicubic_corners", "sum_channels", "cumsum", "fold", "avg_pool3d", "mean_tokens"],
+    "scale": ["neg", "times_spread", "divided_by_constant", "times_grid"],
+    "sum": ["plus_positions", "constant_minus", "plus_arange"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "operation"), [(f, o) for f, os in FAMILIES.items() for o in os])
+def test_family_finds_the_operation(family, operation):
+    torch.manual_seed(2)
+    case = AFFINE[operation]
+    model = Branch(case).double().eval()
+    x = images(case.shape, whole=False)[:1]
+    R = torch.randn_like(model(x)).detach()
+    e = explain_alone(model, lrp.Epsilon(0.25), x, R, lrp.family(family))
+    same(e, 0, oracle.distribute(oracle.epsilon(0.25), matrix_at(case, model.op, x[0]), x[0], R[0]), R[0])
+
+
+# ----------------------------------------------------------------------------------------------- products
+
+
+def whole(x):
+    return x
+
+
+def corner(x):
+    return x[:, :, :1, :1]
+
+
+def channel(x):
+    return x[:, :1]
+
+
+# name: (function of two operands, which of them is the signal, how each is cut from its half of the image)
+CHOICES = {
+    "sigmoid": (lambda a, b: a * torch.sigmoid(b), 0),
+    "sigmoid_left": (lambda a, b: torch.sigmoid(a) * b, 1),
+    "hardsigmoid": (lambda a, b: a * F.hardsigmoid(b), 0),
+    "softmax": (lambda a, b: a * b.softmax(1), 0),
+    "sigmoid_moved": (lambda a, b: a * torch.sigmoid(b).flip(3).reshape(a.shape[0], -1).view_as(a), 0),
+    "sigmoid_scaled": (lambda a, b: a * (2 * torch.sigmoid(b) - 0.5), 0),
+    "sigmoid_left_scaled": (lambda a, b: (1 - torch.sigmoid(a) / 3) * b, 1),
+    "sigmoid_pooled": (lambda a, b: a * torch.sigmoid(b.mean((2, 3), keepdim=True)), 0),
+    "sigmoid_times_tanh": (lambda a, b: torch.sigmoid(a) * torch.tanh(b), 1),
+    "tanh_times_sigmoid": (lambda a, b: torch.tanh(a) * torch.sigmoid(b), 0),
+    "sigmoid_times_relu": (lambda a, b: torch.sigmoid(a) * F.relu(b), 1),
+    "tanh": (lambda a, b: a * torch.tanh(b), 0),
+    "tanh_left": (lambda a, b: torch.tanh(a) * b, 1),
+    "erf": (lambda a, b: a * torch.erf(b), 0),
+    "erf_shifted": (lambda a, b: a * (1 + torch.erf(b * 0.7)), 0),
+    "tanh_times_clamp": (lambda a, b: torch.tanh(a) * b.clamp(-1, 1), 1),
+    "clamp": (lambda a, b: a * b.clamp(0, 1), 0),
+    "clamp_left": (lambda a, b: a.clamp(-0.5, 1) * b, 1),
+    "hardtanh": (lambda a, b: a * F.hardtanh(b), 0),
+    "relu6": (lambda a, b: a * F.relu6(b + 3), 0),
+    "relu6_over_six": (lambda a, b: a * (F.relu6(b + 3) / 6), 0),
+    "clamp_before_broadcast": (lambda a, b: a.clamp(0, 1) * b, 1, whole, corner),
+    "broadcast": (lambda a, b: a * b, 0, whole, corner),
+    "broadcast_left": (lambda a, b: a * b, 1, channel, whole),
+    "broadcast_before_glu": (lambda a, b: F.silu(a) * b, 0, whole, corner),
+    "two_sigmoids": (lambda a, b: torch.sigmoid(a) * torch.sigmoid(b), None),
+    "two_sigmoids_one_broadcasts": (lambda a, b: torch.sigmoid(a) * torch.sigmoid(b), 0, whole, channel),
+    "glu": (lambda a, b: F.glu(torch.cat([a, b], 1), 1), 0),
+    "relu_glu": (lambda a, b: F.relu(a) * b, 1),
+    "swiglu": (lambda a, b: F.silu(a) * b, 1),
+    "swiglu_right": (lambda a, b: a * F.silu(b), 0),
+    "geglu": (lambda a, b: F.gelu(a) * b, 1),
+    "both_activated": (lambda a, b: F.silu(a) * F.gelu(b), None),
+    "undecided": (lambda a, b: a * b, None),
+    "undecided_moved": (
+        lambda a, b: a * b,
+        None,
+        whole,
+        lambda x: x.transpose(2, 3).reshape(x.shape).flip(1),
+    ),
+    "quotient": (lambda a, b: a / b, 0),
+    "quotient_of_sigmoid": (lambda a, b: torch.sigmoid(a) / b, 0),
+    "quotient_broadcast": (lambda a, b: a / b, 0, channel, whole),
+    "quotient_by_norm": (lambda a, b: a / b.norm(dim=1, keepdim=True), 0),
+}
+
+
+def choice(name):
+    function, signal, *cuts = CHOICES[name]
+    first, second = cuts or (whole, whole)
+    return function, signal, lambda x: first(halves(x)[0]), lambda x: second(halves(x)[1])
+
+
+def all_to(signal, a, b, x, R, shape):
+    """R [n] of one image, each operand's share exactly, summed back over what was broadcast."""
+    relevance = np.zeros(x.numel())
+    for k, move in enumerate((a, b)):
+        share = 0.5 if signal is None else float(k == signal)
+        came_from = oracle.dense(lambda u, move=move: move(u).expand(len(u), *shape), tuple(x.shape))
+        relevance += share * came_from.T @ R
+    return relevance
+
+
+def explain_product(name, rule=None):
+    torch.manual_seed(3)
+    function, signal, a, b = choice(name)
+    model = Alone(Call(function), lambda x: (a(x), b(x))).double().eval()
+    x = torch.randn(2, 4, 2, 3).double()
+    R = torch.randn_like(model(x))
+    composite = lrp.Composite([] if rule is None else [(lrp.family("product"), rule)])
+    explainer = lrp.Explainer(model, composite=composite, dtype=torch.float64)
+    return explainer(x, target=R), signal, a, b, x, R, str(explainer.rules(x))
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_signal_takes_all(name):
+    e, signal, a, b, x, R, table = explain_product(name)
+    shape = (2, 2, 3)
+    for i in range(2):
+        agrees(e.relevance[i].reshape(-1).numpy(), all_to(signal, a, b, x[i], R[i].numpy(), shape), name)
+        for term in TERMS:
+            assert total(e.ledger, term, i) == 0.0, term
+    for k, half in enumerate(halves(e.relevance)):
+        assert signal in (None, k) or (half == 0).all()
+    gate = {None: "half each", 0: "gate: 2nd operand", 1: "gate: 1st operand"}[signal]
+    assert ("the divisor is a constant" if name.startswith("quotient") else gate) in table
+    assert e.health.ok, e.health.problems
+
+
+# a broadcast operand that takes all gets its relevance summed back
+OVERRIDES = ["sigmoid", "broadcast", "clamp_before_broadcast", "undecided", "swiglu", "tanh_times_sigmoid"]
+
+
+@pytest.mark.parametrize("rule", [lrp.SignalTakesAll(0), lrp.SignalTakesAll(signal=1), lrp.Halves()], ids=str)
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_signal_is_told(name, rule):
+    e, _, a, b, x, R, _ = explain_product(name, rule)
+    signal = rule.signal if isinstance(rule, lrp.SignalTakesAll) else None
+    for i in range(2):
+        expected = all_to(signal, a, b, x[i], R[i].numpy(), (2, 2, 3))
+        agrees(e.relevance[i].reshape(-1).numpy(), expected, name)
+
+
+PASSING_PRODUCTS = {
+    "self": lambda x: x * x,
+    "self_moved_alike": lambda x: x.flatten(1) * x.flatten(1),
+    "silu": lambda x: x * torch.sigmoid(x),
+    "swish_beta": lambda x: x * torch.sigmoid(1.5 * x),
+    "mish": lambda x: x * torch.tanh(F.softplus(x)),
+    "hardswish_gate": lambda x: x * (F.relu6(x + 3) / 6),
+    "gelu_gate": lambda x: x * (1 + torch.erf(x / 2**0.5)),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "constant_over": lambda x: torch.linspace(1, 2, x.shape[3], dtype=x.dtype) / x,
+    "reciprocal": lambda x: x.reciprocal(),
+    "softsign": lambda x: x / (1 + x.abs()),
+    "normalize": lambda x: F.normalize(x, dim=1),
+    "over_its_norm": lambda x: x / x.norm(dim=(2, 3), keepdim=True),
+    "over_its_sum": lambda x: x / x.abs().sum(1, keepdim=True),
+    "rms_norm": lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-3),
+}
+
+
+@pytest.mark.parametrize("name", PASSING_PRODUCTS)
+def test_product_passes(name):
+    """The gate, or the divisor, is made from the image too, and gets nothing."""
+    torch.manual_seed(4)
+    model = Alone(Call(PASSING_PRODUCTS[name]))
+    x = torch.randn(3, 4, 2, 3).double()
+    R = torch.randn(3, 24).double()
+    e = explain_alone(model, None, x, R)
+    for i in range(3):
+        agrees(e.relevance[i].reshape(-1).numpy(), R[i].numpy(), name)
+        for term in TERMS:
+            assert abs(total(e.ledger, term, i)) <= TOLERANCE
+
+
+def tensor(value):
+    return torch.from_numpy(value.array)
+
+
+class SqueezeExcite(nn.Module):
+    """The gate is computed by two convolutions, and none of it gets relevance."""
+
+    def __init__(self, gate=torch.sigmoid):
+        super().__init__()
+        self.conv, self.fc1, self.fc2 = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)
+        self.head = nn.Linear(4, 3)
+        self.gate = gate
+
+    def weights(self, y):
+        return self.gate(self.fc2(F.relu(self.fc1(y.mean((2, 3), keepdim=True)))))
+
+    def forward(self, x):
+        y = F.relu(self.conv(x))
+        return self.head((y * self.weights(y)).mean((2, 3)))
+
+    def trace(self, t):
+        y = t.act(F.relu, t.module(self.conv, t.image))
+        gated = t.mul(y, self.weights(tensor(y)[None])[0], signal=0)
+        return t.linear(
+            t.mean(t.move(lambda a: a.reshape(4, -1), gated), 1), self.head.weight, self.head.bias
+        )
+
+
+class SelectiveKernel(nn.Module):
+    """Two branches, weighted by a softmax over the branches."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(2, 3, 3, padding=2, dilation=2)
+        self.fc = nn.Linear(3, 6)
+
+    def weights(self, y):
+        return self.fc(y.sum(1).mean((2, 3))).reshape(-1, 2, 3, 1, 1).softmax(1)
+
+    def forward(self, x):
+        y = torch.stack([self.one(x), self.two(x)], 1)
+        return (y * self.weights(y)).sum(1).flatten(1)
+
+    def trace(self, t):
+        y = t.join([t.module(self.one, t.image), t.module(self.two, t.image)], 0, np.stack)
+        weights = self.weights(tensor(y)[None])[0]
+        weighted = t.mul(y, weights, signal=0)
+        ones, twos = (t.move(lambda a, k=k: a[k], weighted) for k in range(2))
+        return t.add(ones, twos)
+
+
+class LayerScale(nn.Module):
+    """x + γ f(x)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.gamma = nn.Parameter(torch.randn(3, 1, 1))
+
+    def forward(self, x):
+        return (x + self.gamma * F.gelu(self.conv(x))).flatten(1)
+
+    def trace(self, t):
+        y = t.act(F.gelu, t.module(self.conv, t.image))
+        return t.add(t.image, t.scale(y, self.gamma))
+
+
+class GatedLinear(nn.Module):
+    """SwiGLU as in language models: silu(W x) · V x, then a linear; or another activation."""
+
+    def __init__(self, activation=F.silu):
+        super().__init__()
+        self.w, self.v, self.out = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(5, 4)
+        self.activation = activation
+
+    def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)
+        return self.out(self.activation(self.w(x)) * self.v(x)).flatten(1)
+
+    def trace(self, t):
+        x = t.move(lambda a: a.reshape(6, -1).T, t.image)
+        gate = t.act(self.activation, t.linear(x, self.w.weight, self.w.bias))
+        value = t.linear(x, self.v.weight, self.v.bias)
+        return t.linear(t.mul(gate, value, signal=1), self.out.weight, self.out.bias)
+
+
+class PackedGatedLinear(nn.Module):
+    """The same with one linear for both, cut in two; F.glu's gate is the second half."""
+
+    def __init__(self):
+        super().__init__()
+        self.both, self.out = nn.Linear(6, 10), nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.out(F.glu(self.both(x.flatten(2).transpose(1, 2)))).flatten(1)
+
+    def trace(self, t):
+        x = t.move(lambda a: a.reshape(6, -1).T, t.image)
+        both = t.linear(x, self.both.weight, self.both.bias)
+        value, gate = (t.move(lambda a, k=k: np.split(a, 2, -1)[k], both) for k in range(2))
+        return t.linear(t.mul(value, t.act(torch.sigmoid, gate), signal=0), self.out.weight, self.out.bias)
+
+
+class Handwritten(nn.Module):
+    """What a compiler would have written as one function: its pieces, each by its own rule."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.conv, self.gamma, self.beta = (
+            nn.Conv2d(2, 3, 2),
+            nn.Parameter(torch.randn(3)),
+            nn.Parameter(torch.randn(3)),
+        )
+        self.name = name
+
+    def forward(self, x):
+        return getattr(self, self.name)(self.conv(x), None).flatten(1)
+
+    def trace(self, t):
+        return getattr(self, self.name)(t.module(self.conv, t.image), t)
+
+    def gelu(self, y, t):
+        if t is None:
+            return y * 0.5 * (1.0 + torch.erf(y / 2**0.5))
+        return t.mul(t.scale(y, 0.5), 1 + torch.erf(tensor(y) / 2**0.5), signal=0)
+
+    def gelu_half_last(self, y, t):
+        if t is None:
+            return 0.5 * (y * (1.0 + torch.erf(y * 0.5**0.5)))
+        return t.scale(t.mul(y, 1 + torch.erf(tensor(y) * 0.5**0.5), signal=0), 0.5)
+
+    def hardswish(self, y, t):
+        if t is None:
+            return y * F.relu6(y + 3.0) / 6.0
+        return t.scale(t.mul(y, F.relu6(tensor(y) + 3), signal=0), 1 / 6)
+
+    def rms_norm(self, y, t):
+        """x / σ · γ: the scale is a constant, γ is one by nature."""
+        if t is None:
+            y = y.permute(0, 2, 3, 1)
+            return y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6) * self.gamma
+        y = t.move(lambda a: a.transpose(1, 2, 0), y)
+        gate = 1 / np.sqrt((y.array**2).mean(-1, keepdims=True) + 1e-6)
+        return t.scale(t.mul(y, gate, signal=0), self.gamma)
+
+    def layer_norm(self, y, t):
+        """(x − mean) / σ · γ + β: a mean, a difference, a quotient, a product and a sum."""
+        if t is None:
+            y = y.permute(0, 2, 3, 1)
+            mean = y.mean(-1, keepdim=True)
+            sigma = torch.sqrt((y - mean).pow(2).mean(-1, keepdim=True) + 1e-6)
+            return (y - mean) / sigma * self.gamma + self.beta
+        y = t.move(lambda a: a.transpose(1, 2, 0), y)
+        centred = t.add(y, t.mean(y, 2, keepdims=True), sign=-1)
+        gate = 1 / np.sqrt((centred.array**2).mean(-1, keepdims=True) + 1e-6)
+        return t.add(
+            t.scale(t.mul(centred, gate, signal=0), self.gamma),
+            np.broadcast_to(self.beta.detach(), y.array.shape),
+        )
+
+    def number_over(self, y, t):
+        """PyTorch's way to write it: y.reciprocal() * 1.5."""
+        if t is None:
+            return 1.5 / y
+        return t.scale(t.act(torch.reciprocal, y), 1.5)
+
+    def addcmul(self, y, t):
+        if t is None:
+            return torch.addcmul(y, y.flip(1), torch.sigmoid(y), value=2)
+        product = t.mul(t.move(lambda a: a[::-1], y), torch.sigmoid(tensor(y)), signal=0)
+        return t.add(y, t.scale(product, 2))
+
+    def addcdiv(self, y, t):
+        if t is None:
+            return torch.addcdiv(y, y.flip(1), y.abs() + 1, value=2)
+        quotient = t.mul(t.move(lambda a: a[::-1], y), 1 / (tensor(y).abs() + 1), signal=0)
+        return t.add(y, t.scale(quotient, 2))
+
+    def residual_gate(self, y, t):
+        """Highway: g x + (1 − g) f(x)."""
+        if t is None:
+            g = torch.sigmoid(y[:, :1])
+            return g * y[:, 1:] + (1 - g) * F.relu(y[:, :2])
+        g = torch.sigmoid(tensor(y)[:1])
+        kept, new = t.move(lambda a: a[1:], y), t.act(F.relu, t.move(lambda a: a[:2], y))
+        return t.add(t.mul(kept, g, signal=0), t.mul(new, 1 - g, signal=0))
+
+
+HANDWRITTEN = [
+    "gelu", "gelu_half_last", "hardswish", "rms_norm", "layer_norm", "number_over", "addcmul", "addcdiv", "residual_gate",
+]  # fmt: skip
+NETS = {
+    "squeeze_excite": (SqueezeExcite, 2),
+    "squeeze_excite_hardsigmoid": (lambda: SqueezeExcite(F.hardsigmoid), 2),
+    "squeeze_excite_relu": (lambda: SqueezeExcite(F.relu), 2),  # told by its broadcasting alone
+    "selective_kernel": (SelectiveKernel, 2),
+    "layer_scale": (LayerScale, 3),
+    "swiglu": (GatedLinear, 6),
+    "geglu": (lambda: GatedLinear(F.gelu), 6),
+    "reglu": (lambda: GatedLinear(F.relu), 6),
+    "glu": (PackedGatedLinear, 6),
+} | {f"handwritten_{name}": ((lambda name=name: Handwritten(name)), 2) for name in HANDWRITTEN}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_net_with_products(name):
+    torch.manual_seed(5)
+    make, channels = NETS[name]
+    check_net(make(), torch.randn(2, channels, 3, 4).double())
+
+
+def check_net(model, x, trace_of=Trace, composite=None, **options):
+    """A net that knows how to write itself out with a `Trace`."""
+    model = model.double().eval()
+    with torch.no_grad():
+        logits = model(x)
+    R = torch.randn_like(logits)
+    composite = composite or lrp.Composite([], **options)
+    e = lrp.Explainer(model, composite=composite, dtype=torch.float64)(x, target=R)
+    for i in range(len(x)):
+        t = trace_of(x[i])
+        with torch.no_grad():
+            out = model.trace(t)
+        agrees(out.array.reshape(-1), logits[i].numpy(), "logits")
+        expected = t.explain(out, R[i])
+        same(e, i, expected, R[i], t.largest())
+    assert e.health.ok, e.health.problems
+    return e
+
+
+# ---------------------------------------------------------------------------------- matmul of data with data
+
+
+def first(x):
+    return x[:, :2]
+
+
+def second(x):
+    return x[:, 2:]
+
+
+# x is [N, 4, 3, 5]; name: (function of two operands, how each is moved out of x)
+MATMULS = {
+    "scores": (torch.matmul, first, lambda x: second(x).transpose(2, 3)),
+    "values": (lambda a, b: a.transpose(-1, -2) @ b, first, second),
+    "bmm": (torch.bmm, lambda x: first(x).flatten(1, 2), lambda x: second(x).flatten(1, 2).mT),
+    "one_head_for_all": (torch.matmul, first, lambda x: x[:, 2:3].transpose(2, 3)),
+    "one_query": (torch.matmul, lambda x: x[:, :2, :1], lambda x: second(x).transpose(2, 3)),
+    "matrix_vector": (lambda a, b: (a @ b.unsqueeze(-1)).squeeze(-1), first, lambda x: x[:, 2:, 0]),
+    "gram": (torch.matmul, lambda x: x.flatten(2), lambda x: x.flatten(2).mT),
+    "einsum_tokens": (lambda a, b: torch.einsum("nqc,nkc->nqk", a, b), lambda x: x[:, 0], lambda x: x[:, 3]),
+    "einsum_heads": (lambda a, b: torch.einsum("nhqc,nhkc->nhqk", a, b), first, second),
+    "einsum_dots": (lambda a, b: torch.einsum("...qc,...kc->...qk", a, b), first, second),
+    "einsum_reordered": (lambda a, b: torch.einsum("nhqc,nhkc->nkhq", a, b), first, second),
+    "einsum_axis_kept": (lambda a, b: torch.einsum("nhqc,nkc->nhqk", a, b), first, lambda x: x[:, 3]),
+    "einsum_tokens_first": (
+        lambda a, b: torch.einsum("qnc,knc->nqk", a, b),
+        lambda x: x[:, 0].transpose(0, 1),
+        lambda x: x[:, 1].transpose(0, 1),
+    ),
+    "einsum_two_axes": (lambda a, b: torch.einsum("nhqc,nkqc->nhk", a, b), first, second),
+}
+
+
+# (whole numbers, ε): on whole numbers many outputs are exactly 0; None: the default, unnamed
+MATMUL_IMAGES = [(False, None), (False, 0.25), (True, 0.0)]
+
+
+def explain_matmul(name, rule, exact=False, soften=lambda x: x):
+    torch.manual_seed(6)
+    function, a, b = MATMULS[name]
+    model = Alone(Call(lambda a, b: function(soften(a), b)), lambda x: (a(x), b(x)))
+    x = images((4, 3, 5), whole=exact)
+    R = torch.randn_like(model(x))
+    e = explain_alone(model, rule, x, R, lrp.family("matmul"))
+    assert e.health.ok, e.health.problems
+    return e, function, a, b, x, R
+
+
+@pytest.mark.parametrize(("exact", "eps"), MATMUL_IMAGES, ids=str)
+@pytest.mark.parametrize("name", MATMULS)
+def test_halves(name, exact, eps):
+    """Each operand hands on half of R by its Epsilon share; where the output is 0, R is dropped."""
+    e, function, a, b, x, R = explain_matmul(name, None if eps is None else lrp.Halves(epsilon=eps), exact)
+    for i in range(len(x)):
+        matrices = held(function, a, b, x[i])
+        expected = oracle_data.shared_between(matrices, (0.5, 0.5), x[i], R[i], 1e-6 if eps is None else eps)
+        same(e, i, expected, R[i])
+
+
+@pytest.mark.parametrize(("exact", "eps"), MATMUL_IMAGES, ids=str)
+@pytest.mark.parametrize("name", ["scores", "bmm", "one_head_for_all", "one_query", "einsum_heads"])
+def test_values(name, exact, eps):
+    """The operand that comes from a softmax is a constant: the other gets all."""
+    rule = None if eps is None else lrp.Values(epsilon=eps)
+    e, function, a, b, x, R = explain_matmul(name, rule, exact, lambda a: a.softmax(-1))
+    for i in range(len(x)):
+        _, for_values = held(function, lambda x: a(x).softmax(-1), b, x[i])
+        expected = oracle.distribute(oracle.epsilon(1e-6 if eps is None else eps), for_values, x[i], R[i])
+        same(e, i, expected, R[i])
+
+
+# ------------------------------------------------------------------------------------------------ softmax
+
+SOFTMAXES = {
+    "last": (lambda x: x.softmax(-1), -1, None),
+    "channels": (lambda x: F.softmax(x, dim=1), 0, None),
+    "rows": (lambda x: torch.softmax(x, 2), 1, None),
+    "with_a_mask": (lambda x: (x + causal(x.shape[-1])).softmax(-1), -1, lambda n: causal(n)),
+    "masked_fill": (
+        lambda x: x.masked_fill(torch.ones(3, 3).triu(1).bool(), -torch.inf).softmax(-1), -1, "filled"
+    ),
+}  # fmt: skip
+
+
+def causal(n):
+    return torch.full((n, n), -torch.inf, dtype=torch.float64).triu(1)
+
+
+@pytest.mark.parametrize("rule", [None, lrp.Constant(), lrp.SoftmaxTaylor(), "attnlrp"], ids=str)
+@pytest.mark.parametrize("name", SOFTMAXES)
+def test_softmax(name, rule):
+    """Constant: all of it under bias. Taylor: x_i (R_i − p_i ΣR), 0 where x_i = −inf; its rest under bias."""
+    torch.manual_seed(7)
+    function, axis, mask = SOFTMAXES[name]
+    x, R = torch.randn(3, 2, 3, 3).double(), torch.randn(3, 18).double()
+    composite = lrp.Composite([], attention="attnlrp") if rule == "attnlrp" else None
+    composite = composite or lrp.Composite([] if rule is None else [(lrp.family("softmax"), rule)])
+    model = Alone(Call(function)).double().eval()
+    e = lrp.Explainer(model, composite=composite, dtype=torch.float64)(x, target=R)
+    taylor = rule == "attnlrp" or isinstance(rule, lrp.SoftmaxTaylor)
+    for i in range(3):
+        t = Trace(x[i], attention="attnlrp" if taylor else "cp_lrp")
+        scores = t.image
+        if mask == "filled":
+            hidden = np.isinf(causal(3).numpy())
+            scores = t.step(np.where(hidden, -np.inf, x[i].numpy()), lambda R, t=t: t.give(t.image, R))
+        elif mask is not None:
+            scores = t.add(scores, mask(3))
+        same(e, i, t.explain(t.softmax(scores, axis), R[i]), R[i])
+    if not taylor:
+        assert (e.relevance == 0).all()
+    assert e.health.ok, e.health.problems
+
+
+# ---------------------------------------------------------------------------------------------- attention
+
+
+class Attention(nn.Module):
+    """scaled_dot_product_attention on queries, keys and values that are cut from the image's channels."""
+
+    def __init__(self, heads=(2, 2), mask=None, added=None, queries=slice(None), **options):
+        super().__init__()
+        self.heads, self.queries, self.options = heads, queries, options
+        self.added = added  # the mask as it is added to the scores
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x):
+        q, k, v = x.split([self.heads[0], self.heads[1], self.heads[1]], dim=1)
+        q = q[:, :, self.queries]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, **self.options).flatten(1)
+
+    def trace(self, t):
+        q_heads, k_heads = self.heads
+        q = t.move(lambda a: a[:q_heads, self.queries], t.image)
+        repeats = q_heads // k_heads
+        k = t.move(lambda a: a[q_heads : q_heads + k_heads].repeat(repeats, 0), t.image)
+        v = t.move(lambda a: a[q_heads + k_heads :].repeat(repeats, 0), t.image)
+        return t.attend(q, k, v, self.options.get("scale", q.array.shape[-1] ** -0.5), self.added)
+
+
+def visible():
+    seen = torch.ones(3, 3).tril().bool()
+    seen[0, 2] = True
+    return seen
+
+
+def as_added(seen):
+    return torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+
+
+FLOAT_MASK = (torch.arange(9.0).reshape(3, 3) - 4) / 3
+ATTENTIONS = {
+    "plain": lambda: Attention(),
+    "scale": lambda: Attention(scale=0.3),
+    "causal": lambda: Attention(is_causal=True, added=causal(3)),
+    "bool_mask": lambda: Attention(mask=visible(), added=as_added(visible())),
+    "bool_mask_per_head": lambda: Attention(
+        mask=torch.stack([visible(), visible().T])[None],
+        added=as_added(torch.stack([visible(), visible().T])),
+    ),
+    "float_mask": lambda: Attention(mask=FLOAT_MASK, added=FLOAT_MASK),
+    "float_mask_with_inf": lambda: Attention(
+        mask=FLOAT_MASK + as_added(visible()), added=FLOAT_MASK + as_added(visible())
+    ),
+    "mask_and_scale": lambda: Attention(mask=FLOAT_MASK, added=FLOAT_MASK, scale=1.7),
+    "grouped_queries": lambda: Attention(heads=(4, 2), enable_gqa=True),
+    "one_query": lambda: Attention(queries=slice(0, 1)),
+    "dropout_in_eval": lambda: Attention(dropout_p=0.0),
+}
+ATTENTION_RULES = ("cp_lrp", "attnlrp")
+
+
+def check_attention(model, x, rule):
+    """Under `Composite([])`, and with `attention="attnlrp"`."""
+    options = {} if rule == "cp_lrp" else {"attention": "attnlrp"}
+    return check_net(model, x, lambda image: Trace(image, attention=rule), **options)
+
+
+@pytest.mark.parametrize("rule", ATTENTION_RULES)
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_scaled_dot_product_attention(name, rule):
+    torch.manual_seed(8)
+    model = ATTENTIONS[name]()
+    channels = model.heads[0] + 2 * model.heads[1]
+    e = check_attention(model, torch.randn(2, channels, 3, 4).double(), rule)
+    queries_and_keys = e.relevance[:, : -model.heads[1]]
+    assert (queries_and_keys == 0).all() == (rule == "cp_lrp")
+
+
+class SelfAttention(nn.Module):
+    """One linear for q, k and v, heads, softmax, one linear: as timm, torchvision and others write it."""
+
+    def __init__(self, width=6, heads=2, style="fused"):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.heads, self.style = heads, style
+
+    def forward(self, x):
+        N, L, C = x.shape
+        if self.style == "einsum":
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+            q, k, v = (p.view(N, L, self.heads, -1) for p in (q, k, v))
+            p = (torch.einsum("nqhd,nkhd->nhqk", q, k) * (C // self.heads) ** -0.5).softmax(-1)
+            return self.proj(torch.einsum("nhqk,nkhd->nqhd", p, v).reshape(N, L, C))
+        q, k, v = self.qkv(x).reshape(N, L, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.style == "fused":
+            y = F.scaled_dot_product_attention(q, k, v)
+        elif self.style == "divided":
+            y = (q @ k.transpose(-2, -1) / (C // self.heads) ** 0.5).softmax(dim=-1) @ v
+        return self.proj(y.transpose(1, 2).reshape(N, L, C))
+
+    def trace(self, t, x):
+        return t.linear(
+            self.mixed(t, t.linear(x, self.qkv.weight, self.qkv.bias)), self.proj.weight, self.proj.bias
+        )
+
+    def mixed(self, t, qkv):
+        L, C = qkv.array.shape[0], self.proj.in_features
+        q, k, v = (
+            t.move(lambda a, i=i: a.reshape(L, 3, self.heads, -1)[:, i].transpose(1, 0, 2), qkv)
+            for i in range(3)
+        )
+        y = t.attend(q, k, v, (C // self.heads) ** -0.5)
+        return t.move(lambda a: a.transpose(1, 0, 2).reshape(L, C), y)
+
+
+class MultiHead(nn.Module):
+    """nn.MultiheadAttention with one input for all; `first`: tokens first, images second."""
+
+    def __init__(self, width=6, heads=2, weights=False, batch_first=True):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=batch_first)
+        self.weights, self.batch_first = weights, batch_first
+        with torch.no_grad():
+            self.attn.in_proj_bias.normal_()
+            self.attn.out_proj.bias.normal_()
+
+    def forward(self, x):
+        x = x if self.batch_first else x.transpose(0, 1)
+        y = self.attn(x, x, x, need_weights=self.weights)[0]
+        return y if self.batch_first else y.transpose(0, 1)
+
+    def trace(self, t, x):
+        attn = self.attn
+        qkv = t.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+        L, C = x.array.shape
+        heads, d = attn.num_heads, C // attn.num_heads
+        q, k, v = (
+            t.move(lambda a, i=i: a[:, i * C : (i + 1) * C].reshape(L, heads, d).transpose(1, 0, 2), qkv)
+            for i in range(3)
+        )
+        scale = d**-0.5
+        y = t.attend(t.scale(q, scale), k, v) if self.weights else t.attend(q, k, v, scale)
+        y = t.move(lambda a: a.transpose(1, 0, 2).reshape(L, C), y)
+        return t.linear(y, attn.out_proj.weight, attn.out_proj.bias)
+
+
+class OnTokens(nn.Module):
+    """An image [N, C, H, W] as tokens [N, H·W, C]."""
+
+    def __init__(self, op):
+        super().__init__()
+        self.op = op
+
+    def forward(self, x):
+        return self.op(x.flatten(2).transpose(1, 2)).flatten(1)
+
+    def trace(self, t):
+        return self.op.trace(t, t.move(lambda a: a.reshape(len(a), -1).T, t.image))
+
+
+class Block(nn.Module):
+    """Pre-norm, attention, pre-norm, two linears; each on a branch of its own."""
+
+    def __init__(self, width=6, hidden=8, bias=True, attn=None, activation=F.gelu):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, bias=bias), nn.LayerNorm(width, bias=bias)
+        self.attn = attn or SelfAttention(width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.activation = activation
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
+
+    def trace(self, t, x):
+        x = t.add(x, self.attn.trace(t, t.layer_norm(x, self.norm1)))
+        y = t.linear(t.layer_norm(x, self.norm2), self.fc1.weight, self.fc1.bias)
+        return t.add(x, t.linear(t.act(self.activation, y), self.fc2.weight, self.fc2.bias))
+
+
+class EncoderLayer(nn.Module):
+    """nn.TransformerEncoderLayer, norm first or last."""
+
+    def __init__(self, norm_first, batch_first=True):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(
+            6, 2, 8, activation="gelu", norm_first=norm_first, batch_first=batch_first
+        )
+        self.batch_first = batch_first
+
+    def forward(self, x):
+        if self.batch_first:
+            return self.layer(x)
+        return self.layer(x.transpose(0, 1)).transpose(0, 1)
+
+    def trace(self, t, x):
+        layer, attn = self.layer, MultiHead()
+        attn.attn = self.layer.self_attn
+
+        def feed_forward(x):
+            y = t.act(F.gelu, t.linear(x, layer.linear1.weight, layer.linear1.bias))
+            return t.linear(y, layer.linear2.weight, layer.linear2.bias)
+
+        if layer.norm_first:
+            x = t.add(x, attn.trace(t, t.layer_norm(x, layer.norm1)))
+            return t.add(x, feed_forward(t.layer_norm(x, layer.norm2)))
+        x = t.layer_norm(t.add(x, attn.trace(t, x)), layer.norm1)
+        return t.layer_norm(t.add(x, feed_forward(x)), layer.norm2)
+
+
+class SwinBlock(nn.Module):
+    """Shifted windows: [N · windows, tokens, width] on the way, a position table, a mask between regions."""
+
+    def __init__(self, width=4, heads=2, window=2, side=4):
+        super().__init__()
+        self.norm, self.attn, self.heads, self.window = (
+            nn.LayerNorm(width),
+            SelfAttention(width, heads),
+            heads,
+            window,
+        )
+        self.table = nn.Parameter(torch.randn((2 * window - 1) ** 2, heads))
+        where = torch.stack(
+            torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+        ).flatten(1)
+        between = (where[:, :, None] - where[:, None, :] + window - 1) * torch.tensor([2 * window - 1, 1])[
+            :, None, None
+        ]
+        self.register_buffer("index", between.sum(0))
+        edge = torch.arange(side).ge(side - window).long() + torch.arange(side).ge(side - 1)
+        regions = self.partition((edge[:, None] * 3 + edge)[None, :, :, None]).squeeze(-1)
+        self.register_buffer("mask", as_added(regions[:, :, None] == regions[:, None, :]).clamp(min=-100.0))
+
+    def partition(self, x):
+        N, H, W, C = x.shape
+        x = x.view(N, H // self.window, self.window, W // self.window, self.window, C)
+        return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, self.window**2, C)
+
+    def forward(self, x):
+        x = x.permute(0, 2, 3, 1)
+        N, H, W, C = x.shape
+        windows = self.partition(torch.roll(self.norm(x), (-1, -1), (1, 2)))
+        B, L, _ = windows.shape
+        qkv = self.attn.qkv(windows).reshape(B, L, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        scores = (q * (C // self.heads) ** -0.5) @ k.transpose(-2, -1)
+        scores = scores + self.table[self.index.view(-1)].view(L, L, -1).permute(2, 0, 1).unsqueeze(0)
+        scores = scores.view(N, -1, self.heads, L, L) + self.mask.unsqueeze(1).unsqueeze(0)
+        p = scores.view(-1, self.heads, L, L).softmax(-1)
+        y = self.attn.proj((p @ v).transpose(1, 2).reshape(B, L, C))
+        y = y.view(N, H // self.window, W // self.window, self.window, self.window, C)
+        y = torch.roll(y.permute(0, 1, 3, 2, 4, 5).reshape(N, H, W, C), (1, 1), (1, 2))
+        return (x + y).flatten(1)
+
+    def trace(self, t):
+        M = self.window
+        x = t.move(lambda a: a.transpose(1, 2, 0), t.image)
+        H, W, C = x.array.shape
+
+        def partition(a):
+            a = np.roll(a, (-1, -1), (0, 1)).reshape(H // M, M, W // M, M, C)
+            return a.transpose(0, 2, 1, 3, 4).reshape(-1, M * M, C)
+
+        def together(a):
+            a = a.reshape(H // M, W // M, M, M, C).transpose(0, 2, 1, 3, 4).reshape(H, W, C)
+            return np.roll(a, (1, 1), (0, 1))
+
+        windows = t.move(partition, t.layer_norm(x, self.norm))
+        qkv = t.linear(windows, self.attn.qkv.weight, self.attn.qkv.bias)
+        B, L, _ = qkv.array.shape
+        q, k, v = (
+            t.move(lambda a, i=i: a.reshape(B, L, 3, self.heads, -1)[:, :, i].transpose(0, 2, 1, 3), qkv)
+            for i in range(3)
+        )
+        scores = t.matmul(t.scale(q, (C // self.heads) ** -0.5), t.move(lambda a: a.swapaxes(-1, -2), k))
+        table = self.table.detach().numpy()[self.index.numpy()].transpose(2, 0, 1)
+        scores = t.add(t.add(scores, np.broadcast_to(table, scores.array.shape)), self.mask[:, None])
+        y = t.matmul(t.softmax(scores), v, (0.0, 1.0) if t.attention == "cp_lrp" else (0.5, 0.5))
+        y = t.move(lambda a: a.transpose(0, 2, 1, 3).reshape(B, L, C), y)
+        return t.add(x, t.move(together, t.linear(y, self.attn.proj.weight, self.attn.proj.bias)))
+
+
+BLOCKS = {
+    "fused": lambda: OnTokens(SelfAttention()),
+    "divided": lambda: OnTokens(SelfAttention(style="divided")),
+    "einsum": lambda: OnTokens(SelfAttention(style="einsum")),
+    "multihead": lambda: OnTokens(MultiHead()),
+    "multihead_weights": lambda: OnTokens(MultiHead(weights=True)),
+    "multihead_tokens_first": lambda: OnTokens(MultiHead(batch_first=False)),
+    "multihead_tokens_first_weights": lambda: OnTokens(MultiHead(batch_first=False, weights=True)),
+    "block": lambda: OnTokens(Block()),
+    "block_multihead": lambda: OnTokens(Block(attn=MultiHead())),
+    "two_blocks": lambda: OnTokens(Both(Block(), Block())),
+    "encoder_layer": lambda: OnTokens(EncoderLayer(norm_first=False)),
+    "encoder_layer_norm_first": lambda: OnTokens(EncoderLayer(norm_first=True)),
+    "encoder_layer_tokens_first": lambda: OnTokens(EncoderLayer(norm_first=True, batch_first=False)),
+}
+
+
+class Both(nn.Module):
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+    def trace(self, t, x):
+        for part in self.parts:
+            x = part.trace(t, x)
+        return x
+
+
+@pytest.mark.parametrize("rule", ATTENTION_RULES)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_attention_block(name, rule):
+    torch.manual_seed(9)
+    check_attention(BLOCKS[name](), torch.randn(2, 6, 2, 2).double(), rule)
+
+
+@pytest.mark.parametrize("rule", ATTENTION_RULES)
+def test_shifted_windows(rule):
+    torch.manual_seed(10)
+    check_attention(SwinBlock(), torch.randn(2, 4, 4, 4).double(), rule)
+
+
+class ViT(nn.Module):
+    """Patches, a class token, positions, blocks, a norm, a linear on the class token (or on the mean)."""
+
+    def __init__(self, bias=True, constants=True, depth=2, size=(4, 6), width=6, classes=5):
+        super().__init__()
+        tokens = size[0] * size[1] // 4
+        self.patches = nn.Conv2d(3, width, 2, 2)
+        self.constants = constants
+        if constants:
+            self.token = nn.Parameter(torch.randn(1, 1, width))
+            self.positions = nn.Parameter(torch.randn(1, tokens + 1, width))
+        self.blocks = Both(*[Block(width, bias=bias) for _ in range(depth)])
+        self.norm, self.head = nn.LayerNorm(width, bias=bias), nn.Linear(width, classes)
+        if not bias:
+            for module in self.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    module.bias = None
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        if self.constants:
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions
+        x = self.norm(self.blocks(x))
+        return self.head(x[:, 0] if self.constants else x.mean(1))
+
+    def trace(self, t):
+        x = t.module(self.patches, t.image)
+        x = t.move(lambda a: a.reshape(len(a), -1).T, x)
+        if self.constants:
+            x = t.add(t.join([self.token[0].detach().numpy(), x], 0), self.positions[0])
+        x = t.layer_norm(self.blocks.trace(t, x), self.norm)
+        x = t.move(lambda a: a[0], x) if self.constants else t.mean(x, 0)
+        return t.linear(x, self.head.weight, self.head.bias)
+
+
+VIT_COMPOSITES = {
+    "cp_lrp": ("cp_lrp", {"conv": oracle.gamma(0.25), "linear": oracle.gamma(0.05)}),
+    "attnlrp": ("attnlrp", {"conv": oracle.gamma(0.25), "linear": oracle.gamma(0.05)}),
+    "epsilon": ("cp_lrp", {}),
+    "epsilon_plus": ("cp_lrp", {"conv": oracle.z_plus()}),
+    "excitation_backprop": ("cp_lrp", {"conv": oracle.z_plus(), "linear": oracle.z_plus()}),
+    "epsilon_alpha2_beta1_flat": ("cp_lrp", {"conv": oracle.flat()}),
+}
+
+
+WITHOUT_CONSTANTS = ("cp_lrp", "attnlrp")
+
+
+@pytest.mark.parametrize(
+    ("preset", "constants"), [(p, True) for p in VIT_COMPOSITES] + [(p, False) for p in WITHOUT_CONSTANTS]
+)
+def test_vision_transformer_by_preset(preset, constants):
+    torch.manual_seed(11)
+    attention, rules = VIT_COMPOSITES[preset]
+    check_net(
+        ViT(constants=constants),
+        torch.randn(2, 3, 4, 6).double(),
+        lambda image: Trace(image, attention=attention, **rules),
+        lrp.preset(preset),
+    )
+
+
+@pytest.mark.parametrize("part", ["expanded", "repeated"])
+def test_class_token_is_a_constant(part):
+    """What reaches it is booked under bias; so is a position's share of its sum."""
+    torch.manual_seed(12)
+    token, positions = torch.randn(1, 1, 3), torch.randn(1, 5, 3)
+
+    def embed(x, token, positions):
+        x = x.flatten(2).transpose(1, 2)
+        n = x.shape[0]
+        token = token.expand(n, -1, -1) if part == "expanded" else token.repeat(n, 1, 1)
+        return torch.cat([token, x], 1) + positions
+
+    model = Alone(Call(embed, token=token, positions=positions))
+    x, R = torch.randn(2, 3, 2, 2).double(), torch.randn(2, 15).double()
+    e = explain_alone(model, None, x, R)
+    for i in range(2):
+        t = Trace(x[i])
+        tokens = t.move(lambda a: a.reshape(3, 4).T, t.image)
+        same(e, i, t.explain(t.add(t.join([token[0].numpy(), tokens], 0), positions[0]), R[i]), R[i])
+
+
+# ------------------------------------------------------------------------------------------------- maxima
+
+# name: (function, [C, H, W], the flat indices that compete for each output)
+MAXIMA = {
+    "max_channels": (lambda x: x.max(1).values, (3, 2, 4), lambda s: over(s, (0,))),
+    "max_last": (lambda x: x.max(-1, keepdim=True)[0], (3, 2, 4), lambda s: over(s, (2,))),
+    "max_tokens": (lambda x: torch.max(x.flatten(2), 2)[0], (3, 2, 4), lambda s: over(s, (1, 2))),
+    "amax_positions": (lambda x: x.amax((2, 3)), (3, 2, 4), lambda s: over(s, (1, 2))),
+    "amax_keepdim": (lambda x: torch.amax(x, 1, keepdim=True), (3, 2, 4), lambda s: over(s, (0,))),
+    "amax_apart": (lambda x: x.amax((1, 3)), (3, 2, 4), lambda s: over(s, (0, 2))),
+    "adaptive_2d": (lambda x: F.adaptive_max_pool2d(x, (2, 3)), (2, 4, 6), lambda s: adaptive(s, (2, 3))),
+    "adaptive_2d_uneven": (lambda x: F.adaptive_max_pool2d(x, (3, 2)), (2, 5, 3), lambda s: adaptive(s, (3, 2))),
+    "adaptive_2d_global": (lambda x: F.adaptive_max_pool2d(x, 1), (2, 3, 3), lambda s: adaptive(s, (1, 1))),
+    "adaptive_2d_upwards": (lambda x: F.adaptive_max_pool2d(x, 4), (2, 2, 3), lambda s: adaptive(s, (4, 4))),
+    "max_pool1d": (lambda x: F.max_pool1d(x.flatten(2), 2), (2, 1, 7), lambda s: pooled_1d(s, 2, 2, 0, 1, 3)),
+    "max_pool1d_overlap": (
+        lambda x: F.max_pool1d(x.flatten(2), 3, 2, padding=1), (2, 1, 7), lambda s: pooled_1d(s, 3, 2, 1, 1, 4)
+    ),
+    "max_pool1d_dilated": (
+        lambda x: F.max_pool1d(x.flatten(2), 3, 1, dilation=2), (2, 1, 7), lambda s: pooled_1d(s, 3, 1, 0, 2, 3)
+    ),
+}  # fmt: skip
+
+
+def pooled_1d(shape, *window):
+    return [[c * shape[2] + j for j in js] for c in range(shape[0]) for js in sliding(shape[2], *window)]
+
+
+@pytest.mark.parametrize("values", ["real", "ties", "relu"])
+@pytest.mark.parametrize("name", MAXIMA)
+def test_maximum(name, values):
+    """The winner takes all, and the first of equals."""
+    torch.manual_seed(13)
+    function, shape, groups = MAXIMA[name]
+    x = images(shape, whole=values == "ties")
+    x = x.relu() if values == "relu" else x
+    R = torch.randn_like(function(x).flatten(1))
+    e = explain_alone(Alone(Call(function)), None, x, R)
+    for i in range(len(x)):
+        agrees(e.relevance[i].reshape(-1).numpy(), winners(groups(shape), x[i], R[i]), f"image {i}")
+    assert max(abs(total(e.ledger, term)) for term in TERMS) <= 1e-12
+
+
+# ----------------------------------------------------------------------------------------------- movement
+
+MASK = torch.tensor(
+    [[True, False, True, True, False, True]] * 2 + [[False, True, True, False, True, True]] * 2
+)
+
+
+def with_channel_set(x, value):
+    x = x.clone()
+    x[:, :1] = value
+    return x
+
+
+def in_windows(function):
+    """Partition [N, 4, 4, 6] into 2 × 3 windows (N · windows first), move inside each, put together again."""
+
+    def move(x):
+        N, C, H, W = x.shape
+        windows = (
+            x.view(N, C, 2, H // 2, 2, W // 2).permute(0, 2, 4, 3, 5, 1).reshape(N * 4, H // 2, W // 2, C)
+        )
+        y = function(windows).view(N, 2, 2, H // 2, W // 2, C)
+        return y.permute(0, 5, 1, 3, 2, 4).reshape(N, C, H, W)
+
+    return move
+
+
+def tokens_second(function):
+    """The images as the second axis: [tokens, N, C]."""
+    return lambda x: function(x.flatten(2).permute(2, 0, 1)).permute(1, 2, 0)
+
+
+def in_place(x):
+    y = x.clone()
+    y[:, :, 1:3, ::2] = x[:, :, 2:, 1::2]
+    return y
+
+
+# of x [N, 4, 4, 6]; what is written as a constant has a share of its own: it is booked under bias
+MOVEMENTS = {
+    "reshape": lambda x: x.reshape(x.shape[0], -1, 4),
+    "flatten": lambda x: x.flatten(2),
+    "unflatten": lambda x: x.unflatten(1, (2, -1)),
+    "permute": lambda x: x.permute(0, 3, 1, 2),
+    "transpose": lambda x: x.transpose(1, 3).contiguous(),
+    "movedim": lambda x: x.movedim(1, -1),
+    "swapaxes": lambda x: x.swapaxes(2, 3),
+    "squeeze": lambda x: x[:, :1].squeeze(1).unsqueeze(-1),
+    "slice": lambda x: x[:, 1:, ::2, :-1],
+    "slice_ellipsis": lambda x: x[..., None, 2:4],
+    "narrow": lambda x: x.narrow(2, 1, 2),
+    "select": lambda x: x.select(3, -2),
+    "one_position": lambda x: x[:, :, 1, 2],
+    "split": lambda x: torch.cat(x.split([1, 3], dim=1)[::-1], dim=1),
+    "chunk": lambda x: x.chunk(2, dim=3)[1],
+    "tensor_split": lambda x: torch.cat(x.tensor_split(3, dim=2)[1:], 2),
+    "unbind": lambda x: torch.cat(x.unbind(1)[::-1], dim=1),
+    "unbind_first_of_three": lambda x: x.reshape(x.shape[0], 3, -1).permute(1, 0, 2).unbind(0)[1],
+    "cat": lambda x: torch.cat([x, x[:, :1], x], dim=1),
+    "cat_positions": lambda x: torch.cat([x[:, :, :2], x.flip(3)], dim=2),
+    "stack": lambda x: torch.stack([x, x.flip(1)], dim=2),
+    "zero_pad": lambda x: F.pad(x, (1, 2, 0, 1)),
+    "crop_by_pad": lambda x: F.pad(x, (-1, 1, 0, -1)),
+    "channel_pad": lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)),
+    "reflect": lambda x: F.pad(x, (2, 1, 1, 2), mode="reflect"),
+    "replicate": lambda x: F.pad(x, (2, 1, 0, 2), mode="replicate"),
+    "circular": lambda x: F.pad(x, (1, 1, 2, 0), mode="circular"),
+    "roll": lambda x: x.roll((1, -2), dims=(2, 3)),
+    "roll_one": lambda x: torch.roll(x, 3, 1),
+    "flip": lambda x: x.flip(3),
+    "flip_two": lambda x: x.flip((1, 2)),
+    "rot90": lambda x: torch.rot90(x, 1, (2, 3)),
+    "expand": lambda x: x[:, :1].expand(-1, 3, -1, -1),
+    "expand_new_axis": lambda x: x.unsqueeze(2).expand(-1, -1, 2, -1, -1),
+    "repeat": lambda x: x.repeat(1, 2, 1, 3),
+    "tile": lambda x: torch.tile(x, (2, 1)),
+    "repeat_interleave": lambda x: x.repeat_interleave(2, dim=1),
+    "index_one": lambda x: x[:, [0, 2, 2, 1]],
+    "index_two": lambda x: x[:, :, [0, 3, 1], [5, 0, 0]],
+    "index_apart": lambda x: x[:, torch.tensor([0, 3]), :, torch.tensor([1, 1])].transpose(0, 1),
+    "index_matrix": lambda x: x.flatten(2)[:, :, torch.tensor([[0, 23], [7, 7]])],
+    "index_select": lambda x: x.index_select(2, torch.tensor([3, 0, 3])),
+    "gather": lambda x: x.gather(3, torch.arange(6).flip(0).clamp(max=3).expand(x.shape[0], 4, 4, 6)),
+    "masked_by_index": lambda x: x.flatten(2)[:, :, MASK.flatten()],
+    "pixel_shuffle": lambda x: F.pixel_shuffle(x, 2),
+    "pixel_unshuffle": lambda x: F.pixel_unshuffle(x, 2),
+    "channel_shuffle": lambda x: F.channel_shuffle(x, 2),
+    "unfold": lambda x: F.unfold(x, 2),
+    "unfold_stride_padding": lambda x: F.unfold(x, (3, 2), stride=2, padding=1, dilation=(1, 2)),
+    "tensor_unfold": lambda x: x.unfold(3, 3, 2),
+    "tensor_unfold_twice": lambda x: x.unfold(2, 2, 2).unfold(3, 3, 3),
+    "clone": lambda x: x.clone().contiguous(),
+    "dropout": lambda x: F.dropout2d(F.dropout(x, 0.5, training=False), training=False),
+    "identity": nn.Identity(),
+    "to": lambda x: x.to(torch.float64).to(memory_format=torch.channels_last),
+    "tril": lambda x: x.tril(),
+    "triu": lambda x: x.triu(1),
+    "diagonal": lambda x: x.diagonal(dim1=2, dim2=3),
+    "masked_fill": lambda x: x.masked_fill(MASK, 0.0),
+    "masked_fill_number": lambda x: x.masked_fill(~MASK, -2.5),
+    "where": lambda x: torch.where(MASK, x, 0.5),
+    "where_other": lambda x: torch.where(MASK, x.flip(1), x),
+    "where_constants": lambda x: torch.where(MASK, torch.linspace(-1, 1, 6, dtype=x.dtype), x),
+    "set_channel": lambda x: with_channel_set(x, x[:, 2:3]),
+    "set_channel_constant": lambda x: with_channel_set(x, 0.5),
+    "set_channel_tensor": lambda x: with_channel_set(x, torch.linspace(0, 1, 6, dtype=x.dtype)),
+    "set_strided": in_place,
+    "slice_scatter": lambda x: x.slice_scatter(x[:, :, :2].flip(3), dim=2, start=1, end=3),
+    "select_scatter": lambda x: x.select_scatter(x[:, 0], dim=1, index=2),
+    "coordinates": lambda x: torch.cat([x, grid(x).expand(x.shape[0], 1, -1, -1)], dim=1),
+    "cat_zeros": lambda x: torch.cat([x, torch.zeros_like(x[:, :2])], dim=1),
+    "cat_new_zeros": lambda x: torch.cat([x.new_zeros(x.shape[0], 1, 4, 6), x], dim=1),
+    "windows": in_windows(lambda w: w),
+    "windows_flipped": in_windows(lambda w: w.flip(1)),
+    "windows_cut": in_windows(lambda w: torch.cat([w[:, 1:], w[:, :1]], 1).transpose(1, 2).reshape(w.shape)),
+    "windows_by_heads": in_windows(
+        lambda w: w.reshape(-1, 6, 2, 2).permute(0, 2, 1, 3).flip(2).transpose(1, 2).reshape(w.shape)
+    ),
+    "tokens_second": tokens_second(lambda y: y),
+    "tokens_second_cut": tokens_second(lambda y: y[3:].flip(0)),
+    "tokens_second_merged": tokens_second(lambda y: y.reshape(-1, 4).flip(1).view(24, -1, 4)),
+    "tokens_second_heads": tokens_second(
+        lambda y: y.reshape(24, -1, 2).transpose(0, 1).flip(2).transpose(0, 1).reshape(24, -1, 4)
+    ),
+}  # fmt: skip
+
+
+# What the engine does not do yet, and says so; where the test of it fails, take it out of here: it is tested then.
+REFUSED = {"index_apart", "gather", "masked_by_index"}
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_refused(name):
+    with pytest.raises(
+        (lrp.UnsupportedError, lrp.CaptureError), match=r"no rule for|a size depends on values"
+    ):
+        explain_alone(Alone(Call(MOVEMENTS[name])), None, torch.randn(2, 4, 4, 6).double(), None)
+
+
+@pytest.mark.parametrize("name", [name for name in MOVEMENTS if name not in REFUSED])
+def test_relevance_moves_with_its_element(name):
+    torch.manual_seed(14)
+    move = MOVEMENTS[name]
+    x = torch.randn(2, 4, 4, 6).double()
+    R = torch.randn_like(move(x).flatten(1))
+    e = explain_alone(Alone(Call(move)), None, x, R)
+    came_from = oracle_data.measured(move, (4, 4, 6)).weight
+    for i in range(2):
+        relevance = came_from.T @ R[i].numpy()
+        agrees(e.relevance[i].reshape(-1).numpy(), relevance, name)
+        took = {"bias": float(R[i].sum()) - relevance.sum(), "epsilon": 0.0, "dropped": 0.0}
+        for term, value in took.items():
+            agrees(total(e.ledger, term, i), value, term, float(R[i].abs().sum()))
+    assert e.health.ok, e.health.problems
+
+
+# -------------------------------------------------------------------------------------------- activations
+
+ACTIVATIONS = {
+    str(module): module
+    for module in (
+        nn.ELU(), nn.ELU(0.5), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Hardswish(), nn.Mish(), nn.Softplus(),
+        nn.Softplus(beta=2.0, threshold=1.0), nn.Sigmoid(), nn.Hardsigmoid(), nn.Tanh(), nn.SELU(), nn.CELU(0.7),
+        nn.PReLU(), nn.PReLU(4), nn.LeakyReLU(0.2), nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.5, 0.7), nn.Softsign(),
+        nn.LogSigmoid(), nn.Hardshrink(), nn.Threshold(0.1, -0.3), nn.SiLU(inplace=True), nn.ELU(inplace=True),
+        nn.Hardswish(inplace=True), nn.Softshrink(),
+    )
+} | {
+    "exp": torch.exp, "log1p_abs": lambda x: torch.log1p(x.abs()), "sqrt_abs": lambda x: x.abs().sqrt(),
+    "cube": lambda x: torch.pow(x, 3), "square": torch.square, "square_by_power": lambda x: x**2,
+    "abs": torch.abs, "clamp": lambda x: x.clamp(-0.5, 0.8), "clamp_min": lambda x: torch.clamp_min(x, -0.1),
+    "clamp_max": lambda x: x.clamp(max=0.3), "erf": torch.erf, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
+    "expm1": torch.expm1, "sin": torch.sin, "cos": torch.cos, "rsqrt_abs": lambda x: torch.rsqrt(x.abs()),
+    "log_abs": lambda x: torch.log(x.abs()), "root": lambda x: x.abs() ** 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_passes(name):
+    torch.manual_seed(15)
+    x, R = torch.randn(3, 4, 2, 3).double(), torch.randn(3, 24).double()
+    activation = ACTIVATIONS[name]
+    e = explain_alone(
+        Alone(activation if isinstance(activation, nn.Module) else Call(activation)), None, x.clone(), R
+    )
+    assert torch.equal(e.relevance.flatten(1), R)
+    assert all(total(e.ledger, term, i) == 0 for term in TERMS for i in range(3))
+
+
+# --------------------------------------------------------------------------------------------------- LSTM
+
+
+class Recurrent(nn.Module):
+    """The rows of the image one after another; all steps' outputs, or the last states of both directions."""
+
+    def __init__(self, layers=1, both_ways=False, bias=True, batch_first=True, zeros=False, last=False):
+        super().__init__()
+        self.lstm = nn.LSTM(
+            4,
+            3,
+            layers,
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=both_ways,
+            dropout=0.5 * (layers > 1),
+        )
+        self.layers, self.ways, self.zeros, self.last = layers, 1 + both_ways, zeros, last
+
+    def forward(self, x):
+        x = x.squeeze(1)
+        states = None
+        if self.zeros:
+            states = 2 * (torch.zeros(self.layers * self.ways, x.shape[0], 3, dtype=x.dtype),)
+        if not self.lstm.batch_first:
+            x = x.transpose(0, 1)
+        out, (h, c) = self.lstm(x, states)
+        if self.last:
+            return torch.cat([h, c], 2).transpose(0, 1).flatten(1)
+        return (out if self.lstm.batch_first else out.transpose(0, 1)).flatten(1)
+
+    def trace(self, t):
+        rows = [t.move(lambda a, k=k: a[0, k], t.image) for k in range(t.image.array.shape[1])]
+        last = []
+        for layer in range(self.layers):
+            ways = []
+            for way in range(self.ways):
+                suffix = f"_l{layer}" + "_reverse" * way
+                weights = [getattr(self.lstm, f"weight_{name}{suffix}") for name in ("ih", "hh")]
+                biases = [getattr(self.lstm, f"bias_{name}{suffix}", None) for name in ("ih", "hh")]
+                states = t.lstm(rows[:: -1 if way else 1], *weights, *biases)
+                last.append(t.join(states[-1], 0))
+                ways.append([h for h, _ in states][:: -1 if way else 1])
+            rows = [t.join(at_one_step, 0) for at_one_step in zip(*ways, strict=True)]
+        return t.join(last if self.last else rows, 0)
+
+
+RECURRENT = {
+    "one_layer": {},
+    "batch_second": {"batch_first": False},
+    "no_bias": {"bias": False},
+    "given_zeros": {"zeros": True},
+    "both_ways": {"both_ways": True},
+    "both_ways_batch_second": {"both_ways": True, "batch_first": False},
+    "two_layers": {"layers": 2},
+    "two_layers_both_ways": {"layers": 2, "both_ways": True},
+    "last_states": {"last": True, "layers": 2, "both_ways": True},
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_lstm(name):
+    torch.manual_seed(16)
+    check_net(Recurrent(**RECURRENT[name]), torch.randn(2, 1, 3, 4).double())
+
+
+# ---------------------------------------------------------------------------------- what holds for any net
+
+
+@pytest.mark.parametrize("constants", [False, True], ids=["mean", "class_token"])
+def test_a_transformer_without_biases_conserves(constants):
+    """CP-LRP with ε = 0: all of the logit reaches the image, or what is added to it: the token, the positions."""
+    torch.manual_seed(17)
+    model = ViT(bias=False, constants=constants, width=8).double().eval()
+    x, R = torch.randn(3, 3, 4, 6).double(), torch.randn(3, 5).double()
+    e = lrp.Explainer(model, composite=lrp.preset("cp_lrp", epsilon=0.0), dtype=torch.float64)(x, target=R)
+    start, reached, bias = R.sum(1), e.relevance.sum((1, 2, 3)), torch.as_tensor(e.ledger.totals["bias"])
+    largest = torch.as_tensor(e.ledger.totals["largest"])
+    assert (reached.abs() > 1e-3 * start.abs()).all()
+    assert ((start - reached - bias).abs() <= 1e-9 * largest).all()
+    for term in ("epsilon", "dropped"):
+        assert (torch.as_tensor(e.ledger.totals[term]) == 0).all()
+    if not constants:
+        assert (bias.abs() <= 1e-12 * largest).all()
+    assert e.health.ok, e.health.problems
+
+
+class Quarter(nn.Module):
+    """A net that sees the upper left quarter of the image alone: cut from the image, or from its features."""
+
+    def __init__(self, net, cut="image"):
+        super().__init__()
+        self.net, self.cut = net, cut
+
+    def forward(self, x):
+        if self.cut == "image":
+            return self.net(x[:, :, :4, :6])
+        return self.net.head(self.net.norm(self.net.blocks(self.patches_kept(x))).mean(1))
+
+    def patches_kept(self, x):
+        return self.net.patches(x)[:, :, :2, :3].flatten(2).transpose(1, 2)
+
+
+def small_convolutional_net():
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.SiLU(), nn.MaxPool2d(2), nn.Conv2d(6, 4, 3, padding=1),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5),
+    )  # fmt: skip
+
+
+QUARTERS = {
+    "convolutions": lambda: Quarter(small_convolutional_net()),
+    "transformer": lambda: Quarter(ViT()),
+    "transformer_tokens": lambda: Quarter(ViT(constants=False), cut="tokens"),
+    "lstm": lambda: Quarter(RowsThenLstm(18)),
+}
+PRESETS = ["epsilon", "epsilon_plus_flat", "epsilon_gamma_box", "epsilon_alpha2_beta1", "attnlrp"]
+
+
+class RowsThenLstm(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(width, 4, batch_first=True), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(self.lstm(x.transpose(1, 2).flatten(2))[0][:, -1])
+
+
+def by_preset(name):
+    return lrp.preset(name, low=-3.0, high=3.0) if name.endswith("box") else lrp.preset(name)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", QUARTERS)
+def test_what_is_not_seen_gets_nothing(name, preset):
+    torch.manual_seed(18)
+    model = QUARTERS[name]().double().eval()
+    x = torch.randn(2, 3, 8, 12).double()
+    e = lrp.Explainer(model, composite=by_preset(preset), dtype=torch.float64)(x, target="predicted")
+    seen = torch.zeros(8, 12, dtype=torch.bool)
+    seen[:4, :6] = True
+    assert (e.relevance[:, :, ~seen] == 0).all()
+    assert (e.relevance[:, :, seen].abs().sum((1, 2)) > 1e-6).all()
+
+
+def coloured_squares(background):
+    """An image with a red, a green and a blue square, far enough apart for 3 × 3; and where they are."""
+    torch.manual_seed(19)
+    x = torch.zeros(3, 12, 12).double()
+    if background == "grey":
+        x += 0.2 + 0.6 * torch.rand(1, 12, 12).double()
+    places = [(slice(1, 4), slice(1, 5)), (slice(7, 11), slice(0, 3)), (slice(6, 10), slice(7, 11))]
+    for colour, (rows, columns) in enumerate(places):
+        x[:, rows, columns] = (
+            0.05 * torch.rand(3, 4, 4).double()[:, : rows.stop - rows.start, : columns.stop - columns.start]
+        )
+        x[colour, rows, columns] += 0.8
+    return x[None], places
+
+
+def opponents(kernel):
+    """A convolution with an output per colour: that colour less the two others, less a threshold."""
+    conv = nn.Conv2d(3, 3, kernel.shape[0], padding=kernel.shape[0] // 2)
+    with torch.no_grad():
+        conv.weight.copy_((2 * torch.eye(3) - 1)[:, :, None, None] * kernel)
+        conv.bias.fill_(-0.15)
+    return conv
+
+
+def within_colours(kernel):
+    """A convolution that smooths each colour by itself."""
+    conv = nn.Conv2d(3, 3, kernel.shape[0], padding=kernel.shape[0] // 2, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(torch.eye(3)[:, :, None, None] * kernel)
+    return conv
+
+
+POINT, BLUR = torch.ones(1, 1), torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
+
+
+def colour_detector(first, second=None):
+    """Opponency, ReLU, (a blur, ReLU,) the mean over the image, and one logit per colour."""
+    linear = nn.Linear(3, 3)
+    with torch.no_grad():
+        linear.weight.copy_(10 * torch.eye(3))
+        linear.bias.fill_(0.1)
+    between = [] if second is None else [within_colours(second), nn.ReLU()]
+    layers = [opponents(first), nn.ReLU(), *between, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear]
+    return nn.Sequential(*layers).double().eval()
+
+
+DETECTORS = {  # the kernels, and what is between the squares
+    "point_on_grey": (POINT, None, "grey"),
+    "point_then_blur_on_grey": (POINT, BLUR, "grey"),
+    "blur_on_black": (BLUR, None, "black"),
+    "blur_then_blur_on_black": (BLUR, BLUR, "black"),
+}
+DETECTOR_RULES = [lrp.Zero(), lrp.Epsilon(), lrp.Gamma(0.25), lrp.ZPlus(), lrp.AlphaBeta(2.0, 1.0)]
+FIRST_RULES = [
+    lrp.Flat(),
+    lrp.WSquare(),
+    lrp.ZBox(0.0, 1.0),
+]  # for points: a 3 × 3 sees the rim of a square too
+DETECTIONS = [(name, rule, None) for name in DETECTORS for rule in DETECTOR_RULES] + [
+    (name, lrp.ZPlus(), rule)
+    for name, (first, *_) in DETECTORS.items()
+    for rule in FIRST_RULES
+    if first is POINT
+]
+
+
+@pytest.mark.parametrize(("name", "rule", "first_rule"), DETECTIONS, ids=str)
+def test_a_colour_detector_points_at_its_colour(name, rule, first_rule):
+    """99.9 % of |R| lie on the squares of the class's colour, whichever of the three colours is asked for."""
+    first, second, background = DETECTORS[name]
+    x, places = coloured_squares(background)
+    model = colour_detector(first, second)
+    assert (model(x) > 0.2).all()
+    rules = [(lrp.family("conv"), rule)] + ([] if first_rule is None else [(lrp.first, first_rule)])
+    explainer = lrp.Explainer(model, composite=lrp.Composite(rules), dtype=torch.float64)
+    e = explainer(x.expand(3, -1, -1, -1), target=[0, 1, 2])
+    for magnitude, (rows, columns) in zip(e.relevance.abs().sum(1), places, strict=True):
+        assert magnitude[rows, columns].sum() >= 0.999 * magnitude.sum() > 1e-3
+    assert e.health.ok, e.health.problems
+
+
+class MiniSqueezeExcite(nn.Module):
+    """Two gated blocks with batch norms, one on a residual branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.Hardswish())
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.fc1, self.fc2, self.head = nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1), nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for _ in range(2):
+            y = self.norm(self.conv(x))
+            gate = torch.sigmoid(self.fc2(F.silu(self.fc1(F.adaptive_avg_pool2d(y, 1)))))
+            x = x + y * gate
+        return self.head(F.silu(x).mean((2, 3)))
+
+
+class WholeAttentions(nn.Module):
+    """A layer of every style, so that every way of merging heads and images is batched."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 6, 2, 2)
+        self.layers = nn.Sequential(
+            SelfAttention(), SelfAttention(style="divided"), SelfAttention(style="einsum"), MultiHead(),
+            MultiHead(weights=True, batch_first=False), Block(),
+        )  # fmt: skip
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x.mean(1))
+
+
+class WholeSwin(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.block, self.head = nn.Conv2d(3, 4, 1), SwinBlock(), nn.Linear(64, 5)
+
+    def forward(self, x):
+        return self.head(self.block(F.interpolate(self.stem(x), size=(4, 4), mode="bilinear")))
+
+
+class Handful(nn.Module):
+    """What PyTorch writes out in steps, where a step might forget that there are several images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 2), nn.GroupNorm(2, 4), nn.Linear(4, 5)
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        y = torch.addcmul(y, y.flip(1), torch.sigmoid(y), value=0.5)
+        y = torch.addcdiv(y, y.flip(2), y.abs() + 1, value=0.5)
+        y = torch.lerp(y, y.flip(3), 0.3)
+        y = F.normalize(y, dim=1) + F.softmin(y, dim=1) * y
+        y = y - torch.outer(torch.linspace(0, 1, 3, dtype=x.dtype), torch.linspace(0, 1, 5, dtype=x.dtype))
+        return self.head(y.cumsum(2).amax((2, 3)))
+
+
+ANY_NET = {
+    "vision_transformer": ViT,
+    "attentions": WholeAttentions,
+    "windows": WholeSwin,
+    "squeeze_excite": MiniSqueezeExcite,
+    "lstm": lambda: RowsThenLstm(18),
+    "handful": Handful,
+}
+
+
+def any_net(name, images=3):
+    torch.manual_seed(20)
+    model = ANY_NET[name]().double().eval()
+    return model, torch.randn(images, 3, 4, 6).double()
+
+
+@pytest.mark.parametrize("preset", ["epsilon_plus_flat", "attnlrp"])
+@pytest.mark.parametrize("name", ANY_NET)
+def test_a_batch_gives_what_its_images_give(name, preset):
+    model, x = any_net(name)
+    R = torch.randn_like(model(x)).detach()
+    explainer = lrp.Explainer(model, composite=lrp.preset(preset), dtype=torch.float64)
+    e = explainer(x, target=R)
+    for i in range(len(x)):
+        alone = explainer(x[i : i + 1], target=R[i : i + 1])
+        worst = (e.relevance[i] - alone.relevance[0]).abs().max()
+        assert worst <= 1e-10 * alone.relevance.abs().max()
+        for term in TERMS:
+            allowed = 1e-10 * total(alone.ledger, "largest")
+            assert abs(total(e.ledger, term, i) - total(alone.ledger, term)) <= allowed
+
+
+@pytest.mark.parametrize("preset", ["epsilon_plus_flat", "attnlrp"])
+@pytest.mark.parametrize("name", ANY_NET)
+def test_linear_in_the_start(name, preset):
+    model, x = any_net(name, images=2)
+    one, two = torch.randn(2, 2, 5).double()
+    explainer = lrp.Explainer(model, composite=lrp.preset(preset), dtype=torch.float64)
+    a, b, both = (explainer(x, target=R).relevance for R in (one, two, 3 * one - 0.5 * two))
+    assert (both - (3 * a - 0.5 * b)).abs().max() <= 1e-10 * (3 * a).abs().max()
+
+
+class ReluNet(nn.Module):
+    """All that is piecewise linear: residuals, pools, upsampling, padding, a concatenation, a maximum."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.two = (
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.Conv2d(4, 4, 1),
+        )
+        self.norm, self.up = nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 3, 2, 2)
+        self.head = nn.Linear(7, 5)
+
+    def forward(self, x):
+        y = F.max_pool2d(F.relu(self.stem(x)), 2)
+        y = F.relu(y + self.norm(self.one(y)))
+        y = y - 0.5 * F.leaky_relu(self.two(F.pad(y, (1, 0, 0, 1), mode="reflect")), 0.2)[:, :, 1:, :-1]
+        wide = F.interpolate(y, scale_factor=2.0, mode="bilinear")
+        z = torch.cat([wide, F.relu6(self.up(F.avg_pool2d(wide, 2)))], 1)
+        return self.head(
+            z.amax((2, 3)) + z.roll(1, 1).sum((2, 3)) / 7 - F.prelu(z, self.slopes(z)).mean((2, 3))
+        )
+
+    def slopes(self, z):
+        return torch.full((1,), 0.3, dtype=z.dtype)
+
+
+def test_zero_everywhere_is_gradient_times_input():
+    """The start is v · logit; the gradient is that of v · logit."""
+    torch.manual_seed(21)
+    model = ReluNet()
+    with torch.no_grad():
+        model.norm.weight.normal_()
+        model.norm.bias.normal_()
+    model = model.double().eval()
+    x, v = torch.randn(3, 3, 6, 8).double().requires_grad_(), torch.randn(3, 5).double()
+    logits = model(x)
+    (gradient,) = torch.autograd.grad((logits * v).sum(), x)
+    explainer = lrp.Explainer(model, composite=lrp.preset("epsilon", epsilon=0.0), dtype=torch.float64)
+    e = explainer(x.detach(), target=(logits * v).detach())
+    expected = (gradient * x).detach()
+    assert (e.relevance - expected).abs().max() <= 1e-9 * expected.abs().max()

@@ -1,0 +1,1 @@
+"""What several tests share: oracles that share no code with the package, small disks, studies, servers."""

@@ -1,0 +1,547 @@
+"""`lrp models --check`: what it measures, how a run is kept and taken up again, the page it writes; and CI's sample."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+import torchvision.models as tv
+from torch import nn
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
+
+import lrp
+from lrp.cli import main
+from lrp.survey import architectures as zoo
+from lrp.survey import check, survey
+from lrp.survey.check import Result, measure
+
+# One per kind of architecture; with a size where the model takes another than its own.
+SAMPLE = (
+    ("squeezenet1_1", 64), ("resnet18", 64), ("googlenet", 64), ("mnasnet0_5", 64), ("mobilenet_v3_small", 64),
+    ("efficientnet_b0", 64), ("shufflenet_v2_x0_5", 64), ("regnet_y_400mf", 64),
+)  # fmt: skip
+
+
+def swin(**options: Any) -> nn.Module:
+    return tv.SwinTransformer([4, 4], 24, [2, 2], [2, 4], [7, 7], **options)
+
+
+# And of kinds that repeat one block dozens of times, nets of fewer blocks: `lrp models --check` measures the whole ones.
+SHALLOW: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "densenet": (lambda: tv.DenseNet(16, (2, 2, 2), 32), 64),
+    "convnext": (lambda: tv.ConvNeXt([CNBlockConfig(32, 64, 2), CNBlockConfig(64, None, 2)]), 64),
+    "swin": (swin, 64),
+    "swin_v2": (lambda: swin(block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2), 64),
+    "vit": (lambda: tv.VisionTransformer(64, 16, 3, 4, 64, 128), 64),
+    "maxvit": (lambda: tv.MaxVit((64, 64), 16, 4, [16, 32], [1, 2], 8, 0.0), 64),
+}
+OF_TIMM = {
+    "timm:deit_tiny_patch16_224": 224, "timm:mobilevit_xxs": 64, "timm:sequencer2d_s": 28,
+    "timm:xcit_nano_12_p8_224": 64, "timm:poolformerv2_s12": 64, "timm:gmlp_ti16_224": 224,
+    "timm:cait_xxs24_224": 224, "timm:edgenext_xx_small": 64, "timm:lambda_resnet26rpt_256": 256,
+    "timm:focalnet_tiny_srf": 64,
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------- the sample
+
+
+def expect_explained(result: Result) -> None:
+    assert result.reason == ""
+    assert result.logit_error <= 1e-4
+    assert result.dtype == "float64" and result.closing_error <= 1e-9
+    assert result.finite and abs(result.reached) >= 1e-6
+
+
+@pytest.mark.parametrize(("name", "size"), SAMPLE, ids=[name for name, _ in SAMPLE])
+def test_the_sample_is_explained_as_it_should_be(name, size):
+    expect_explained(check.check(name, size=size, repeats=0))
+
+
+@pytest.mark.parametrize("name", [*SHALLOW, *OF_TIMM])
+def test_shallow_nets_of_other_kinds_are_too(name):
+    def make() -> tuple[nn.Module, torch.Tensor]:
+        if name in SHALLOW:
+            build, size = SHALLOW[name]
+            model = build()
+        else:
+            model, size = timm.create_model(name.removeprefix("timm:")), OF_TIMM[name]
+            for module in model.modules():
+                if isinstance(blocks := getattr(module, "blocks", None), nn.Sequential | nn.ModuleList):
+                    module.blocks = blocks[:2]
+        return check.realistic(model.eval(), torch.randn(8, 3, size, size)), torch.randn(1, 3, size, size)
+
+    expect_explained(measure(name, make, repeats=0))
+
+
+def fresh(day: date) -> list[str]:
+    """Four others that take seconds, another four every day."""
+    sample = {name for name, _ in SAMPLE} | set(OF_TIMM)
+    small = [
+        name for name in zoo.names()
+        if name not in sample and check._published(name) < 50e6 and name not in SLOW
+    ]  # fmt: skip
+    return random.Random(day.toordinal()).sample(small, 4)
+
+
+SLOW = ("timm:nasnetalarge", "timm:pnasnet5large", "timm:naflexvit_base_patch16_parfac_gap")
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_fresh_sample_as_information(place):
+    name = fresh(date.today())[place]
+    result = check.check(name, repeats=0)
+    if not result.ok:
+        pytest.xfail(f"{name}: {result.reason}")
+
+
+# ---------------------------------------------------------------- identities
+
+
+def vgg() -> tuple[nn.Module, torch.Tensor]:
+    features = torchvision.models.vgg11_bn(weights=None).features
+    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+    return check.realistic(model, torch.randn(8, 3, 64, 64)), torch.randn(1, 3, 64, 64)
+
+
+def in_float64(name: str) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    model, x = vgg() if name == "vgg" else check.build(name, 64)
+    return model.double(), x.double()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg", "squeezenet1_1", "regnet_y_400mf"])
+def test_without_biases_the_relevance_is_the_logit(name):
+    model, x = in_float64(name)
+    for preset in ("epsilon_plus", "epsilon_plus_flat", "epsilon_gamma_box", "excitation_backprop"):
+        composite = lrp.preset(preset, bias="ignore", epsilon=0.0, low=-4.0, high=4.0)
+        e = lrp.Explainer(model, composite)(x)
+        logit = e.logits[0, e.target[0]]
+        assert abs(e.relevance.sum() - logit) <= 1e-4 * abs(logit), preset
+
+
+@pytest.mark.parametrize("name", ["densenet121", "efficientnet_b0"])
+def test_what_is_lost_otherwise_is_dropped_and_said(name):
+    """DenseNet's norms stand before the activation and cannot be folded: where their input is zero, or of the wrong
+    sign for z⁺, all of the output is bias. Depthwise convolutions have one input channel: likewise."""
+    model, x = in_float64(name)
+    for preset in ("epsilon_plus", "epsilon_gamma_box"):
+        composite = lrp.preset(preset, bias="ignore", epsilon=0.0, low=-4.0, high=4.0)
+        e = lrp.Explainer(model, composite)(x)
+        logit = e.logits[0, e.target[0]]
+        assert abs(e.relevance.sum() + e.ledger.totals["dropped"][0] - logit) <= 1e-4 * abs(logit), preset
+        assert (e.ledger.totals["bias"] == 0).all()
+
+
+# ---------------------------------------------------------------- measuring one
+
+
+def tiny(*last: nn.Module) -> tuple[nn.Module, torch.Tensor]:
+    layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5), *last)
+    return nn.Sequential(*layers).eval(), torch.randn(1, 3, 8, 8)
+
+
+def test_a_tiny_model_measured():
+    result = measure("tiny", tiny)
+    assert result.ok and result.name == "tiny" and result.family == "torchvision"
+    assert result.parameters == sum(p.numel() for p in tiny()[0].parameters())
+    assert result.shape == (3, 8, 8) and result.dtype == "float64" and result.free_batch
+    assert result.preset == "epsilon_gamma_wsquare"
+    assert (result.operations, result.without_evidence) == (4, 0)  # the norm is folded
+    assert result.logit_error < 1e-5 and result.closing_error < 1e-12 and result.worst and result.finite
+    assert abs(result.reached + result.bias + result.epsilon + result.dropped - 1) < 1e-9
+    assert result.amplification >= 1 and result.times > 0 and result.gradient > 0 and result.seconds > 0
+    assert result.versions == check.versions() and set(result.versions) == {
+        "lrp",
+        "torch",
+        "torchvision",
+        "timm",
+    }
+    assert result.date == date.today().isoformat()
+    assert Result.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False))) == result
+
+
+def test_measuring_twice_gives_the_same_and_leaves_the_random_state():
+    state = torch.get_rng_state()
+    one, two = (measure("tiny", tiny, repeats=0) for _ in range(2))
+    assert replace(one, seconds=None) == replace(two, seconds=None)
+    assert one.times is None and one.gradient is None
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+
+class Erf(nn.Module):
+    def forward(self, x):
+        return torch.special.erf(x)
+
+
+class Untouched(nn.Module):
+    """Its logits hang on the image by a hair."""
+
+    def forward(self, x):
+        return x.flatten(1)[:, :5] * 1e-9 + torch.ones(5)
+
+
+def failing() -> tuple[nn.Module, torch.Tensor]:
+    raise MemoryError("no room for [3, 4]\nand more")
+
+
+def without_words() -> tuple[nn.Module, torch.Tensor]:
+    raise AssertionError
+
+
+IMAGE = torch.randn(1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (failing, "MemoryError while it was built: no room for [3, 4] and more"),
+        (without_words, "AssertionError while it was built"),
+        (lambda: (nn.Linear(8, 5), IMAGE), "CaptureError: the model returns a tensor of shape [N, 3, 8, 5]; logits [N, K] are expected."),
+        (lambda: (Untouched(), IMAGE), re.compile(r"not tested: \S+e-\d+ of the start reached the input \(from 1e-06 on\)")),
+        (lambda: tiny(Branching()), re.compile(r"CaptureError: Sequential could not be captured .* may depend on pixel values\)\.")),
+        (lambda: tiny(Erf()), re.compile(r"UnsupportedError: no rule for 1 of 5 operations: 5 special_erf \[N, 5\] test_check.py:\d+ Give .*")),
+    ],
+)  # fmt: skip
+def test_what_fails_is_a_reason_on_one_line(make, reason):
+    result = measure("tiny", make, repeats=0)
+    assert not result.ok and "\n" not in result.reason
+    assert reason.fullmatch(result.reason) if isinstance(reason, re.Pattern) else result.reason == reason
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+GOOD = {
+    "finite": True, "logit_error": 1e-6, "closing_error": 1e-12, "worst": "fc linear", "dtype": "float64",
+    "reached": -0.5, "amplification": 4.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "missed"),
+    [
+        ({}, []),
+        ({"dtype": "float32", "closing_error": 1e-5}, []),
+        (
+            {"finite": False, "amplification": float("inf"), "closing_error": float("nan")},
+            ["not finite: relevance or logits hold NaN or infinite values"],
+        ),
+        (
+            {"finite": False, "amplification": 5.4e51},
+            [
+                "not finite: relevance or logits hold NaN or infinite values in float32; in float64 the largest "
+                "Σ|R| of a node is 5e+51 × start"
+            ],
+        ),
+        ({"logit_error": 2e-4}, ["logits differ from the model's by 2.0e-04 of the largest (limit 1e-04)"]),
+        (
+            {"closing_error": 2e-9},
+            [
+                "fc linear does not close: 2.0e-09 of the relevance entering it is unexplained in float64 "
+                "(limit 1e-09)"
+            ],
+        ),
+        ({"reached": -2e-7}, ["not tested: -2.0e-07 of the start reached the input (from 1e-06 on)"]),
+    ],
+)
+def test_what_is_asked_of_every_model(change, missed):
+    assert check._missed(GOOD | change) == missed
+
+
+def test_no_number_passes_for_a_good_one():
+    nothing = dict.fromkeys(("logit_error", "closing_error", "reached"), float("nan"))
+    assert len(check._missed(GOOD | nothing)) == 3
+
+
+def test_an_unknown_model_is_a_reason_too():
+    assert check.check("vg19").reason.startswith("ModelError: no model 'vg19': did you mean vgg19")
+
+
+def test_realistic_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8)
+    )
+    nn.init.zeros_(model[3].weight)
+    nn.init.constant_(model[3].bias, 1e-6)
+    before = model[0].weight.clone()
+    assert check.realistic(model, torch.randn(8, 3, 3, 3)) is model
+    norm, linear = model[1], model[3]
+    assert not any(m.training for m in model.modules())
+    assert torch.equal(model[0].weight, before)  # what has been drawn stays
+    assert 0 < (norm.weight < 0).sum() < 32 and norm.momentum == 0.1
+    assert norm.num_batches_tracked == 1 and (norm.running_mean != 0).all()
+    assert float(linear.weight.detach().std()) == pytest.approx(
+        64**-0.5, rel=0.1
+    )  # one over the root of its inputs
+    assert len(linear.bias.unique()) == 8
+    assert (model[4].weight == 1).all() and len(model[4].bias.unique()) == 8
+
+
+def test_torchvisions_largest_take_224_pixels(monkeypatch):
+    monkeypatch.setattr(check, "LARGE", 1_000)
+    assert check.build("squeezenet1_1")[1].shape == (1, 3, 224, 224)
+    model, x = check.build("efficientnet_b1")  # its own: 240
+    assert x.shape == (1, 3, 224, 224)
+    with torch.no_grad():
+        assert model(x).shape == (1, 1000)
+
+
+# ---------------------------------------------------------------- the list
+
+
+def test_every_family_of_the_installed_timm_is_listed():
+    assert zoo.unlisted() == [], (
+        "choose with lrp.survey.architectures.smallest and add to TIMM, or to LEFT_OUT with the reason"
+    )
+
+
+def test_what_a_user_registers_with_timm_is_no_family_of_timm(monkeypatch):
+    from timm.models import _registry
+
+    for name in ("mine", "new_in_timm"):
+        monkeypatch.setitem(_registry._module_to_models, name, {"a_net"})
+    monkeypatch.setattr(
+        zoo.pkgutil, "iter_modules", lambda paths: [SimpleNamespace(name=n) for n in ("new_in_timm", "vgg")]
+    )
+    assert zoo.unlisted() == ["new_in_timm"]
+
+
+def test_the_list():
+    import timm
+
+    assert len(zoo.names()) == 80 + 94
+    for family, name in zoo.TIMM.items():
+        assert name in timm.list_models(module=family) and not name.startswith("test_")
+        assert zoo.family(f"timm:{name}") == family
+    assert zoo.family("resnet50") == "torchvision"
+    assert zoo.names("resnet50") == ["resnet50", "wide_resnet50_2"]
+    assert zoo.smallest("levit") == zoo.TIMM["levit"]
+    assert zoo.smallest("deepseek_vit") is None and "deepseek_vit" in zoo.LEFT_OUT
+
+
+# ---------------------------------------------------------------- many
+
+SHORT = ("alexnet", "resnet18", "vgg11", "timm:levit_128s")
+
+
+def result(name: str, reason: str = "", **facts) -> Result:
+    known = {
+        "parameters": 10**6,
+        "shape": (3, 64, 64),
+        "logit_error": 1e-6,
+        "closing_error": 1e-12,
+        "reached": 0.5,
+    }
+    return Result(name, zoo.family(name), reason, **{
+        **known, "operations": 7, "finite": True, "versions": check.versions(), "date": "2026-01-02", **facts,
+    })  # fmt: skip
+
+
+class Instant:
+    """A worker that has the result at once."""
+
+    begun: list[str]
+    reasons: dict[str, str]
+
+    def __init__(self, name, threads):
+        Instant.begun.append(name)
+        self.name = name
+
+    def result(self):
+        return result(self.name, Instant.reasons.get(self.name, ""))
+
+    def stop(self):
+        Instant.begun.append(f"stopped {self.name}")
+
+
+@pytest.fixture
+def instant(monkeypatch):
+    Instant.begun, Instant.reasons = [], {}
+    monkeypatch.setattr(survey, "Worker", Instant)
+    return Instant
+
+
+def test_an_interrupted_run_goes_on_from_there(instant, tmp_path):
+    run = survey.survey(SHORT, tmp_path)
+    assert [next(run)[0].name, next(run)[0].name] == ["alexnet", "resnet18"]
+    run.close()
+    assert list(survey.load(tmp_path)) == ["alexnet", "resnet18"] and not (tmp_path / "models.md").exists()
+    instant.begun.clear()
+    again = [(r.name, kept) for r, kept in survey.survey(SHORT, tmp_path)]
+    assert again == [("alexnet", True), ("resnet18", True), ("vgg11", False), ("timm:levit_128s", False)]
+    assert instant.begun == ["vgg11", "timm:levit_128s"]
+    assert list(survey.load(tmp_path)) == list(SHORT) and (tmp_path / "models.md").is_file()
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_runs_is_stopped_when_the_run_is(instant, tmp_path, monkeypatch):
+    monkeypatch.setattr(Instant, "result", lambda self: result(self.name) if self.name == "alexnet" else None)
+    run = survey.survey(SHORT, tmp_path, jobs=3)
+    next(run)
+    run.close()
+    assert instant.begun == ["alexnet", "resnet18", "vgg11", "stopped resnet18", "stopped vgg11"]
+
+
+def test_overwrite_other_versions_and_dead_workers_are_measured_again(instant, tmp_path):
+    list(survey.survey(SHORT, tmp_path))
+    assert sum(kept for _, kept in survey.survey(SHORT, tmp_path, overwrite=True)) == 0
+    assert sum(kept for _, kept in survey.survey(SHORT, tmp_path)) == 4
+    content = json.loads((tmp_path / "models.json").read_text())
+    content["results"][0]["versions"]["torch"] = "1.0"
+    content["results"][1]["versions"] = None
+    (tmp_path / "models.json").write_text(json.dumps(content))
+    assert [r.name for r, kept in survey.survey(SHORT, tmp_path) if not kept] == ["alexnet", "resnet18"]
+
+
+def test_a_worker_measures_in_a_process_of_its_own(tmp_path):
+    work = survey.Worker("squeezenet1_1", 1)
+    while (found := work.result()) is None:
+        time.sleep(0.05)
+    assert found.ok and found.name == "squeezenet1_1" and found.threads == 1 and found.times > 0
+    assert not work.place.exists()
+
+
+def test_a_worker_that_dies_is_a_miss_with_the_cause(monkeypatch):
+    work = survey.Worker("resnet18", 1)
+    os.kill(work.process.pid, signal.SIGKILL)
+    work.process.wait()
+    found = work.result()
+    assert found.versions is None  # so that it is tried again
+    assert (found.name, found.family) == ("resnet18", "torchvision")
+    assert (
+        found.reason
+        == "its process was ended by signal 9: the memory did not suffice, probably; try --jobs 1"
+    )
+    monkeypatch.setattr(survey, "HOURS", 0.0)
+    late = survey.Worker("resnet18", 1)
+    assert late.result().reason == "took longer than 0 h: it was ended"
+    assert late.process.poll() is not None
+    monkeypatch.undo()
+    monkeypatch.setattr(survey.sys, "executable", "/bin/false")
+    fails = survey.Worker("resnet18", 1)
+    fails.process.wait()
+    assert fails.result().reason == "its process ended with exit code 1: it said nothing"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("[]", "TypeError: list indices must be integers or slices, not str"), ('{"results": [{}]}', "KeyError: 'name'")],
+)  # fmt: skip
+def test_a_file_of_something_else_stays(tmp_path, content, reason):
+    (tmp_path / "models.json").write_text(content)
+    with pytest.raises(lrp.ModelError) as error:
+        list(survey.survey(SHORT, tmp_path))
+    assert str(error.value) == (
+        f"{tmp_path}/models.json holds no results of `lrp models --check` ({reason}): move it away, or name another "
+        "folder with --output."
+    )
+    assert (tmp_path / "models.json").read_text() == content
+
+
+def test_a_folder_that_cannot_be_written(instant, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(lrp.ModelError) as error:
+        list(survey.survey(SHORT, tmp_path / "file" / "docs"))
+    assert str(error.value) == f"cannot read {tmp_path}/file/docs/models.json: Not a directory."
+    with pytest.raises(lrp.ModelError) as error:
+        list(survey.survey(SHORT, tmp_path, jobs=0))
+    assert str(error.value) == "jobs=0: at least one model is measured at a time."
+
+
+def test_goals():
+    fine = [result(name) for name in zoo.names()]
+    misses = [replace(r, reason="missed") for r in fine]
+    assert survey.met(fine, everything=True)
+    assert survey.met(fine[:-4] + misses[-4:], everything=True)
+    assert not survey.met(fine[:-5] + misses[-5:], everything=True)
+    assert not survey.met(misses[:1] + fine[1:], everything=True)
+    assert not survey.met(fine[-5:-1] + misses[-1:], everything=False)
+    assert survey.summary(fine[:-5] + misses[-5:]) == (
+        "80 of 80 torchvision classifiers, 89 of 94 timm families: logits are the model's, every node closes, all is "
+        "finite, and the input is reached."
+    )
+
+
+def test_the_page_is_well_formed_and_says_every_miss():
+    reason = "relevance |R| does not close\nat a * b <i>"
+    page = survey.markdown([
+        result("timm:levit_128s", times=2.345, dtype="float32", without_evidence=3),
+        result("resnet18", reason, logit_error=None, finite=None),
+        result("alexnet", times=1.0),
+    ])  # fmt: skip
+    tables = re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE)
+    assert len(tables) == 4
+    for table in tables:
+        lines = table.splitlines()
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1, table
+        assert set(lines[1]) == set("| -") and all(line.endswith(" |") for line in lines)
+    headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
+    assert headings == [
+        "What the columns mean", "What this can and cannot show", "Misses", "torchvision", "timm, one model per family",
+    ]  # fmt: skip
+    assert r"| resnet18 | relevance \|R\| does not close at a \* b \<i> |" in page
+    assert (
+        page.index("| alexnet |") < page.index("| resnet18 ✗ |") < page.index("| levit | timm:levit_128s |")
+    )
+    assert "| 1e-12\\* | yes | 0.5 |" in page and "| 2.3× |" in page
+    assert "Not measured yet: 78 of torchvision, 93 of timm." in page
+    assert "**1 of 2 torchvision classifiers, 1 of 1 timm families:" in page
+    assert "vgg (the smallest, vgg11, has 132.9 M parameters" in page
+    assert "Measured 2026-01-02, on a CPU" in page and f"torch {torch.__version__.split('+')[0]}" in page
+    assert "Nothing was measured" in survey.markdown([])
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command_prints_a_line_per_model_and_a_summary(instant, tmp_path, capsys):
+    instant.reasons = {"resnet50": "CaptureError: no"}
+    assert main(["models", "resnet5", "--check", "--output", str(tmp_path), "--jobs", "2"]) == 3
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.splitlines() == [
+        "miss  resnet50: CaptureError: no",
+        "ok    wide_resnet50_2: 7 operations, logits 1e-06, worst node 1e-12, reached 0.5 of the start",
+        "1 of 2 torchvision classifiers: logits are the model's, every node closes, all is finite, and the input is "
+        "reached.",
+        "missed: resnet50: CaptureError: no",
+        f"-> {tmp_path}/models.md, {tmp_path}/models.json",
+    ]  # fmt: skip
+    instant.reasons = {}
+    assert main(["models", "resnet5", "--check", "--output", str(tmp_path), "--overwrite"]) == 0
+    capsys.readouterr()
+    assert main(["models", "resnet5", "--check", "--output", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("kept  resnet50: 7 operations")
+
+
+def test_a_part_that_no_name_contains(capsys, tmp_path):
+    assert main(["models", "resnet5O", "--check", "--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == (
+        "lrp: --check measures 174 models, and none of their names contains 'resnet5O': did you mean resnet50, "
+        "resnet152, resnet34? Without a name, all are measured.\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_of_the_check_alone_are_usage_errors(capsys):
+    assert main(["models", "--overwrite"]) == 2
+    assert "--jobs, --output and --overwrite belong to --check." in " ".join(capsys.readouterr().err.split())
