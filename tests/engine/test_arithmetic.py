@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import lrp
-from lrp.engine.speed.zero_relevance import silent_below
+from lrp.engine.speed.zero_relevance import zero_below
 
 IMAGE = (3, 16, 16)
 BOX = {"low": -2.0, "high": 2.0}
@@ -78,7 +78,7 @@ def test_a_program_that_cannot_branch_computes_what_others_subtract():
     assert (found["conv2d"], found["rest"]) == (DEPTH + 2 * (DEPTH - 1), 0)
 
 
-# ------------------------------------------------------------------------------- silence
+# ---------------------------------------------------------------- where relevance is zero
 
 
 @pytest.mark.parametrize(
@@ -92,19 +92,19 @@ def test_relevance_below_zero_is_zero_where_that_is_claimed(preset, silent):
     found = {
         o.path
         for o in prepared.graph.operations.values()
-        if o.node in silent_below(prepared.graph, prepared.rules)
+        if o.node in zero_below(prepared.graph, prepared.rules)
     }
     assert silent <= found and "9" not in found  # of the logits nothing is known
 
 
-def test_flat_gives_the_silent_a_share():
+def test_flat_gives_inputs_of_zero_a_share():
     model, x = made(plain)
     composite = lrp.Composite([(lrp.everything, lrp.Epsilon()), (lrp.family("conv"), lrp.Flat())])
     prepared = lrp.Explainer(model, composite).prepare(x)
     silent = {
         o.path
         for o in prepared.graph.operations.values()
-        if o.node in silent_below(prepared.graph, prepared.rules)
+        if o.node in zero_below(prepared.graph, prepared.rules)
     }
     assert not silent & {"0", "2", "4"} and "6" in silent  # under the last one lies the pool, not Flat
 

@@ -42,7 +42,8 @@ def test_a_pass_waits_for_nothing_from_the_device(name, preset):
     classes = prepared.graph.logits.meta["shape"][1]
     seeds = [torch.zeros(*shape, device="meta") for shape in ((2, classes), (2, classes), (2,))]
     for coarse in (False, True):  # exact and mixed
-        builder = dataclasses.replace(prepared.builder, branching=False, coarse=coarse)
+        plan = dataclasses.replace(prepared.builder.speed, branching=False, coarse=coarse)
+        builder = dataclasses.replace(prepared.builder, speed=plan)
         program = builder.program().module.to("meta")
         assert coarse == (torch.bfloat16 in [b.dtype for b in program.buffers()]) or preset in WITHOUT
         relevance, logits, start = program(x.to("meta"), *seeds)

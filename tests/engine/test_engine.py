@@ -425,13 +425,13 @@ def test_a_norm_over_the_batch_is_refused():
 def test_a_wrong_rule_shows_in_the_ledger(monkeypatch):
     model, x = small().double(), X.double()
     rule = lrp.ZPlus()
-    original = type(rule).propagate
+    original = type(rule).through_affine
 
-    def wrong(self, op, a, z, relevance):
-        flow = original(self, op, a, z, relevance)
+    def wrong(self, op, site, a, z, relevance):
+        flow = original(self, op, site, a, z, relevance)
         return flow._replace(relevance=tuple(r * 1.001 for r in flow.relevance))
 
-    monkeypatch.setattr(type(rule), "propagate", wrong)
+    monkeypatch.setattr(type(rule), "through_affine", wrong)
     health = lrp.Explainer(model, "epsilon_plus")(x, 0).health
     assert not health.ok
     assert health.problems == [p for p in health.problems if "0 (conv2d, ZPlus) does not close" in p]

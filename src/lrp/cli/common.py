@@ -151,7 +151,8 @@ def composite(
     name: str | None, preprocessing: Preprocessing, bias: str | None, epsilon: float | None, top_k: float
 ) -> Any:
     """The preset of that name for inputs so preprocessed; None: chosen for the architecture."""
-    from lrp.engine.presets import default, preset
+    from lrp.engine.default_preset import default
+    from lrp.engine.presets import preset
 
     options: dict[str, Any] = {"low": preprocessing.low, "high": preprocessing.high}
     options |= {"epsilon": epsilon, "top_k": top_k}

@@ -5,7 +5,7 @@ Letters, as in the papers: a input, w weights, b bias, z output, R relevance. Al
     R_j = Σ_k  part_j v_jk  R_k / s(D_k),      D_k = Σ_i part_i v_ik + c_k,
 
 with `part` some part of the input (a, a⁺, a⁻, 1), v some version of the weights, c of the bias: one
-`Branch`. `hand_down` is the one place that runs them.
+`Branch`. `hand_down` computes it. `lrp.engine.speed` computes the same numbers with less work.
 
 The stabiliser is s(D) = D + ε sgn(D). An exactly empty denominator (D = 0) has nothing to share:
 what reached it is *dropped*, and booked so. Each loss has a formula of its own:
@@ -22,116 +22,103 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx import Proxy
 
-from lrp.engine.structured_weights import Structured
+from lrp.engine.structured_weights import Structured, Version
 from lrp.errors import RuleError
+
+PARTS = {
+    "a": "the input",
+    "a+": "its positive part",
+    "a-": "its negative part",
+    "1": "ones",
+    "low": "minus the least value that the input can have",
+    "high": "minus the largest",
+}
+"""The parts of the input that a `Branch` may name."""
 
 
 class Flow(NamedTuple):
     """What one operation does with the relevance at its output.
 
     `relevance` goes to its data inputs; the others are sums in relevance units over everything in
-    the batch, float64, computed only where a ledger asks for them.
+    the batch, float64, computed only where a ledger asks for them. `wrong_sign`: of the denominators whose
+    sign a rule declares, the part of Σ|D| that has the other sign.
     """
 
     relevance: tuple[Tensor | None, ...]
     bias: Tensor | float = 0.0
     epsilon: Tensor | float = 0.0
     dropped: Tensor | float = 0.0
+    wrong_sign: Tensor | float = 0.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Affine:
-    """One affine operation z = forward(a, w) + b, as the rules need it.
+    """One affine operation z = forward(a, w) + b.
 
     Attributes:
         forward: (a, w) -> Σ a w, without bias. A zero padding happens inside: it has no share.
         adjoint: (s, w) -> Σ_k w_jk s_k, of the input's shape.
-        weight: as `forward` takes it: a tensor, or a `weights` structure where the matrix has one.
+        weight: as `forward` takes it: a tensor, or a `Structured` matrix.
         bias: broadcasts against the output, or None.
-        nonneg: the input is provably >= 0, so its a⁻ terms need no computing.
-        silent: relevance is zero wherever its output is <= 0.
-        rectified: max(z, 0), where the net computes it anyway and the operation is silent; else None.
-        coarse: products of one sign run in bfloat16; nothing is subtracted from them.
-        branching: the program may look at its tensors and decide; a compiled one may not.
-        bounds: a -> (low, high) of the input, to broadcast against it; only ZBox asks.
         fused: `forward` takes a bias [out] as its third argument.
-        blank: an input of ones, [1, *in]: for rules whose denominators do not see the input.
-        transform: remembers fn(weight), so that a program and its ledger share the positive parts.
-        where: how to name the operation in an error.
-        dims: the number of dimensions of its output.
     """
 
     forward: Callable[..., Any]
     adjoint: Callable[[Any, Any], Any]
     weight: Any
     bias: Any = None
-    nonneg: bool = False
-    silent: bool = False
-    rectified: Any = None
-    coarse: bool = False
-    branching: bool = False
-    bounds: Callable[[Any], tuple[Any, Any]] | None = None
-    blank: Callable[[], Tensor] | None = None
     fused: bool = False
-    transform: Callable[[Any, Callable[[Any], Any]], Any] = lambda w, fn: fn(w)
-    where: str = "the operation"
-    dims: int = 2
-
-    def total(self, a: Any, w: Any, c: Any = None, one_signed: bool = False) -> Any:
-        """Σ a w + c, in one step where the operation has one for it.
-
-        Args:
-            c: broadcasts against the output; or a number, or None.
-            one_signed: no terms of different sign meet: what bfloat16 rounds off (one part in 256 of each factor)
-                stays small beside the sum.
-        """
-        coarse = one_signed and self.coarse and not isinstance(w, Structured)
-        if coarse:
-            a, w = a.to(torch.bfloat16), self.transform(w, coarsened)
-        if self.fused and c is not None:
-            c = w.new_full(w.shape[:1], c) if isinstance(c, float) else c.flatten().to(w.dtype)
-            z = self.forward(a, w, c)
-        else:
-            z = self.forward(a, w) if c is None else self.forward(a, w) + c
-        return z.to(torch.float32) if coarse else z
-
-    def back(self, s: Any, w: Any, one_signed: bool = False) -> Any:
-        """`adjoint`, where no weights of different sign meet in bfloat16."""
-        if not (one_signed and self.coarse) or isinstance(w, Structured):
-            return self.adjoint(s, w)
-        return self.adjoint(s.to(torch.bfloat16), self.transform(w, coarsened)).to(torch.float32)
 
 
-def coarsened(w: Tensor) -> Tensor:
-    return w.to(torch.bfloat16)
+@dataclass(frozen=True)
+class Branch:
+    """One fraction of a rule.
 
+    Args:
+        terms: (part of a, version of w) each; the parts are the keys of `PARTS`.
+        bias: the version of b that stands in the denominator; None: b is left out.
+        factor: what the fraction is multiplied by.
+        sign: the denominator is >= 0 (+1) or <= 0 (-1) for every input; 0: it has both signs. The ledger checks it.
+        where: "z > 0" or "z < 0": the fraction is taken at these outputs only; None: at all.
 
-class Branch(NamedTuple):
-    """One fraction of a rule: its terms (part of a, version of w), version of b, and factor.
-
-    `rest` says that D is what the branch before leaves of z. `sign` says that D is known to be
-    >= 0 (+1) or <= 0 (-1). `exact` says that D is the operation's own output z.
+    Raises:
+        RuleError: no terms, or a part, sign or place that is not known.
     """
 
-    terms: tuple[tuple[str, Callable[[Any], Any]], ...]
-    bias: Callable[[Any], Any] | None
+    terms: tuple[tuple[str, Version], ...]
+    bias: Version | None
     factor: float = 1.0
     sign: int = 0
-    exact: bool = False
-    rest: bool = False
+    where: str | None = None
 
+    def __post_init__(self) -> None:
+        parts = ", ".join(f"{part!r} ({what})" for part, what in PARTS.items())
+        pairs = "(part, version) pairs such as ('a+', lrp.positive)"
+        if not self.terms or not all(
+            isinstance(t, tuple) and len(t) == 2 and callable(t[1]) for t in self.terms
+        ):
+            raise RuleError(f"Branch(terms={self.terms!r}): expected {pairs}, at least one.")
+        if unknown := [part for part, _ in self.terms if part not in PARTS]:
+            raise RuleError(f"Branch part {unknown[0]!r}: expected one of {parts}.")
+        if self.bias is not None and not callable(self.bias):
+            raise RuleError(f"Branch(bias={self.bias!r}): expected a version such as lrp.unchanged, or None.")
+        if self.sign not in (-1, 0, 1):
+            raise RuleError(
+                f"Branch(sign={self.sign!r}): expected 1 (never < 0), -1 (never > 0) or 0 (either)."
+            )
+        if self.where not in (None, "z > 0", "z < 0"):
+            raise RuleError(f"Branch(where={self.where!r}): expected 'z > 0', 'z < 0' or None (all outputs).")
 
-class Stabiliser(Protocol):
-    @property
-    def epsilon(self) -> float: ...
-    @property
-    def relative(self) -> bool: ...
+    def chosen(self, z: Any) -> Any:
+        """Which outputs it is for; None: all."""
+        if self.where is None:
+            return None
+        return z > 0 if self.where == "z > 0" else z < 0
 
 
 def total(relevance: Any) -> Any:
@@ -150,57 +137,77 @@ def stabilise(d: Any, epsilon: float, *, sign: int = 0, relative: bool = False, 
         return d + torch.where(d < 0, -epsilon * rms, epsilon * rms)
     if sign:
         return d + sign * epsilon
-    return torch.add(d, torch.sign(d), alpha=epsilon)  # at 0 it does not matter: there is nothing to share
+    return torch.add(d, torch.sign(d), alpha=epsilon)  # at D = 0 nothing is shared, so sgn(0) does not matter
 
 
-def fraction(
-    relevance: Any, d: Any, rule: Stabiliser, sign: int = 0, dims: int = 2, shifted: bool = False
-) -> tuple[Any, Any, Any]:
-    """R / s(D), 0 where D = 0; with what ε took and what was dropped.
+def fraction(relevance: Any, d: Any, rule: Any, sign: int = 0, dims: int = 2) -> tuple[Any, Any, Any]:
+    """R / s(D), 0 where D = 0; with what ε took and what was dropped."""
+    s = stabilise(d, rule.epsilon, sign=sign, relative=rule.relative, dims=dims)
+    quotient = torch.where(d == 0, 0.0, relevance / s)
+    return quotient, total(quotient * (s - d)), total(torch.where(d == 0, relevance, 0.0))
 
-    A denominator of one sign is empty only where all its terms are 0: then any finite quotient
-    gives every input its share of 0, and the guard against D = 0 can be saved.
 
-    Args:
-        shifted: `d` is s(D) already, D of one sign.
-    """
-    if shifted:
-        s, d = d, d - sign * rule.epsilon
-    else:
-        s = stabilise(d, rule.epsilon, sign=sign, relative=rule.relative, dims=dims)
-    quotient = relevance / s
-    if sign == 0 or rule.epsilon == 0 or rule.relative:
-        quotient = torch.where(d == 0, 0.0, quotient)
-    filled = torch.where(d == 0, 0.0, quotient)
-    return quotient, total(filled * (s - d)), total(torch.where(d == 0, relevance, 0.0))
+def wrong_sign(d: Any, sign: int) -> Any:
+    """The part of Σ|D| that has not the sign declared."""
+    return total((-sign * d).clamp(min=0)) / total(abs(d)).clamp(min=torch.finfo(torch.float64).tiny)
 
 
 @dataclass(frozen=True)
-class Times:
-    """A version of the weights, multiplied: a factor is cheapest there."""
+class Site:
+    """Where in a program an affine operation stands: what rules may ask about it besides its weights.
 
-    factor: float
-    version: Callable[[Any], Any]
+    Attributes:
+        name: how to name the operation in an error.
+        dims: the number of dimensions of its output.
+        versions: (w, version) -> version(w), remembered, so that a program and its ledger share positive parts.
+        bounds: a -> (low, high) of the input, to broadcast against it; None: not known here.
+    """
 
-    def __call__(self, w: Any) -> Any:
-        return self.factor * self.version(w)
+    name: str = "the operation"
+    dims: int = 2
+    versions: Callable[[Any, Version], Any] = lambda w, version: version(w)
+    bounds: Callable[[Any], tuple[Any, Any]] | None = None
 
-    def __str__(self) -> str:
-        return f"{self.version.__name__}_times_{self.factor:g}"
+    def version(self, w: Any, version: Version) -> Any:
+        try:
+            return self.versions(w, version)
+        except (AttributeError, TypeError) as error:
+            if not isinstance(w, Structured):
+                raise
+            raise RuleError(
+                f"{getattr(version, '__name__', version)} cannot be taken of the weights of {self.name}, a {type(w).__name__} matrix: build it "
+                "from lrp.positive, lrp.negative, lrp.square, lrp.ones, sums and factors, or give the rule to other operations."
+            ) from error
+
+    def part(self, a: Any, part: str) -> Any:
+        """A part of the input, one of `PARTS`."""
+        if part == "a":
+            return a
+        if part == "a+":
+            return a.clamp(min=0)
+        if part == "a-":
+            return a.clamp(max=0)
+        if part == "1":
+            return torch.ones_like(a)
+        if self.bounds is None:
+            raise RuleError(
+                f"ZBox needs the range of the input of {self.name}, and it is known only at the first layer."
+            )
+        low, high = self.bounds(a)
+        return -low if part == "low" else -high
+
+    def hand_down(self, rule: Any, op: Affine, a: Any, z: Any, relevance: Any) -> Flow:
+        """What `AffineRule.through_affine` returns; the sites of `lrp.engine.speed` do the same with less work."""
+        return hand_down(rule.branches(), rule, op, self, a, z, relevance)
 
 
 def hand_down(
-    branches: Sequence[Branch],
-    rule: Stabiliser,
-    ignore_bias: bool,
-    op: Affine,
-    a: Any,
-    z: Any,
-    relevance: Any,
+    branches: Sequence[Branch], rule: Any, op: Affine, site: Site, a: Any, z: Any, relevance: Any
 ) -> Flow:
     """Hand relevance from one affine operation's output down to its input, by a rule's branches.
 
     Args:
+        rule: its `epsilon` and `relative` stabilise, its `bias` tells whether biases count.
         a: its input, [N, *in].
         z: its output with bias, [N, *out].
         relevance: at the output, [N, *out], in units of the start relevance (logits).
@@ -209,130 +216,32 @@ def hand_down(
         Relevance at the input, [N, *in]: `relevance` less what bias, ε and empty denominators took.
     """
     b = op.bias
-    ignored = ignore_bias and b is not None
-    if ignored:
+    if rule.bias == "ignore" and b is not None:
         z, b = z - b, None
-    # The same as z wherever there is relevance, kept anyway, and with less to guard against.
-    own = (z, 0) if op.rectified is None or ignored else (op.rectified, 1)
-    parts: list[_Part] = []
-    dropped: Any = 0.0
-    before = None
+    received, bias, epsilon, dropped, wrong = torch.zeros_like(a), 0.0, 0.0, 0.0, 0.0
     for branch in branches:
-        sign = branch.sign
-        terms = [(part, version) for part, version in branch.terms if not (part == "a-" and op.nonneg)]
-        terms = [(part, version) for part, version in terms if not _empty(op.transform(op.weight, version))]
+        chosen = branch.chosen(z)
+        r = relevance if chosen is None else torch.where(chosen, relevance, 0.0)
+        terms = [(part, site.version(op.weight, version)) for part, version in branch.terms]
         c = branch.bias(b) if branch.bias is not None and b is not None else None
-        shift = 0.0 if rule.relative else sign * rule.epsilon
-        if branch.exact:
-            d, sign = own
-        elif branch.rest and op.branching and not op.coarse and before is not None and len(terms) == 1:
-            part, version = terms[0]
-            w = op.transform(op.weight, version)
-            d = call(
-                subtraction(op, shift), own[0], before, relevance, _part(op, a, part), w, shifted(c, shift)
-            )
-        else:
-            d = before = _denominator(op, a, terms, shifted(c, shift), bool(sign))
-        if d is None:  # no term at all, as in z⊖ of a mean of values >= 0: empty everywhere
-            dropped = dropped + branch.factor * total(relevance)
-        else:
-            parts.append(_Part(branch, terms, c, d, shift, sign))
-    # All quotients before all shares: the denominators are let go of before the products, which need room.
-    quotients = [
-        fraction(relevance, part.d, rule, part.sign, op.dims, shifted=part.shift != 0) for part in parts
-    ]
-    received, bias, epsilon = None, 0.0, 0.0
-    for (branch, terms, c, d, shift, _), (s, by_epsilon, by_nothing) in zip(parts, quotients, strict=True):
-        factor = branch.factor
-        for part, version in terms:
-            w = op.transform(op.weight, version if factor == 1 else Times(factor, version))
-            if part == "1":
-                share = op.adjoint(s, w)
-            else:
-                share = _part(op, a, part) * op.back(s, w, one_signed=branch.sign != 0)
-            received = share if received is None else received + share
-        epsilon, dropped = epsilon + factor * by_epsilon, dropped + factor * by_nothing
+        d = sum((op.forward(site.part(a, part), w) for part, w in terms), start=0.0 if c is None else c)
+        s, by_epsilon, by_nothing = fraction(r, d, rule, branch.sign, site.dims)
+        for part, w in terms:
+            share = op.adjoint(s, w) if part == "1" else site.part(a, part) * op.adjoint(s, w)
+            received = received + branch.factor * share
+        epsilon, dropped = epsilon + branch.factor * by_epsilon, dropped + branch.factor * by_nothing
         if c is not None:
-            bias = bias + factor * total(torch.where(d == shift, 0.0, s * c))
-    if received is None:
-        received = torch.zeros_like(a)
-    return Flow((received,), bias, epsilon, dropped)
+            bias = bias + branch.factor * total(s * c)
+        if branch.sign:
+            there = d if chosen is None else torch.where(chosen, d, 0.0)
+            wrong = wrong + wrong_sign(there, branch.sign)
+    return Flow((received,), bias, epsilon, dropped + total(nobody(branches, z, relevance)), wrong)
 
 
-class _Part(NamedTuple):
-    """A branch that has terms here: c its bias, d its denominator, of this sign and with `shift` in it."""
-
-    branch: Branch
-    terms: list[tuple[str, Callable[[Any], Any]]]
-    c: Any
-    d: Any
-    shift: float
-    sign: int
-
-
-def _empty(w: Any) -> bool:
-    return isinstance(w, Structured) and w.empty
-
-
-def shifted(c: Any, shift: float) -> Any:
-    """A bias with ε in it; where there is none, ε alone."""
-    if not shift:
-        return c
-    return shift if c is None else c + shift
-
-
-CANCELS = 1e-3  # of D⊕: a remainder smaller than this has lost half its digits
-
-
-def subtraction(op: Affine, shift: float) -> Callable[..., Tensor]:
-    """What D⊕ >= 0 leaves of z = D⊕ + D⊖, without a product of its own; the channels in which it would have lost half
-    its digits, at a place that has relevance, are computed as the sum they are. ε is in both: z − (D⊕ + ε) = D⊖ − ε."""
-
-    def rest(z: Tensor, plus: Tensor, relevance: Tensor, a: Tensor, w: Tensor, c: Any) -> Tensor:
-        d = z - plus
-        unsure = torch.zeros(d.shape[1], dtype=torch.bool, device=d.device)
-        for remainder, whole, r in zip(d, plus, relevance, strict=True):  # one image at a time: less memory
-            here = (torch.add(remainder, whole, alpha=CANCELS) > shift).logical_and_(r != 0)
-            unsure |= here.flatten(1).any(1)
-        channels = unsure.nonzero()[:, 0]
-        if len(channels) > d.shape[1] // 2:
-            return op.total(a, w, c)
-        if len(channels):
-            d[:, channels] = op.total(a, w[channels], c[channels] if isinstance(c, Tensor) else c)
-        return d.clamp_(max=shift)
-
-    return rest
-
-
-def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)`; as one step of the program where that is being written."""
-    for argument in arguments:
-        if isinstance(argument, Proxy):
-            return argument.tracer.create_proxy("call_function", function, arguments, {})
-    return function(*arguments)
-
-
-def _part(op: Affine, a: Any, part: str) -> Any:
-    if part == "a" or (part == "a+" and op.nonneg):
-        return a
-    if part == "a+":
-        return a.clamp(min=0)
-    if part == "a-":
-        return a.clamp(max=0)
-    if part == "1":
-        return op.blank() if op.blank is not None else torch.ones_like(a)
-    if op.bounds is None:
-        raise RuleError(
-            f"ZBox needs the range of the input of {op.where}, and it is known only at the first layer."
-        )
-    low, high = op.bounds(a)
-    return -low if part == "low" else -high
-
-
-def _denominator(op: Affine, a: Any, terms: Sequence[tuple[str, Any]], c: Any, one_signed: bool) -> Any:
-    d = None
-    for part, version in terms:
-        w = op.transform(op.weight, version)
-        z = op.total(_part(op, a, part), w, c if d is None else None, one_signed and part != "1")
-        d = z if d is None else d + z
-    return d
+def nobody(branches: Sequence[Branch], z: Any, relevance: Any) -> Any:
+    """The relevance at outputs that no branch is for, such as z = 0 under γ."""
+    left = relevance
+    for branch in branches:
+        chosen = branch.chosen(z)
+        left = torch.zeros_like(left) if chosen is None else torch.where(chosen, 0.0, left)
+    return left

@@ -14,21 +14,18 @@ from typing import Any
 from torch import fx
 
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.ops import Operation, one, size_of
+from lrp.engine.graph.ops import Operation
 from lrp.engine.predicates import Predicate, Where, everything, first, text_of
-from lrp.engine.rules import (
+from lrp.engine.rules import EQUATIONS, Epsilon, Rule, ZBox
+from lrp.engine.rules_beyond_affine import (
     Constant,
-    Epsilon,
     Halves,
     Move,
     Pass,
-    Proportional,
-    Rule,
     SignalTakesAll,
     SoftmaxTaylor,
     Values,
     WinnerTakesAll,
-    ZBox,
 )
 from lrp.errors import CompositeError
 
@@ -59,10 +56,6 @@ def default_rule(operation: Operation, attention: str) -> Rule:
     if attention == "attnlrp" and operation.family == "softmax":
         return SoftmaxTaylor()
     return DEFAULTS[operation.family]
-
-
-def _says(rule: Rule) -> bool:
-    return isinstance(rule, SignalTakesAll) and rule.signal is not None
 
 
 @dataclass(frozen=True)
@@ -137,28 +130,13 @@ class Composite:
                 rules[o.node] = rule
         for node, rule in rules.items():
             o = graph.operations[node]
-            if isinstance(rule, Proportional) and rule.window:
-                side, stride = rule.window
-                shape = tuple((n - side) // stride + 1 for n in one(o.input_shape())[-2:])
-                if shape != tuple(o.shape[-2:]):
-                    raise CompositeError(
-                        f"{rule} at {o}: it turns {size_of(o.input_shape()[-2:])} into {size_of(o.shape[-2:])}, and an "
-                        f"average pool over {side} x {side} would give {size_of(shape)}; use Proportional()."
-                    )
-            if isinstance(rule, SignalTakesAll | Values) and o.signal is None and not _says(rule):
+            if (equation := EQUATIONS.get(o.family)) and not hasattr(rule, equation):
                 raise CompositeError(
-                    f"{rule} at {o}: which of its operands that is cannot be told; use Halves()"
-                    + (" or say SignalTakesAll(signal=0 or 1)." if o.family == "product" else ".")
+                    f"{rule} at {o}: {type(rule).__name__} has no equation for operations of family {o.family}: define "
+                    f"{type(rule).__name__}.{equation}, or give it to another family."
                 )
-            if isinstance(rule, Pass) and len(o.data) != 1:
-                raise CompositeError(
-                    f"Pass() at {o}: it has {len(o.data)} inputs, and Pass needs to know which."
-                )
-            if isinstance(rule, Pass) and o.input_shape() != o.shape:
-                raise CompositeError(
-                    f"Pass() at {o}: it changes the shape from {size_of(o.input_shape())} to {size_of(o.shape)}, "
-                    "and Pass hands relevance on element by element; use Epsilon()."
-                )
+            if reason := rule.refusal(o):
+                raise CompositeError(f"{rule} at {o}: {reason}")
         return rules
 
     def _refuse(self, predicate: Predicate, rule: Rule, matched: list[Operation], graph: Graph) -> None:

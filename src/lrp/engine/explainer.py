@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -13,16 +14,21 @@ from torch import Tensor, fx, nn
 
 from lrp.engine import presets
 from lrp.engine.composite import Composite
+from lrp.engine.default_preset import default
 from lrp.engine.explanation import Explanation, Explanations
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.canonize import canonize
 from lrp.engine.graph.capture import Captured, as_found, capture
 from lrp.engine.graph.outputs import HEADS, Output, logits_among
+from lrp.engine.graph.writer import TERMS, Program
 from lrp.engine.ledger import Ledger, Row
 from lrp.engine.model_state import Stamp, version
-from lrp.engine.program import SEEDS, TERMS, Builder, Program
+from lrp.engine.program import SEEDS, Builder
+from lrp.engine.rule_check import RuleCheck, check_rules
 from lrp.engine.rules import Rule
 from lrp.engine.rules_table import RulesTable
+from lrp.engine.speed.plan import Plan
+from lrp.engine.speed.shared_forward import halves
 from lrp.engine.targets import Start, resolve
 from lrp.errors import CaptureError, CompositeError, InputError, LrpError
 
@@ -48,6 +54,10 @@ class Prepared:
     program: Any  # the same, or compiled
     ledger_program: Program | None = None
 
+    @functools.cached_property
+    def halves(self) -> tuple[fx.GraphModule, fx.GraphModule]:
+        return halves(self.plain.module)
+
 
 class Explainer:
     """Explains the decisions of one model with layer-wise relevance propagation.
@@ -65,6 +75,8 @@ class Explainer:
         class_names: K names, so that targets may be names.
         output: which of the model's outputs holds the logits: an index, a key, an attribute, or a tuple of
             these to go down one after the other. None: the only tensor, or the one called "logits".
+        optimise: False computes every denominator and share as the rules' equations say, by `affine.hand_down` alone:
+            slower, for comparison. In float64 the relevance is the same to rounding; "mixed" has no effect then.
 
     A softmax or sigmoid that the model ends in is left out: its input, the logits, is explained. DataParallel
     and torch.compile wrappers are looked through. The model is captured at the first call, once per input shape; any number of images goes through. If
@@ -81,6 +93,7 @@ class Explainer:
         compile: bool = False,
         class_names: Sequence[str] | None = None,
         output: Output = None,
+        optimise: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise LrpError(f"Explainer takes a torch.nn.Module, got {type(model).__name__}.")
@@ -107,7 +120,8 @@ class Explainer:
         floating = [t for t in model.parameters() if t.is_floating_point()]
         own = floating[0].dtype if floating else torch.float32
         self.dtype = dtype or (own if own in (torch.float32, torch.float64) else torch.float32)
-        self.coarse = precision == "mixed" and self.dtype == torch.float32
+        self.optimise = optimise
+        self.coarse = optimise and precision == "mixed" and self.dtype == torch.float32
         self._prepared: dict[Any, Prepared] = {}
 
     # ------------------------------------------------------------ explaining
@@ -145,7 +159,7 @@ class Explainer:
         prepared = self.prepare(x)
         requests = [self._request(target, x, prepared) for target in targets]
         with torch.no_grad():
-            shared, one_target = prepared.plain.halves
+            shared, one_target = prepared.halves
             kept = shared(x.detach().to(self.dtype))
             results = [one_target(*request, *kept)[:3] for request in requests]
         entries = [
@@ -213,18 +227,17 @@ class Explainer:
 
     def _prepare(self, captured: Captured, stamp: Stamp, device: torch.device) -> Prepared:
         with torch.no_grad():
-            graph = canonize(captured, captured.values(self.model), self.dtype, device)
+            graph = canonize(captured, captured.values(self.model), self.dtype, device, self.optimise)
             shape = graph.logits.meta["shape"]
             if shape is None or len(shape) != 2:
                 raise CaptureError(
                     f"the model returns a tensor of shape {list(shape or ())}; logits [N, K] are expected."
                 )
-            wanted = self.composite or presets.default
+            wanted = self.composite or default
             chosen = wanted if isinstance(wanted, Composite) else wanted(graph)
             rules = chosen.assign(graph)
-            builder = Builder(
-                graph, rules, chosen.top_k, self.seed, self.coarse, device.type == "cpu" and not self.compile
-            )
+            plan = Plan(graph, rules, self.coarse, device.type == "cpu" and not self.compile)
+            builder = Builder(graph, rules, chosen.top_k, self.seed, plan if self.optimise else None)
             plain = builder.program()
         program: Any = torch.compile(plain.module, fullgraph=True) if self.compile else plain
         return Prepared(captured, graph, chosen, rules, builder, stamp, plain, program)
@@ -267,6 +280,27 @@ class Explainer:
             )
         prepared = self.prepare(x) if x is not None else next(reversed(self._prepared.values()))
         return RulesTable.of(prepared.graph, prepared.rules, prepared.composite)
+
+    def check(self, x: Tensor, *, quiet: bool = False) -> RuleCheck:
+        """Hold the rules, your own among them, against a dense matrix on this model, in float64; print where they differ.
+
+        Of every affine operation some outputs are looked at: the rule's equation is written out over the rows of its
+        matrix, which autograd takes from the model's own operation. Of all operations: whether the account closes and
+        whether what the rule declares (signs, `in_proportion`) holds.
+
+        Args:
+            x: images, of which the first is used.
+            quiet: print nothing.
+        """
+        exact = Explainer(
+            self.model, self.composite, self.seed, torch.float64, output=self.output, optimise=self.optimise
+        )  # fmt: skip
+        prepared = exact.prepare(x)
+        with torch.no_grad():
+            found = check_rules(prepared.graph, prepared.builder, x[:1].detach().to(torch.float64))
+        if not quiet:
+            print(found)
+        return found
 
     @property
     def program(self) -> Program:

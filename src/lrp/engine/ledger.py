@@ -12,6 +12,10 @@ CLOSES = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the Σ|R| entering a n
 AGREES = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest logit, by the coarser of both types
 COARSE = 1e-2  # the same in mixed precision; roundings of one part in 256 at most that largely cancel, 6e-3 at worst seen
 APART = {torch.float64: 1e-8, torch.float32: 1e-3}  # of the largest logit: one image alone and among others
+SIGNS = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+}  # of Σ|D|, on the wrong side of 0: rounding of fast convolutions
 LEAST = 1e-30  # below this Σ|R|, float32 has no digits left to close with, and nobody looks
 HALF = 3e-2  # where the model itself runs in half precision
 
@@ -21,7 +25,8 @@ class Row:
     """One operation's account. All but the names are [N], float64, in units of the start relevance.
 
     `unexplained` = relevance_in − relevance_out − bias − epsilon − dropped: rounding, or a wrong rule.
-    `absolute` is Σ|R| entering.
+    `absolute` is Σ|R| entering. `wrong_sign` is the part of Σ|D| that has not the sign that the rule declares for its
+    denominators D, from 0 to 1: more than rounding shows a wrong rule, though its account closes.
     """
 
     path: str
@@ -33,6 +38,7 @@ class Row:
     bias: Tensor
     epsilon: Tensor
     dropped: Tensor
+    wrong_sign: Tensor
 
     @property
     def unexplained(self) -> Tensor:
@@ -160,6 +166,13 @@ def judge(
         problems.append(
             f"{worst.path or '(model)'} ({worst.op}, {worst.rule}) does not close: {closing:.1e} of the relevance "
             f"entering it is unexplained (limit {closes:.0e})"
+        )
+    signs = SIGNS[dtype]
+    declared = max(ledger.rows, key=lambda r: float(r.wrong_sign.max()), default=None)
+    if declared and float(declared.wrong_sign.max()) > (COARSE if coarse else signs):
+        problems.append(
+            f"{declared.path or '(model)'} ({declared.op}, {declared.rule}) declares a sign of its denominators that "
+            f"{float(declared.wrong_sign.max()):.1e} of them have not: leave `sign` out of its Branch, or mend its terms"
         )
     t = ledger.totals
     safe = torch.where(t["start"] == 0, torch.ones_like(t["start"]), t["start"])

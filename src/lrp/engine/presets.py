@@ -8,24 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrp.engine.composite import Composite
-from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.ops import Operation, count, one
 from lrp.engine.predicates import Predicate, Where, family, first
-from lrp.engine.rules import (
-    AlphaBeta,
-    Epsilon,
-    Flat,
-    Gamma,
-    Halves,
-    Proportional,
-    Rule,
-    SoftmaxTaylor,
-    Values,
-    WPlus,
-    WSquare,
-    ZBox,
-    ZPlus,
-)
+from lrp.engine.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, WPlus, WSquare, ZBox, ZPlus
+from lrp.engine.rules_beyond_affine import Halves, Proportional, SoftmaxTaylor, Values
 from lrp.errors import CompositeError, RuleError
 
 conv, linear, norm, maxpool = family("conv"), family("linear"), family("norm"), family("maxpool")
@@ -36,8 +21,8 @@ Pairs = list[tuple[Predicate, Rule]]
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a preset can be told. None: as the preset's source has it."""
+class Settings:
+    """What a preset can be asked for. None: as the preset's source has it."""
 
     bias: str | None = None
     epsilon: float | None = None
@@ -60,7 +45,7 @@ class Options:
         return ZBox(self.low, self.high, epsilon=self.eps())
 
 
-def _rest(o: Options, published: str = "absorb") -> Pairs:
+def _rest(o: Settings, published: str = "absorb") -> Pairs:
     return [
         (others, Epsilon(**o.common(published))),
         (matmul, Halves(o.eps())),
@@ -68,37 +53,37 @@ def _rest(o: Options, published: str = "absorb") -> Pairs:
     ]
 
 
-def _epsilon(o: Options) -> Pairs:
+def _epsilon(o: Settings) -> Pairs:
     return _rest(o) + [(family("conv", "linear"), Epsilon(**o.common()))]
 
 
-def _plus(o: Options) -> Pairs:
+def _plus(o: Settings) -> Pairs:
     return _epsilon(o) + [(family("conv", "norm"), ZPlus(**o.common()))]
 
 
-def _flat_first(o: Options) -> Pairs:
+def _flat_first(o: Settings) -> Pairs:
     return [(first, Flat(epsilon=o.eps()))]
 
 
-def _epsilon_gamma(o: Options) -> Pairs:
+def _epsilon_gamma(o: Settings) -> Pairs:
     gamma = Gamma(0.25 if o.gamma is None else o.gamma, **o.common())
     return _epsilon(o) + [(norm, ZPlus(**o.common())), (conv, gamma)]
 
 
-def _gamma_box(o: Options) -> Pairs:
+def _gamma_box(o: Settings) -> Pairs:
     return _epsilon_gamma(o) + [(first & conv, o.box("epsilon_gamma_box"))]
 
 
-def _gamma_wsquare(o: Options) -> Pairs:
+def _gamma_wsquare(o: Settings) -> Pairs:
     return _epsilon_gamma(o) + [(first & conv, WSquare(epsilon=o.eps()))]
 
 
-def _alpha2_beta1(o: Options) -> Pairs:
+def _alpha2_beta1(o: Settings) -> Pairs:
     return _epsilon(o) + [(norm, ZPlus(**o.common())), (conv, AlphaBeta(2, 1, **o.common()))]
 
 
-def _sequential(alpha: float) -> Callable[[Options], Pairs]:
-    def pairs(o: Options) -> Pairs:
+def _sequential(alpha: float) -> Callable[[Settings], Pairs]:
+    def pairs(o: Settings) -> Pairs:
         bias = o.bias or "full"
         plain = "absorb" if bias == "full" else bias
         return [
@@ -111,16 +96,16 @@ def _sequential(alpha: float) -> Callable[[Options], Pairs]:
     return pairs
 
 
-def _deep_taylor(o: Options) -> Pairs:
+def _deep_taylor(o: Settings) -> Pairs:
     plus = ZPlus(**o.common("ignore"))
     return _rest(o, "ignore") + [(family("conv", "linear", "norm"), plus), (first, o.box("deep_taylor"))]
 
 
-def _excitation_backprop(o: Options) -> Pairs:
+def _excitation_backprop(o: Settings) -> Pairs:
     return _rest(o) + [(family("conv", "linear", "norm"), ZPlus(**o.common()))]
 
 
-def _gamma(o: Options) -> Pairs:
+def _gamma(o: Settings) -> Pairs:
     return _rest(o) + [
         (norm, ZPlus(**o.common())),
         (conv, Gamma(0.25 if o.gamma is None else o.gamma, **o.common())),
@@ -128,7 +113,7 @@ def _gamma(o: Options) -> Pairs:
     ]
 
 
-def _kaifishr(o: Options) -> Pairs:
+def _kaifishr(o: Settings) -> Pairs:
     e, bias = o.eps(1e-5), o.bias or "ignore"
     return [
         (others, Epsilon(e, bias=bias)),
@@ -140,62 +125,33 @@ def _kaifishr(o: Options) -> Pairs:
     ]
 
 
-def _through_attention(o: Options) -> Pairs:
+def _through_attention(o: Settings) -> Pairs:
     return _gamma(o) + [(matmul, Halves(o.eps())), (softmax, SoftmaxTaylor())]
 
 
-PRESETS: dict[str, tuple[Callable[[Options], Pairs], str]] = {
+def _with_flat_first(build: Callable[[Settings], Pairs]) -> Callable[[Settings], Pairs]:
+    return lambda o: build(o) + _flat_first(o)
+
+
+PRESETS: dict[str, tuple[Callable[[Settings], Pairs], str]] = {
     "epsilon": (_epsilon, "Epsilon everywhere: faithful to the function, noisy in deep convolutional nets."),
     "epsilon_plus": (_plus, "z⁺ in convolutions, ε in linear layers."),
-    "epsilon_plus_flat": (
-        lambda o: _plus(o) + _flat_first(o),
-        "z⁺ in convolutions, ε in linear layers, flat first layer: smooth, class-focused.",
-    ),
-    "epsilon_gamma_box": (
-        _gamma_box,
-        "γ in convolutions, ε in linear layers, zᴮ first: sharp, with evidence against.",
-    ),
-    "epsilon_gamma_wsquare": (
-        _gamma_wsquare,
-        "γ in convolutions, ε in linear layers, w² first: sharp, with evidence against; needs no input range.",
-    ),
-    "epsilon_alpha2_beta1": (
-        _alpha2_beta1,
-        "α2β1 in convolutions, ε in linear layers: crisp, strongly two-signed.",
-    ),
-    "epsilon_alpha2_beta1_flat": (
-        lambda o: _alpha2_beta1(o) + _flat_first(o),
-        "α2β1 in convolutions, ε in linear layers, flat first layer.",
-    ),
-    "sequential_preset_a": (
-        _sequential(1),
-        "iNNvestigate's: α1β0 in convolutions, ε = 0.1 in linear layers.",
-    ),
-    "sequential_preset_a_flat": (
-        lambda o: _sequential(1)(o) + _flat_first(o),
-        "The same with a flat first layer.",
-    ),
-    "sequential_preset_b": (
-        _sequential(2),
-        "iNNvestigate's: α2β1 in convolutions, ε = 0.1 in linear layers.",
-    ),
-    "sequential_preset_b_flat": (
-        lambda o: _sequential(2)(o) + _flat_first(o),
-        "The same with a flat first layer.",
-    ),
+    "epsilon_plus_flat": (_with_flat_first(_plus), "z⁺ in convolutions, ε in linear layers, flat first layer: smooth, class-focused."),
+    "epsilon_gamma_box": (_gamma_box, "γ in convolutions, ε in linear layers, zᴮ first: sharp, with evidence against."),
+    "epsilon_gamma_wsquare": (_gamma_wsquare, "γ in convolutions, ε in linear layers, w² first: sharp, with evidence against; needs no input range."),
+    "epsilon_alpha2_beta1": (_alpha2_beta1, "α2β1 in convolutions, ε in linear layers: crisp, strongly two-signed."),
+    "epsilon_alpha2_beta1_flat": (_with_flat_first(_alpha2_beta1), "α2β1 in convolutions, ε in linear layers, flat first layer."),
+    "sequential_preset_a": (_sequential(1), "iNNvestigate's: α1β0 in convolutions, ε = 0.1 in linear layers."),
+    "sequential_preset_a_flat": (_with_flat_first(_sequential(1)), "The same with a flat first layer."),
+    "sequential_preset_b": (_sequential(2), "iNNvestigate's: α2β1 in convolutions, ε = 0.1 in linear layers."),
+    "sequential_preset_b_flat": (_with_flat_first(_sequential(2)), "The same with a flat first layer."),
     "deep_taylor": (_deep_taylor, "z⁺ without bias everywhere, zᴮ first: positive evidence only."),
     "excitation_backprop": (_excitation_backprop, "z⁺ in convolutions and linear layers."),
     "gamma": (_gamma, "γ = 0.25 in convolutions, γ = 0.05 in linear layers: little noise, both signs."),
-    "attnlrp": (
-        _through_attention,
-        "Transformers: relevance goes through attention's weights as well as its values.",
-    ),
-    "cp_lrp": (
-        _gamma,
-        "Transformers: attention's weights are constants, relevance goes through the values.",
-    ),
+    "attnlrp": (_through_attention, "Transformers: relevance goes through attention's weights as well as its values."),
+    "cp_lrp": (_gamma, "Transformers: attention's weights are constants, relevance goes through the values."),
     "kaifishr": (_kaifishr, "The VGG program this project follows: z⁺ from the softmax of all classes."),
-}
+}  # fmt: skip
 
 
 def composites() -> list[str]:
@@ -233,20 +189,14 @@ def preset(
             f"no preset {name!r}: did you mean {near!r}? The presets are {', '.join(PRESETS)}."
         )
     build, reason = PRESETS[name]
-    options = Options(bias, epsilon, low, high, gamma)
+    options = Settings(bias, epsilon, low, high, gamma)
     try:
         pairs = build(options)
     except RuleError as error:
         raise CompositeError(f"{name}: {error}") from error
     boxed = any(isinstance(rule, ZBox) for _, rule in pairs)
-    given = {
-        "low": low if boxed else None,
-        "high": high if boxed else None,
-        "bias": bias,
-        "epsilon": epsilon,
-        "top_k": top_k or None,
-        "gamma": gamma,
-    }
+    given = {"low": low, "high": high} if boxed else {}
+    given |= {"bias": bias, "epsilon": epsilon, "top_k": top_k or None, "gamma": gamma}
     return Composite(
         pairs,
         name=name,
@@ -256,40 +206,3 @@ def preset(
         attention="attnlrp" if name == "attnlrp" else "cp",
         settings={"preset": name} | {k: v for k, v in given.items() if v is not None},
     )
-
-
-def default(graph: Graph, **options: Any) -> Composite:
-    """The preset that fits the architecture, for callers who name none; `options` as `preset` takes them.
-
-    Measured by `make faithfulness` and `python benchmarks/architectures.py`; the tables are in the README.
-    """
-    name, because = CHOICES[_kind(graph)]
-    chosen = preset(name, **options)
-    return Composite(
-        chosen.pairs, chosen.name, chosen.seed, chosen.top_k,
-        f"{chosen.reason} Chosen for {because}.", chosen.attention, chosen.settings,
-    )  # fmt: skip
-
-
-# What a net's work is done by -> preset, words.
-CHOICES = {
-    "conv": ("epsilon_gamma_wsquare", "a convolutional net"),
-    "attention": ("cp_lrp", "a transformer: attention, and linear layers do most of the work"),
-    "dense": ("gamma", "a net whose linear layers do most of the work"),
-}
-
-
-def _kind(graph: Graph) -> str:
-    operations = graph.operations.values()
-    work = {name: sum(_products(o) for o in operations if o.family == name) for name in ("conv", "linear")}
-    if work["linear"] > work["conv"]:
-        return "attention" if any(map(attention, operations)) else "dense"
-    return "conv"
-
-
-def _products(operation: Operation) -> int:
-    """How many products of a weight and an input the operation makes for an image."""
-    algebra: Any = operation.algebra
-    weight = algebra.weight
-    outputs = count(one(operation.shape))
-    return outputs * weight.numel() // max(1, one(operation.shape)[1 if operation.family == "conv" else -1])

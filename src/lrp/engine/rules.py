@@ -1,11 +1,12 @@
-r"""The rules of layer-wise relevance propagation, as frozen values: equations, nothing about graphs.
+r"""The rules of layer-wise relevance propagation for affine operations, as frozen values: equations, nothing about graphs.
 
 Letters, as in the papers: a input, w weights, b bias, z = Σ a w + b output, R relevance,
-x⁺ = max(x, 0), x⁻ = min(x, 0). A rule for affine operations only says which parts of the input meet which
-version of the weights (`branches`); `affine.hand_down` is the one place that runs it, and explains its form.
+x⁺ = max(x, 0), x⁻ = min(x, 0). A rule only says which parts of the input meet which version of the weights
+(`branches`); `affine.hand_down` computes it, and explains its form. The rules of all other operations are in
+`rules_beyond_affine`.
 
 Sources: Bach et al. 2015 (LRP, ε, αβ); Montavon et al. 2017 (z⁺, w², zᴮ) and 2019 (γ, composites);
-Kohlbrenner et al. 2020 (flat); Ali et al. 2022 (CP-LRP); Achtibat et al. 2024 (AttnLRP).
+Kohlbrenner et al. 2020 (flat).
 """
 
 from __future__ import annotations
@@ -13,23 +14,69 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lrp.engine.affine import Affine, Branch, Flow, Times, fraction, hand_down, shifted, total
-from lrp.engine.structured_weights import magnitude, negative, ones, positive, square, unchanged
+from lrp.engine.affine import Affine, Branch, Flow, Site, fraction, total, wrong_sign
+from lrp.engine.structured_weights import Amplified, negative, ones, positive, square, unchanged
 from lrp.errors import RuleError
 
-AFFINE = frozenset({"conv", "linear", "norm", "layer_norm", "pool", "scale"})
+if TYPE_CHECKING:
+    from lrp.engine.graph.ops import Operation
+
+EQUATIONS = {
+    **dict.fromkeys(("conv", "linear", "norm", "layer_norm", "pool", "scale"), "through_affine"),
+    "sum": "through_sum",
+    "product": "through_product",
+    "matmul": "through_matmul",
+    "softmax": "through_softmax",
+    "maxpool": "through_maxpool",
+    "activation": "through_elementwise",
+    "unknown": "through_elementwise",
+    "movement": "through_movement",
+}
+"""Family of operations -> the method with which a rule hands relevance through them."""
+
+
+class _Families:
+    """The families that a rule's class has an equation for."""
+
+    def __get__(self, rule: object, kind: type) -> frozenset[str]:
+        return frozenset(family for family, equation in EQUATIONS.items() if hasattr(kind, equation))
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How one operation hands relevance from its output to its inputs."""
+    """How one operation hands relevance from its output to its inputs.
 
-    families: ClassVar[frozenset[str]] = frozenset()
+    A rule is defined for the families whose equation it has: `through_affine` for conv, linear, norm, layer_norm, pool
+    and scale; `through_sum`, `through_product`, `through_matmul`, `through_softmax`, `through_maxpool`,
+    `through_elementwise`, `through_movement` for the others. Each returns a `Flow`. A class may set `families` to be
+    given to fewer.
+    """
+
+    families: ClassVar[Any] = _Families()
+    in_proportion: ClassVar[Any] = False
+    """Whether an input element of 0 never gets relevance: programs then skip what would be zero."""
+    moves: ClassVar[bool] = False
+    """Whether relevance goes to the input element that became the output element, and only there."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A new equation need not share as the one it replaces did.
+        if {*EQUATIONS.values(), "measure"} & set(cls.__dict__):
+            for promise in {"in_proportion", "moves"} - set(cls.__dict__):
+                setattr(cls, promise, False)
+
+    def takes(self, operation: Any) -> Sequence[int]:
+        """Which of the operands that are data get relevance, of a product or another operation with several; by place."""
+        return operation.data_sides
+
+    def refusal(self, operation: Operation) -> str | None:
+        """Why the rule cannot be used at this operation, which is of one of its families; None: it can."""
+        return None
 
     def __str__(self) -> str:
         shown = [f"{v:g}" if isinstance(v, float) else str(v) for v in self._shown()]
@@ -68,7 +115,6 @@ class AffineRule(AnyStabilised):
     """
 
     bias: str = field(default="absorb", kw_only=True)
-    families: ClassVar[frozenset[str]] = AFFINE
     biases: ClassVar[tuple[str, ...]] = ("absorb", "ignore")
 
     def __post_init__(self) -> None:
@@ -76,20 +122,25 @@ class AffineRule(AnyStabilised):
         if self.bias not in self.biases:
             known = " or ".join(repr(b) for b in self.biases)
             raise RuleError(f"{type(self).__name__}(bias={self.bias!r}): bias must be {known}.")
+        if type(self).through_affine is AffineRule.through_affine:  # then a mistake in the branches shows now
+            made = self.branches()
+            if not (isinstance(made, tuple) and made and all(isinstance(branch, Branch) for branch in made)):
+                raise RuleError(
+                    f"{type(self).__name__}.branches() returned {made!r}: expected a tuple of lrp.Branch."
+                )
 
     def branches(self) -> tuple[Branch, ...]:
         raise RuleError(f"{type(self).__name__} is a base class: use one of its rules, such as Epsilon().")
 
     @property
     def in_proportion(self) -> bool:
-        """Whether an input of 0 gets nothing."""
         return all(part in ("a", "a+", "a-") for branch in self.branches() for part, _ in branch.terms)
 
-    def propagate(self, op: Affine, a: Any, z: Any, relevance: Any) -> Flow:
+    def through_affine(self, op: Affine, site: Site, a: Any, z: Any, relevance: Any) -> Flow:
         """Hand relevance from one affine operation's output down to its input.
 
         Args:
-            op: the operation.
+            op: the operation; site: where it stands.
             a: its input, [N, *in].
             z: its output with bias, [N, *out].
             relevance: at the output, [N, *out], in units of the start relevance (logits).
@@ -97,7 +148,7 @@ class AffineRule(AnyStabilised):
         Returns:
             Relevance at the input, [N, *in]: `relevance` less what bias, ε and empty denominators took.
         """
-        return hand_down(self.branches(), self, self.bias == "ignore", op, a, z, relevance)
+        return site.hand_down(self, op, a, z, relevance)
 
     def _shown(self) -> list[Any]:
         return super()._shown() + ([] if self.bias == "absorb" else [f"bias={self.bias}"])
@@ -106,11 +157,14 @@ class AffineRule(AnyStabilised):
 class SumRule(AnyStabilised):
     """How a sum hands relevance to its summands; what constants among them get is booked as bias."""
 
+    signed: ClassVar[bool] = False
+    """Whether the measures sum to the output itself, of either sign; else they are >= 0, which the ledger checks."""
+
     def measure(self, summand: Any) -> Any:
         """What a summand counts for."""
         return summand
 
-    def propagate_sum(self, summands: Sequence[tuple[Any, bool]], z: Any, relevance: Any, dims: int) -> Flow:
+    def through_sum(self, summands: Sequence[tuple[Any, bool]], z: Any, relevance: Any, dims: int) -> Flow:
         """Share relevance among summands.
 
         Args:
@@ -123,14 +177,14 @@ class SumRule(AnyStabilised):
             Relevance per summand that is data, [N, *out]: the caller sums it back where one was broadcast.
         """
         counts = [(self.measure(value), is_data) for value, is_data in summands]
-        signed = isinstance(self, Epsilon)
-        d = z if signed else sum(count for count, _ in counts)
-        s, epsilon, dropped = fraction(relevance, d, self, 0 if signed else 1, dims)
+        d = z if self.signed else sum(count for count, _ in counts)
+        s, epsilon, dropped = fraction(relevance, d, self, 0 if self.signed else 1, dims)
         shares = [(count * s, is_data) for count, is_data in counts]
         bias = sum(
             (total(torch.where(d == 0, 0.0, share)) for share, is_data in shares if not is_data), start=0.0
         )
-        return Flow(tuple(share for share, is_data in shares if is_data), bias, epsilon, dropped)
+        wrong = 0.0 if self.signed else wrong_sign(d, 1)
+        return Flow(tuple(share for share, is_data in shares if is_data), bias, epsilon, dropped, wrong)
 
 
 @dataclass(frozen=True)
@@ -142,10 +196,10 @@ class Epsilon(AffineRule, SumRule):
     """
 
     epsilon: float = 1e-6
-    families: ClassVar[frozenset[str]] = frozenset({*AFFINE, "sum"})
+    signed: ClassVar[bool] = True
 
     def branches(self) -> tuple[Branch, ...]:
-        return (Branch((("a", unchanged),), lambda b: b, exact=True),)
+        return (Branch((("a", unchanged),), unchanged),)
 
 
 @dataclass(frozen=True)
@@ -183,51 +237,12 @@ class Gamma(AffineRule):
         if not self.gamma >= 0:
             raise RuleError(f"Gamma(gamma={self.gamma}): gamma must be >= 0; gamma=0 is LRP-ε.")
 
-    in_proportion: ClassVar[bool] = True
-
-    def amplified(self, w: Any) -> Any:
-        return w + self.gamma * positive(w)
-
-    def propagate(self, op: Affine, a: Any, z: Any, relevance: Any) -> Flow:
-        """One product more than ε where a >= 0 and only z > 0 has relevance, else two. There, from
-        a⁺w⁺ + a⁻w⁻ = (aw + |a||w|) / 2 and a⁺w⁻ + a⁻w⁺ = (aw − |a||w|) / 2, and the bias alike,
-
-            D = sgn(z) ((1 + γ/2) |z| + γ/2 (Σ |a||w| + |b|)),   no part of which cancels.
-        """
-        ignored = self.bias == "ignore" and op.bias is not None
-        if op.silent and op.nonneg and not ignored:  # an ignored bias may turn the sign of z
-            return self._single(op, a, z, relevance)
-        z, b = (z - op.bias, None) if ignored else (z, op.bias)
-        own, more = Times(1 + self.gamma / 2, unchanged), Times(self.gamma / 2, magnitude)
-        weights = [op.transform(op.weight, version) for version in (own, more)]
-        shift = 0.0 if self.relative else self.epsilon
-        size = abs(z) * own.factor + op.total(
-            a if op.nonneg else abs(a),
-            weights[1],
-            shifted(None if b is None else more(b), shift),
-            one_signed=True,
+    def branches(self) -> tuple[Branch, ...]:
+        more, less = Amplified(self.gamma, positive), Amplified(self.gamma, negative)
+        return (
+            Branch((("a+", more), ("a-", less)), more, sign=1, where="z > 0"),
+            Branch((("a+", less), ("a-", more)), less, sign=-1, where="z < 0"),
         )
-        sign = torch.sign(z)
-        s = sign * fraction(relevance, size, self, 1, op.dims, shifted=shift != 0)[0]
-        signed = sign * s
-        first, second = op.adjoint(s, weights[0]), op.adjoint(signed, weights[1])
-        received = a * (first + second) if op.nonneg else a * first + abs(a) * second
-        decided = torch.where(z == 0, 0.0, relevance)
-        _, epsilon, dropped = fraction(decided, size, self, 1, op.dims, shifted=shift != 0)
-        bias = 0.0 if b is None else total(s * own(b) + signed * more(b))
-        return Flow((received,), bias, epsilon, dropped + total(relevance - decided))
-
-    def _single(self, op: Affine, a: Any, z: Any, relevance: Any) -> Flow:
-        """Where a >= 0 and only z > 0 has relevance: weights w + γw⁺, bias b + γb⁺."""
-        more, own, sign = Times(self.gamma, positive), z, 0
-        c = None if op.bias is None else more(op.bias)
-        shift = 0.0
-        if op.rectified is not None:
-            own, sign, shift = op.rectified, 1, 0.0 if self.relative else self.epsilon
-        d = own + op.total(a, op.transform(op.weight, more), shifted(c, shift), one_signed=True)
-        s, epsilon, dropped = fraction(relevance, d, self, sign, op.dims, shifted=shift != 0)
-        bias = 0.0 if c is None else total(torch.where(d == shift, 0.0, s * (op.bias + c)))
-        return Flow((a * op.adjoint(s, op.transform(op.weight, self.amplified)),), bias, epsilon, dropped)
 
     def _shown(self) -> list[Any]:
         return [self.gamma, *super()._shown()]
@@ -268,7 +283,6 @@ class AlphaBeta(AffineRule):
             unchanged if full else negative,
             factor=-self.beta,
             sign=0 if full else -1,
-            rest=not full,
         )
         return (plus,) if self.beta == 0 else (plus, minus)
 
@@ -289,7 +303,17 @@ class ZPlus(AffineRule):
 
 
 @dataclass(frozen=True)
-class ZBox(AffineRule):
+class Biasless(AffineRule):
+    """A rule whose denominators have no bias."""
+
+    bias: str = field(default="ignore", kw_only=True)
+
+    def _shown(self) -> list[Any]:
+        return AnyStabilised._shown(self)
+
+
+@dataclass(frozen=True)
+class ZBox(Biasless):
     r"""LRP-zᴮ, for a first layer whose input lies in a box: a w − l w⁺ − h w⁻, the bias cancels.
 
     Args:
@@ -301,7 +325,6 @@ class ZBox(AffineRule):
 
     low: Any
     high: Any
-    bias: str = field(default="ignore", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -318,7 +341,7 @@ class ZBox(AffineRule):
         shown = [
             " ".join(f"{v:.3g}" for v in b) if isinstance(b, tuple) else b for b in (self.low, self.high)
         ]
-        return [f"low={shown[0]}", f"high={shown[1]}", *AnyStabilised._shown(self)]
+        return [f"low={shown[0]}", f"high={shown[1]}", *super()._shown()]
 
 
 def _bound(value: Any) -> Any:
@@ -330,169 +353,30 @@ def _bound(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class WSquare(AffineRule):
+class WSquare(Biasless):
     r"""LRP-w²: by squared weights alone, R_j = Σ_k w²_jk R_k / Σ_i w²_ik; for first layers.
 
     The bias is left out. Source: Montavon et al. 2017.
     """
 
-    bias: str = field(default="ignore", kw_only=True)
-
     def branches(self) -> tuple[Branch, ...]:
         return (Branch((("1", square),), None, sign=1),)
 
-    def _shown(self) -> list[Any]:
-        return AnyStabilised._shown(self)
-
 
 @dataclass(frozen=True)
-class Flat(AffineRule):
+class Flat(Biasless):
     """LRP-flat: every input of an output gets the same; for first layers. The bias is left out.
 
     Source: Kohlbrenner et al. 2020.
     """
 
-    bias: str = field(default="ignore", kw_only=True)
-
     def branches(self) -> tuple[Branch, ...]:
         return (Branch((("1", ones),), None, sign=1),)
 
-    def _shown(self) -> list[Any]:
-        return AnyStabilised._shown(self)
-
 
 @dataclass(frozen=True)
-class WPlus(AffineRule):
+class WPlus(Biasless):
     """z⁺ of an input of ones, R_j = Σ_k w⁺_jk R_k / s(Σ_i w⁺_ik): the first layer of `kaifishr`."""
-
-    bias: str = field(default="ignore", kw_only=True)
 
     def branches(self) -> tuple[Branch, ...]:
         return (Branch((("1", positive),), None, sign=1),)
-
-    def _shown(self) -> list[Any]:
-        return AnyStabilised._shown(self)
-
-
-# ---------------------------------------------------------------- everything that is not affine
-
-
-@dataclass(frozen=True)
-class Pass(Rule):
-    """Relevance passes unchanged, element by element: activations, affine operations that keep the shape."""
-
-    families: ClassVar[frozenset[str]] = frozenset({*AFFINE, "activation", "unknown"})
-
-
-@dataclass(frozen=True)
-class Move(Rule):
-    """Relevance moves with its element: reshape, permute, slice, cat, pad. What a constant gets is bias."""
-
-    families: ClassVar[frozenset[str]] = frozenset({"movement"})
-
-
-@dataclass(frozen=True)
-class WinnerTakesAll(Rule):
-    """Max pool, max over dimensions: the largest input of a window gets all. Source: Bach et al. 2015."""
-
-    families: ClassVar[frozenset[str]] = frozenset({"maxpool"})
-
-
-@dataclass(frozen=True)
-class Proportional(AnyStabilised):
-    """Max pool treated as an average pool over the same windows: in proportion to the activations.
-
-    Args:
-        window: average over (side, stride) windows without padding instead of the pool's own.
-    """
-
-    window: tuple[int, int] | None = None
-    families: ClassVar[frozenset[str]] = frozenset({"maxpool"})
-
-    def _shown(self) -> list[Any]:
-        return ([f"window={self.window}"] if self.window else []) + super()._shown()
-
-
-@dataclass(frozen=True)
-class Magnitude(SumRule):
-    """x + y in proportion to |x| and |y|: no summand gets more than there is, whatever their signs."""
-
-    families: ClassVar[frozenset[str]] = frozenset({"sum"})
-
-    def measure(self, summand: Any) -> Any:
-        return abs(summand)
-
-
-@dataclass(frozen=True)
-class SignalTakesAll(Rule):
-    """Signal × gate: the gate is a constant, the signal takes all of the relevance.
-
-    Args:
-        signal: which operand is the signal, 0 or 1; None: the one that the graph tells (`graph.gates`). Of
-            a quotient x / y it is x.
-
-    Source: Arras et al. 2017, for the gates of an LSTM.
-    """
-
-    signal: int | None = None
-    families: ClassVar[frozenset[str]] = frozenset({"product"})
-
-    def __post_init__(self) -> None:
-        if self.signal not in (None, 0, 1):
-            raise RuleError(f"SignalTakesAll(signal={self.signal!r}): signal must be 0, 1 or None.")
-
-    def _shown(self) -> list[Any]:
-        return [] if self.signal is None else [f"signal={self.signal}"]
-
-
-@dataclass(frozen=True)
-class Halves(AnyStabilised):
-    """Half to each operand. x · y: R / 2 each; a matrix product: each half by its ε share.
-
-    Source: Achtibat et al. 2024 (AttnLRP), the uniform rule.
-    """
-
-    epsilon: float = 1e-6
-    families: ClassVar[frozenset[str]] = frozenset({"product", "matmul"})
-
-
-@dataclass(frozen=True)
-class Values(AnyStabilised):
-    """Attention × values: attention is a constant, the values take all by their ε share (CP-LRP).
-
-    Source: Ali et al. 2022.
-    """
-
-    epsilon: float = 1e-6
-    families: ClassVar[frozenset[str]] = frozenset({"matmul"})
-
-    def as_affine(self) -> Epsilon:
-        return Epsilon(self.epsilon, relative=self.relative)
-
-
-@dataclass(frozen=True)
-class Constant(Rule):
-    """The output counts as a constant: what it gets is booked under bias (softmax in CP-LRP).
-
-    Source: Ali et al. 2022.
-    """
-
-    families: ClassVar[frozenset[str]] = frozenset({"softmax"})
-
-
-@dataclass(frozen=True)
-class SoftmaxTaylor(Rule):
-    r"""Softmax p(x) by its tangent at x: R_i = x_i (R_i − p_i Σ_j R_j), 0 where x_i = −inf.
-
-    The tangent's constant takes Σ_i R_i (1 − x_i + Σ_j p_j x_j), booked under bias.
-    Source: Achtibat et al. 2024 (AttnLRP).
-    """
-
-    families: ClassVar[frozenset[str]] = frozenset({"softmax"})
-
-    def propagate(self, x: Any, p: Any, relevance: Any, dim: int) -> Flow:
-        """x: what the softmax reads, p: softmax(x), relevance: at p; all of one shape."""
-        x = torch.where(x == -torch.inf, 0.0, x)
-        mean = (p * x).sum(dim=dim, keepdim=True)
-        received = x * (relevance - p * relevance.sum(dim=dim, keepdim=True))
-        return Flow((received,), bias=total(relevance * (1 - x + mean)))

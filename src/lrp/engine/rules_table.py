@@ -10,7 +10,7 @@ from torch import fx
 from lrp.engine.composite import Composite
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.ops import size_of
-from lrp.engine.program import reached
+from lrp.engine.graph.reached import reached
 from lrp.engine.rules import Rule
 
 NOTHING = "–"  # no relevance arrives: it only makes a gate, a scale or attention

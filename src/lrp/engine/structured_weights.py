@@ -7,6 +7,7 @@ it in few numbers, and knows its own positive part.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,34 +34,71 @@ class Structured(ABC):
     def __rmul__(self, number: float) -> Any: ...
 
 
+Version = Callable[[Any], Any]
+"""A function of the weights, element by element: `unchanged`, `positive`, ..., or your own."""
+
+
 def unchanged(w: Any) -> Any:
+    """w itself."""
     return w
 
 
 def positive(w: Any) -> Any:
+    """w⁺ = max(w, 0)."""
     return w.positive() if isinstance(w, Structured) else w.clamp(min=0)
 
 
 def negative(w: Any) -> Any:
+    """w⁻ = min(w, 0)."""
     return w.negative() if isinstance(w, Structured) else w.clamp(max=0)
 
 
 def magnitude(w: Any) -> Any:
+    """|w|."""
     return w.positive() + -1.0 * w.negative() if isinstance(w, Structured) else w.abs()
 
 
 def square(w: Any) -> Any:
+    """w²."""
     return w.square() if isinstance(w, Structured) else w * w
 
 
 def ones(w: Any) -> Any:
-    """One number for all, so that who multiplies by it can see that (`alike`)."""
+    """1 for every weight; one number in memory, so that an operation can tell (`alike`)."""
     return w.ones() if isinstance(w, Structured) else w.new_ones(()).expand(w.shape)
 
 
 def alike(w: Tensor) -> bool:
     """Whether all entries are one number in memory."""
     return not any(w.stride())
+
+
+@dataclass(frozen=True)
+class Times:
+    """A version of the weights, multiplied: a factor is cheapest there."""
+
+    factor: float
+    version: Version
+
+    def __call__(self, w: Any) -> Any:
+        return self.factor * self.version(w)
+
+    def __str__(self) -> str:
+        return f"{getattr(self.version, '__name__', self.version)}_times_{self.factor:g}"
+
+
+@dataclass(frozen=True)
+class Amplified:
+    """w + γ v(w): γ's weights, where some count more."""
+
+    gamma: float
+    version: Version
+
+    def __call__(self, w: Any) -> Any:
+        return w + self.gamma * self.version(w)
+
+    def __str__(self) -> str:
+        return f"amplified_{getattr(self.version, '__name__', self.version)}_{self.gamma:g}"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from lrp.engine.graph import vocabulary as vocabulary  # states the facts that capture asks for
 from lrp.engine.graph.capture import Batch, Captured, capture
 from lrp.errors import ModelError
 from lrp.models.loading import architecture, build, class_tensors, load_model

@@ -1,32 +1,21 @@
 """What the algebra of a family is: how relevance can go back through one operation.
 
-An operation's lowering gives one of these (or an `Affine`). Each says which data inputs receive relevance
-under a rule (`receivers`), and hands it down (`hand_down`); the latter runs on proxies while the program is
-written.
+An operation's lowering gives one of these (or an `Affine`). Each tells which data inputs receive relevance
+under a rule (`receivers`), and asks the rule for its equation (`hand_down`); the latter runs on proxies while the
+program is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lrp.engine.affine import Affine, Flow, fraction, total
+from lrp.engine.affine import Affine, Flow, Site, total
 from lrp.engine.graph.capture import Shape
-from lrp.engine.rules import (
-    AffineRule,
-    Constant,
-    Epsilon,
-    Halves,
-    Proportional,
-    Rule,
-    SignalTakesAll,
-    SoftmaxTaylor,
-    SumRule,
-    Values,
-)  # fmt: skip
+from lrp.engine.rules import Rule
 
 
 @dataclass
@@ -34,34 +23,58 @@ class Step:
     """One operation while relevance goes through it.
 
     Attributes:
-        rule: the operation's.
+        rule: the operation's; it has the equation of the operation's family.
         inputs: its data inputs' values.
         output: its value; a tuple where it has several.
         relevance: at each output; None where nobody read it.
         read: an argument of the operation (a data input, a constant, a number) -> its value.
-        equip: gives an `Affine` what rules may ask about it.
+        site: where the operation stands.
     """
 
-    rule: Rule
+    rule: Any
     inputs: list[Any]
     output: Any
     relevance: list[Any]
     read: Callable[[Any], Any]
-    equip: Callable[[Affine, Any], Affine]
+    site: Site
 
 
 class Algebra:
+    """Base of all: one method asks the rule for its equation."""
+
     def receivers(self, rule: Rule, inputs: int) -> list[int]:
         """The data inputs that get relevance."""
         return list(range(inputs))
 
     def hand_down(self, step: Step) -> Flow:
-        raise NotImplementedError
+        """Relevance at the output -> relevance at the inputs; of an elementwise operation by default."""
+        flow: Flow = step.rule.through_elementwise(step.relevance[0])
+        return flow
 
 
 @dataclass
 class Activation(Algebra):
-    """Acts on each element alone: relevance passes (`Pass`), and nothing is computed."""
+    """Acts on each element alone."""
+
+
+@dataclass
+class Matrix(Algebra):
+    """An affine operation; its weights may come from its own input and count as constants, as a layer norm's do.
+
+    at: a -> the affine operation there. fixed: the operation, where its weights do not come from the input.
+    """
+
+    at: Callable[[Any], Affine]
+    fixed: Affine | None = None
+
+    def hand_down(self, step: Step) -> Flow:
+        a = step.inputs[0]
+        flow: Flow = step.rule.through_affine(self.at(a), step.site, a, step.output, step.relevance[0])
+        return flow
+
+
+def as_algebra(made: Algebra | Affine) -> Algebra:
+    return Matrix(lambda a: made, made) if isinstance(made, Affine) else made
 
 
 @dataclass
@@ -76,8 +89,8 @@ class Movement(Algebra):
     constant: Callable[[list[Any]], Any] | None = None
 
     def hand_down(self, step: Step) -> Flow:
-        bias = self.constant(step.relevance) if self.constant else 0.0
-        return Flow(tuple(self.back(step.relevance)), bias=bias)
+        flow: Flow = step.rule.through_movement(self, step.relevance)
+        return flow
 
 
 def sum_to(r: Any, shape: Shape, wanted: Shape) -> Any:
@@ -104,7 +117,6 @@ class Sum(Algebra):
     masked: bool = False
 
     def hand_down(self, step: Step) -> Flow:
-        assert isinstance(step.rule, SumRule)
         summands, places = [], []
         z, r, taken = step.output, step.relevance[0], 0.0
         if self.masked:
@@ -118,7 +130,7 @@ class Sum(Algebra):
             summands.append((x if factor == 1 else x * factor, is_data))
             if is_data:
                 places.append(self.data.index(operand))
-        flow = step.rule.propagate_sum(summands, z, r, len(self.shape))
+        flow: Flow = step.rule.through_sum(summands, z, r, len(self.shape))
         shares: list[Any] = [None] * len(step.inputs)
         for place, share in zip(places, flow.relevance, strict=True):
             share = sum_to(share, self.shape, self.shapes[place])
@@ -126,11 +138,37 @@ class Sum(Algebra):
         return flow._replace(relevance=tuple(shares), bias=flow.bias + taken)
 
 
-@dataclass
-class Product(Algebra):
-    """x · y or x / y, operands in order, as in the graph; they may broadcast to `shape`.
+class Binary(Algebra):
+    """Two operands, in order, as in the graph; `data`: which nodes are data."""
 
-    shapes: theirs. signal: which operand takes all, None if that cannot be told; data: which are data.
+    operands: tuple[Any, Any]
+    data: list[Any]
+
+    @property
+    def data_sides(self) -> Sequence[int]:
+        """The operands that are data, 0 and 1."""
+        return [side for side in (0, 1) if self.operands[side] in self.data]
+
+    def receivers(self, rule: Rule, inputs: int) -> list[int]:
+        return sorted(
+            {self.data.index(self.operands[side]) for side in rule.takes(self) if side in self.data_sides}
+        )
+
+    def collected(self, shares: Sequence[Any], inputs: int) -> tuple[Any, ...]:
+        """Relevance per operand -> per data input; an input may be both operands."""
+        received: list[Any] = [None] * inputs
+        for side in self.data_sides:
+            if shares[side] is not None:
+                place = self.data.index(self.operands[side])
+                received[place] = shares[side] if received[place] is None else received[place] + shares[side]
+        return tuple(received)
+
+
+@dataclass
+class Product(Binary):
+    """x · y or x / y; they may broadcast to `shape`.
+
+    shapes: theirs. signal: which operand takes all, None if that cannot be told.
     """
 
     operands: tuple[Any, Any]
@@ -139,33 +177,22 @@ class Product(Algebra):
     signal: int | None
     data: list[Any]
 
-    def _sides(self, rule: Rule) -> list[int]:
-        """The operands that take relevance."""
-        of_data = [side for side in (0, 1) if self.operands[side] in self.data]
-        signal = rule.signal if isinstance(rule, SignalTakesAll) and rule.signal is not None else self.signal
-        if signal in of_data and not (isinstance(rule, Halves) and len(of_data) == 2):
-            return [signal]
-        return of_data
-
-    def receivers(self, rule: Rule, inputs: int) -> list[int]:
-        return sorted({self.data.index(self.operands[side]) for side in self._sides(rule)})
-
     def hand_down(self, step: Step) -> Flow:
-        sides, r = self._sides(step.rule), step.relevance[0]
-        shares: list[Any] = [None] * len(step.inputs)
-        for side in sides:
-            share = sum_to(r / len(sides) if len(sides) > 1 else r, self.shape, self.shapes[side])
-            place = self.data.index(self.operands[side])
-            shares[place] = share if shares[place] is None else shares[place] + share
-        return Flow(tuple(shares))
+        x, y = (step.read(operand) for operand in self.operands)
+        flow: Flow = step.rule.through_product(self, x, y, step.output, step.relevance[0])
+        shares = [
+            None if share is None else sum_to(share, self.shape, shape)
+            for share, shape in zip(flow.relevance, self.shapes, strict=True)
+        ]
+        return flow._replace(relevance=self.collected(shares, len(step.inputs)))
 
 
 @dataclass
-class Bilinear(Algebra):
-    """Σ a b over some indices, as a matrix product of two operands, as in the graph.
+class Bilinear(Binary):
+    """Σ a b over some indices, as a matrix product of two operands.
 
     backs: (s, value of the other operand) -> what s gives to each side, of its shape; weights: which operand
-    is attention or a constant, None if neither is; dims: of the output; data: which are data.
+    is attention or a constant, None if neither is; dims: of the output.
     """
 
     operands: tuple[Any, Any]
@@ -174,26 +201,10 @@ class Bilinear(Algebra):
     dims: int
     data: list[Any]
 
-    def _sides(self, rule: Rule) -> list[int]:
-        of_data = [side for side in (0, 1) if self.operands[side] in self.data]
-        if len(of_data) == 2 and isinstance(rule, Values) and self.weights is not None:
-            return [1 - self.weights]
-        return of_data
-
-    def receivers(self, rule: Rule, inputs: int) -> list[int]:
-        return sorted({self.data.index(self.operands[side]) for side in self._sides(rule)})
-
     def hand_down(self, step: Step) -> Flow:
-        assert isinstance(step.rule, Halves | Values)
-        sides = self._sides(step.rule)
-        r = step.relevance[0] if len(sides) == 1 else step.relevance[0] / 2
-        s, epsilon, dropped = fraction(r, step.output, step.rule, dims=self.dims)
-        shares: list[Any] = [None] * len(step.inputs)
-        for side in sides:
-            a, b = (step.read(self.operands[i]) for i in (side, 1 - side))
-            share, place = a * self.backs[side](s, b), self.data.index(self.operands[side])
-            shares[place] = share if shares[place] is None else shares[place] + share
-        return Flow(tuple(shares), 0.0, len(sides) * epsilon, len(sides) * dropped)
+        x, y = (step.read(operand) for operand in self.operands)
+        flow: Flow = step.rule.through_matmul(self, x, y, step.output, step.relevance[0])
+        return flow._replace(relevance=self.collected(flow.relevance, len(step.inputs)))
 
 
 @dataclass
@@ -201,15 +212,14 @@ class Softmax(Algebra):
     """Softmax along a dimension."""
 
     dim: int
+    data_sides: Sequence[int] = (0,)
 
     def receivers(self, rule: Rule, inputs: int) -> list[int]:
-        return [] if isinstance(rule, Constant) else [0]
+        return list(rule.takes(self))
 
     def hand_down(self, step: Step) -> Flow:
-        r = step.relevance[0]
-        if isinstance(step.rule, SoftmaxTaylor):
-            return step.rule.propagate(step.inputs[0], step.output, r, self.dim)
-        return Flow((None,), bias=total(r))
+        flow: Flow = step.rule.through_softmax(self, step.inputs[0], step.output, step.relevance[0])
+        return flow
 
 
 @dataclass
@@ -224,24 +234,6 @@ class MaxPool(Algebra):
     average: Callable[[tuple[int, int] | None], Affine]
 
     def hand_down(self, step: Step) -> Flow:
-        rule, a, r = step.rule, step.inputs[0], step.relevance[0]
-        if not isinstance(rule, Proportional):
-            return Flow((self.route(r, a, step.output),))
-        average = step.equip(self.average(rule.window), rule.window)
-        epsilon = Epsilon(rule.epsilon, relative=rule.relative)
-        return epsilon.propagate(average, a, average.forward(a, average.weight), r)
-
-
-@dataclass
-class Scaled(Algebra):
-    """An affine operation whose weights come from its own input, and count as constants: a layer norm.
-
-    at: a -> the affine operation there.
-    """
-
-    at: Callable[[Any], Affine]
-
-    def hand_down(self, step: Step) -> Flow:
-        assert isinstance(step.rule, AffineRule)
-        a = step.inputs[0]
-        return step.rule.propagate(step.equip(self.at(a), None), a, step.output, step.relevance[0])
+        a, z, r = step.inputs[0], step.output, step.relevance[0]
+        flow: Flow = step.rule.through_maxpool(self, step.site, a, z, r)
+        return flow

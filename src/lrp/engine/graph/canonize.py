@@ -21,13 +21,18 @@ from lrp.engine.graph.signs import nonnegative
 
 
 def canonize(
-    captured: Captured, values: dict[str, Tensor], dtype: torch.dtype, device: torch.device
+    captured: Captured,
+    values: dict[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    lay_out: bool = True,
 ) -> Graph:
     """All rewrites, and the facts that rules need about what is left.
 
     Args:
         values: the constants as they are now (`Captured.values`).
         dtype: what everything is computed in.
+        lay_out: channels may lie last in memory, where that is faster.
     """
     copy, env = FxGraph(), dict[Node, Node]()
     for node in captured.graph.nodes:
@@ -45,7 +50,8 @@ def canonize(
     used = {str(n.target) for n in graph.fx.nodes if n.op == "get_attr"}
     graph.constants = {n: v for n, v in graph.constants.items() if n in used}
     _recognise(graph)
-    _lay_out(graph)
+    if lay_out:
+        _lay_out(graph)
     return graph
 
 

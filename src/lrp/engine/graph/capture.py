@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, export
 from torch.export.graph_signature import InputKind, OutputKind
 
+from lrp.engine.graph.facts import facts
 from lrp.engine.graph.outputs import HEADS, Output, logits_among
 from lrp.errors import CaptureError, InputError, LrpError
 
@@ -200,18 +201,10 @@ def _without_writes(graph: fx.Graph) -> bool:
     return True
 
 
-ALLOCATE = frozenset({
-    "conv1d", "conv2d", "conv3d", "linear", "matmul", "batch_norm", "layer_norm", "group_norm", "add", "sub", "mul",
-    "div", "cat", "relu", "hardtanh", "hardswish", "silu", "gelu", "sigmoid", "hardsigmoid", "leaky_relu", "elu",
-    "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "bmm", "softmax",
-})  # fmt: skip
-
-
 def _allocates(node: fx.Node) -> bool:
     target: Any = node.target
-    return (
-        isinstance(target, torch._ops.OpOverload) and target._schema.name.removeprefix("aten::") in ALLOCATE
-    )
+    name = target._schema.name if isinstance(target, torch._ops.OpOverload) else ""
+    return name.startswith("aten::") and facts(name.removeprefix("aten::")).allocates
 
 
 def _check_sizes(program: Any) -> None:

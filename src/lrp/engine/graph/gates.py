@@ -6,6 +6,7 @@ gate comes from a sigmoid, or it is one number for a whole channel. What could n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import fx
@@ -13,11 +14,9 @@ from torch import fx
 from lrp.engine.graph import ops
 from lrp.engine.graph.ops import Operation
 
-SQUASHED = frozenset({"sigmoid", "hardsigmoid", "softmax", "_softmax", "_safe_softmax"})
-SIGNED = frozenset({"tanh", "erf"})
-BOUNDED = frozenset({"hardtanh", "relu6", "clamp"})
 # What a gate may have gone through: movement, elementwise operations with constants.
 THROUGH = frozenset({"movement", "scale", "sum", "norm"})
+LIMITS = frozenset({"clamp_min", "clamp_max"})
 
 Operations = dict[fx.Node, Operation]
 Found = tuple[int | None, str]
@@ -37,13 +36,13 @@ def signal_of(operation: Operation, before: Operations) -> Found:
         return (0 if operation.is_data(first) else 1), "the other operand does not see the image"
     if first is second:
         return 0, "x · x"
-    for wanted, meaning in ((SQUASHED, ""), (SIGNED, ""), (BOUNDED, "")):
-        sources = [_source(node, wanted, before) for node in (first, second)]
+    for kind in ("squashed", "signed", "bounded"):
+        sources = [_source(node, kind, before) for node in (first, second)]
         if (sources[0] is None) != (sources[1] is None):
             gate = 0 if sources[0] else 1
-            return 1 - gate, f"gate: {_ordinal(gate)} operand, from {sources[gate]}{meaning}"
+            return 1 - gate, f"gate: {_ordinal(gate)} operand, from {sources[gate]}"
     shapes = [node.meta["shape"] for node in (first, second)]
-    broadcast = [ops.count(ops.one(s)) < ops.count(ops.one(operation.shape)) for s in shapes]
+    broadcast = [math.prod(ops.one(s)) < math.prod(ops.one(operation.shape)) for s in shapes]
     if broadcast[0] != broadcast[1]:
         gate = broadcast.index(True)
         return 1 - gate, f"gate: {_ordinal(gate)} operand, broadcast from {ops.size_of(shapes[gate])}"
@@ -73,18 +72,19 @@ def _climb(
     while operation is not None:
         if found(operation):
             return operation.name
-        if operation.family not in through and operation.name not in BOUNDED | {"clamp_min", "clamp_max"}:
+        if (
+            operation.family not in through
+            and operation.facts.gate != "bounded"
+            and operation.name not in LIMITS
+        ):
             return None
         operation = _single(operation.data[0], before)
     return None
 
 
-def _source(node: fx.Node, wanted: frozenset[str], before: Operations) -> str | None:
+def _source(node: fx.Node, kind: str, before: Operations) -> str | None:
     def found(operation: Operation) -> bool:
-        if operation.name not in wanted:
-            return False
-        ends = ("min_val", "max_val") if operation.name == "hardtanh" else ("min", "max")
-        return operation.name != "clamp" or all(operation.arguments[end] is not None for end in ends)
+        return operation.facts.gate == kind and operation.facts.bounded(operation.arguments)
 
     return _climb(node, before, found, THROUGH)
 

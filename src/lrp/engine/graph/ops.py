@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, fx
 
 from lrp.engine.affine import Affine
-from lrp.engine.graph.algebra import Activation, Algebra
+from lrp.engine.graph.algebra import Activation, Algebra, as_algebra
 from lrp.engine.graph.capture import Batch, Shape, Size
+from lrp.engine.graph.facts import Facts, describe, facts
 from lrp.errors import RuleError
 
 # ---------------------------------------------------------------- one operation of a model
@@ -64,12 +65,16 @@ class Operation:
     note: str = ""
 
     @functools.cached_property
-    def algebra(self) -> Algebra | Affine:
-        """How relevance can go back through it; only of operations that have a family."""
+    def algebra(self) -> Algebra:
+        """How relevance can go back through it; of an unknown operation, as through an elementwise one."""
         for entry in entries(self.name):
             if entry.family == self.family:
-                return entry.lower(self)
-        raise KeyError(self.name)
+                return as_algebra(entry.lower(self))
+        return Activation()
+
+    @property
+    def facts(self) -> Facts:
+        return facts(self.name)
 
     def __getitem__(self, name: str) -> Any:
         """An argument by its name in the operation's signature; constants as tensors."""
@@ -85,6 +90,14 @@ class Operation:
 
     def input_shape(self, place: int = 0) -> Shape:
         return self.data[place].meta["shape"]
+
+    def space(self, first: int) -> tuple[list[int], list[int]]:
+        """The sizes of its input and of its output, for one image, from dimension `first` on."""
+        return one(self.input_shape())[first:], one(self.shape)[first:]
+
+    @staticmethod
+    def shown(shape: Sequence[Size]) -> str:
+        return size_of(shape)
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -111,13 +124,6 @@ def sizes(shape: Shape) -> list[int]:
 def one(shape: Shape) -> list[int]:
     """The shape for a single image."""
     return [size.times if isinstance(size, Batch) else size for size in shape]
-
-
-def count(sizes_: Sequence[Any]) -> int:
-    product = 1
-    for size in sizes_:
-        product *= size
-    return product
 
 
 def broadcast(*shapes: Shape) -> Shape:
@@ -159,7 +165,7 @@ _VOCABULARY: dict[str, list[Entry]] = {}
 
 
 def register(
-    *names: str, family: str, when: Callable[[Operation], bool] = lambda op: True
+    *names: str, family: str, when: Callable[[Operation], bool] = lambda op: True, **known: Any
 ) -> Callable[[Lower], Lower]:
     """Teach the vocabulary an operation.
 
@@ -175,12 +181,16 @@ def register(
         family: which rules it takes, one of `FAMILIES`; the function must return what they run on: an
             `Affine` for conv, linear, norm, layer_norm, pool and scale, a `Movement` for movement, ...
         when: for which uses of the operation (an `Operation`); the others stay as they were.
+        known: facts about the operation, as `Facts` has them: `nonnegative="kept"`, `gate="squashed"`, ...
 
     Raises:
         RuleError: there is no such family.
     """
     if family not in FAMILIES:
         raise RuleError(f"register(family={family!r}): the families are {', '.join(FAMILIES)}.")
+
+    if known:
+        describe(*names, **known)
 
     def add(lower: Lower) -> Lower:
         for name in names:
@@ -219,15 +229,10 @@ def name_of(node: fx.Node) -> str:
     return getattr(target, "__name__", str(target))
 
 
-SHAPE_ONLY = frozenset({
-    "sym_size", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty",
-})  # fmt: skip
-
-
 def read_by(node: fx.Node) -> list[fx.Node]:
     """The nodes whose values an operation reads: not those that only lend it their shape or type."""
     name = name_of(node)
-    if any(name.startswith(part) for part in SHAPE_ONLY):
+    if facts(name).reads_shape:
         return []
     return node.all_input_nodes[:1] if name.endswith("_as") else node.all_input_nodes
 

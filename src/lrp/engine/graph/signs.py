@@ -8,21 +8,6 @@ from torch import Tensor, fx
 
 from lrp.engine.graph import ops
 
-ALWAYS = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "_softmax", "_safe_softmax", "exp", "abs", "square",
-                    "softplus", "linalg_vector_norm"})  # fmt: skip
-# Where all data inputs are >= 0, so is the output: it holds their elements, averages or sums of them, or zeros.
-KEEPS = frozenset({
-    "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "sum", "cat", "stack", "view", "reshape",
-    "_unsafe_view", "flatten", "unsqueeze", "squeeze", "permute", "transpose", "slice", "select", "split",
-    "split_with_sizes", "chunk", "unbind", "expand", "getitem", "roll", "index", "hardswish", "silu", "gelu", "tanh",
-    "leaky_relu", "unflatten", "repeat", "repeat_interleave", "flip", "im2col", "col2im", "cumsum", "amax", "max",
-    "upsample_nearest2d", "upsample_bilinear2d", "movedim", "pixel_shuffle", "pixel_unshuffle", "index_select",
-    "matmul", "bmm", "sqrt", "mish",
-})  # fmt: skip
-# Here a number among the arguments decides as well.
-NUMBERS = {"add": ("other", "alpha"), "mul": ("other",), "pad": ("value",), "constant_pad_nd": ("value",)}
-ASK = frozenset({*NUMBERS, "hardtanh", "clamp"})
-
 
 def nonnegative(graph: fx.Graph, constants: dict[str, Tensor]) -> set[fx.Node]:
     """The nodes whose every element is >= 0 whatever the image; by one pass in order of execution."""
@@ -34,16 +19,17 @@ def nonnegative(graph: fx.Graph, constants: dict[str, Tensor]) -> set[fx.Node]:
 
 
 def _holds(node: fx.Node, found: set[fx.Node], constants: dict[str, Tensor]) -> bool:
-    name = ops.name_of(node)
-    if name in ALWAYS:
+    facts = ops.facts(ops.name_of(node))
+    if facts.nonnegative == "always":
         return True
-    if node.target is not operator.getitem and name not in KEEPS | ASK:
+    kept = facts.nonnegative == "kept" or node.target is operator.getitem
+    if not kept and facts.gate != "bounded":
         return False
     arguments = ops.arguments_of(node)
-    if name in ("hardtanh", "clamp"):
-        low = arguments.get("min_val", arguments.get("min"))
+    low = arguments.get("min_val", arguments.get("min"))
+    if not kept:
         return isinstance(low, (int, float)) and low >= 0
-    numbers = [arguments.get(key) for key in NUMBERS.get(name, ())]
+    numbers = [arguments.get(name) for name in facts.numbers]
     if any(isinstance(v, (int, float)) and v < 0 for v in numbers):
         return False
     return all(_input_holds(n, found, constants) for n in node.all_input_nodes)

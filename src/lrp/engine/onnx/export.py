@@ -122,7 +122,10 @@ def export(
             "the model can be captured for a fixed number of images only; an ONNX file is to take any number."
         )
     # A file cannot look at its numbers and decide, and onnxruntime has no convolution in bfloat16.
-    builder = dataclasses.replace(prepared.builder, branching=False, coarse=False)
+    builder = prepared.builder
+    if builder.speed is not None:
+        plan = dataclasses.replace(builder.speed, branching=False, coarse=False)
+        builder = dataclasses.replace(builder, speed=plan)
     program = portable(builder.program().module)
     size = sum(b.numel() * b.element_size() for b in program.buffers())
     if size > LIMIT:

@@ -13,7 +13,15 @@ from lrp.engine.graph.capture import Shape
 from lrp.engine.graph.ops import Operation, register
 
 
-@register("softmax", "_softmax", "_safe_softmax", family="softmax")
+@register(
+    "softmax",
+    "_softmax",
+    "_safe_softmax",
+    family="softmax",
+    nonnegative="always",
+    gate="squashed",
+    allocates=True,
+)
 def _softmax(op: Operation) -> Softmax:
     return Softmax(op["dim"] % len(op.shape))
 
@@ -25,7 +33,7 @@ def _two_factors(op: Operation) -> bool:
     return min(ranks) >= 2 and not any(op.is_constant(name) for name in factors)
 
 
-@register("matmul", "mm", "bmm", family="matmul", when=_two_factors)
+@register("matmul", "mm", "bmm", family="matmul", when=_two_factors, nonnegative="kept", allocates=True)
 def _matmul(op: Operation) -> Bilinear:
     left, right = list(op.arguments.values())[:2]
     shapes: tuple[Shape, Shape] = (left.meta["shape"], right.meta["shape"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,20 +13,41 @@ from lrp.engine.graph.algebra import Activation, Product, Sum, sum_to
 from lrp.engine.graph.capture import Shape
 from lrp.engine.graph.ops import Operation, register
 
-# Each is a function of one tensor of data, element by element.
-ACTIVATIONS = (
-    "relu", "relu6", "hardtanh", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus",
-    "softsign", "hardswish", "hardsigmoid", "hardshrink", "softshrink", "tanhshrink", "threshold", "sigmoid",
-    "log_sigmoid", "tanh", "erf", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "reciprocal", "abs", "square", "sin",
-    "cos", "atan", "clamp", "clamp_min", "clamp_max", "log2", "log10", "exp2", "rrelu", "rrelu_with_noise_functional",
-)  # fmt: skip
-
 
 def _same_shape(op: Operation) -> bool:
     return len(op.data) == 1 and op.input_shape() == op.shape
 
 
-@register(*ACTIVATIONS, family="activation", when=_same_shape)
+def _from_zero(*names: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether the lower limit, called so, is 0."""
+    return lambda arguments: next((arguments[n] for n in names if n in arguments), None) == 0
+
+
+def _both_ends(arguments: Mapping[str, Any]) -> bool:
+    return arguments.get("min") is not None and arguments.get("max") is not None
+
+
+def _activations(*names: str, **facts: Any) -> Callable[..., Any]:
+    """Functions of one tensor of data, element by element."""
+    return register(*names, family="activation", when=_same_shape, **facts)
+
+
+@_activations(
+    "prelu", "elu", "selu", "celu", "softsign", "hardshrink", "softshrink", "tanhshrink", "log_sigmoid", "expm1", "log",
+    "log1p", "rsqrt", "reciprocal", "sin", "cos", "atan", "clamp_max", "log2", "log10", "exp2", "rrelu",
+    "rrelu_with_noise_functional", allocates=True,
+)  # fmt: skip
+@_activations("leaky_relu", "gelu", "silu", "mish", "hardswish", "sqrt", nonnegative="kept", allocates=True)
+@_activations("exp", "abs", "square", "softplus", nonnegative="always", allocates=True)
+@_activations("sigmoid", "hardsigmoid", nonnegative="always", gate="squashed", allocates=True)
+@_activations("tanh", nonnegative="kept", gate="signed", allocates=True)
+@_activations("erf", gate="signed")
+@_activations("relu", nonnegative="always", rectifies=lambda arguments: True, allocates=True)
+@_activations("relu6", nonnegative="always", rectifies=lambda arguments: True, gate="bounded")
+@_activations("hardtanh", rectifies=_from_zero("min_val"), gate="bounded", allocates=True)
+@_activations("clamp", rectifies=_from_zero("min"), gate="bounded", bounded=_both_ends)
+@_activations("clamp_min", rectifies=_from_zero("min"))
+@_activations("threshold", rectifies=lambda arguments: arguments["threshold"] == arguments["value"] == 0)
 def _activation(op: Operation) -> Activation:
     return Activation()
 
@@ -49,7 +71,8 @@ def _shapes(op: Operation) -> list[Shape]:
     return [node.meta["shape"] for node in op.data]
 
 
-@register("add", "sub", "rsub", family="sum")
+@register("add", family="sum", nonnegative="kept", numbers=("other", "alpha"), allocates=True)
+@register("sub", "rsub", family="sum", allocates=True)
 def _add(op: Operation) -> Sum:
     first, second = op.arguments["self"], op.arguments["other"]
     factor = float(op["alpha"])
@@ -76,7 +99,8 @@ def _is_product(op: Operation) -> bool:
     return op.arguments.get("rounding_mode") is None and (op.name == "mul" or _numerator(op))
 
 
-@register("mul", "div", family="product", when=_is_product)
+@register("mul", family="product", when=_is_product, nonnegative="kept", numbers=("other",), allocates=True)
+@register("div", family="product", when=_is_product, allocates=True)
 def _product(op: Operation) -> Product:
     operands = op.arguments["self"], op.arguments["other"]
     shapes = _operand_shape(operands[0]), _operand_shape(operands[1])

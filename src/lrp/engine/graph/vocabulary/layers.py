@@ -45,7 +45,7 @@ def _constant_padded(op: Operation) -> bool:
     return op.is_constant("weight") and op.is_constant("bias")
 
 
-@register("conv1d", "conv2d", "conv3d", family="conv", when=_constant_weight)
+@register("conv1d", "conv2d", "conv3d", family="conv", when=_constant_weight, allocates=True)
 @register("padded_conv", family="conv", when=_constant_padded)
 def _conv(op: Operation) -> Affine:
     weight, bias = op["weight"], op["bias"]
@@ -102,7 +102,7 @@ def _conv_transpose(op: Operation) -> Affine:
     return Affine(forward, adjoint, weight, per_channel(op["bias"], n))
 
 
-@register("linear", family="linear", when=_constant_weight)
+@register("linear", family="linear", when=_constant_weight, allocates=True)
 def _linear(op: Operation) -> Affine:
     def forward(a: Any, w: Any, c: Any = None) -> Any:
         return F.linear(a, w, c)

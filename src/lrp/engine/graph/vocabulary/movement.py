@@ -13,7 +13,7 @@ from torch import fx
 from lrp.engine.affine import total
 from lrp.engine.graph.algebra import Movement, sum_to
 from lrp.engine.graph.capture import Batch, Shape
-from lrp.engine.graph.ops import Operation, count, listed, one, register, sizes
+from lrp.engine.graph.ops import Operation, listed, one, register, sizes
 
 
 def _first_data(op: Operation) -> bool:
@@ -26,40 +26,40 @@ def _first_data(op: Operation) -> bool:
 
 @register(
     "view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as", "reshape_as",
-    "ravel", family="movement",
+    "ravel", family="movement", nonnegative="kept",
 )  # fmt: skip
 def _reshape(op: Operation) -> Movement:
     back = sizes(op.input_shape())
     return Movement(lambda r: [r[0].reshape(back)])
 
 
-@register("permute", family="movement")
+@register("permute", family="movement", nonnegative="kept")
 def _permute(op: Operation) -> Movement:
     dims = [d % len(op.shape) for d in op["dims"]]
     inverse = [dims.index(d) for d in range(len(dims))]
     return Movement(lambda r: [r[0].permute(inverse)])
 
 
-@register("transpose", "swapaxes", "swapdims", family="movement")
+@register("transpose", "swapaxes", "swapdims", family="movement", nonnegative="kept")
 def _transpose(op: Operation) -> Movement:
     d0, d1 = list(op.arguments.values())[1:3]
     return Movement(lambda r: [r[0].transpose(d0, d1)])
 
 
-@register("t", "mT", "numpy_T", "matrix_H", "adjoint", family="movement")
+@register("t", "mT", "numpy_T", "matrix_H", "adjoint", family="movement", nonnegative="kept")
 def _last_two(op: Operation) -> Movement:
     n = len(op.shape)
     inverse = list(range(n))[::-1] if op.name == "numpy_T" else [*range(n - 2), n - 1, n - 2]
     return Movement(lambda r: [r[0].permute(inverse)])
 
 
-@register("movedim", "moveaxis", family="movement")
+@register("movedim", "moveaxis", family="movement", nonnegative="kept")
 def _movedim(op: Operation) -> Movement:
     source, destination = list(op.arguments.values())[1:3]
     return Movement(lambda r: [r[0].movedim(destination, source)])
 
 
-@register("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", family="movement")
+@register("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", family="movement", nonnegative="kept")
 def _shuffle(op: Operation) -> Movement:
     if op.name == "pixel_shuffle":
         return Movement(lambda r: [F.pixel_unshuffle(r[0], op["upscale_factor"])])
@@ -69,14 +69,14 @@ def _shuffle(op: Operation) -> Movement:
     return Movement(lambda r: [r[0].unflatten(1, (channels // groups, groups)).transpose(1, 2).flatten(1, 2)])
 
 
-@register("roll", family="movement")
+@register("roll", family="movement", nonnegative="kept")
 def _roll(op: Operation) -> Movement:
     shifts, dims = listed(op["shifts"], 1), listed(op["dims"], 1)
     back = [-s for s in shifts]
     return Movement(lambda r: [r[0].roll(back, dims) if dims else r[0].roll(back)])
 
 
-@register("flip", "fliplr", "flipud", "rot90", family="movement")
+@register("flip", "fliplr", "flipud", "rot90", family="movement", nonnegative="kept")
 def _flip(op: Operation) -> Movement:
     if op.name == "rot90":
         return Movement(lambda r: [r[0].rot90(-op["k"], op["dims"])])
@@ -87,7 +87,7 @@ def _flip(op: Operation) -> Movement:
 # ---------------------------------------------------------------- parts
 
 
-@register("slice", "narrow", family="movement")
+@register("slice", "narrow", family="movement", nonnegative="kept")
 def _slice(op: Operation) -> Movement:
     shape, dim = op.input_shape(), op["dim"] % len(op.shape)
     step = op["step"] if op.name == "slice" else 1
@@ -107,7 +107,9 @@ def _slice(op: Operation) -> Movement:
     return Movement(back)
 
 
-@register("select", family="movement", when=lambda op: isinstance(op.arguments["index"], int))
+@register(
+    "select", family="movement", nonnegative="kept", when=lambda op: isinstance(op.arguments["index"], int)
+)
 def _select(op: Operation) -> Movement:
     shape = op.input_shape()
     dim, length = op["dim"] % len(shape), one(shape)[op["dim"] % len(shape)]
@@ -129,6 +131,7 @@ def _pads(dims: int, dim: int, before: int, after: int) -> list[int]:
     "unsafe_split",
     "tensor_split",
     family="movement",
+    nonnegative="kept",
 )
 def _split(op: Operation) -> Movement:
     shapes: list[Shape] = op.node.meta["shapes"]
@@ -149,7 +152,7 @@ def _split(op: Operation) -> Movement:
     return Movement(back)
 
 
-@register("diagonal", family="movement", when=_first_data)
+@register("diagonal", family="movement", nonnegative="kept", when=_first_data)
 def _diagonal(op: Operation) -> Movement:
     return _by_places(op)
 
@@ -157,13 +160,13 @@ def _diagonal(op: Operation) -> Movement:
 # ---------------------------------------------------------------- copies
 
 
-@register("expand", "expand_as", "broadcast_to", family="movement")
+@register("expand", "expand_as", "broadcast_to", family="movement", nonnegative="kept")
 def _expand(op: Operation) -> Movement:
     shape = op.input_shape()
     return Movement(lambda r: [sum_to(r[0], op.shape, shape)])
 
 
-@register("repeat", "tile", family="movement")
+@register("repeat", "tile", family="movement", nonnegative="kept")
 def _repeat(op: Operation) -> Movement:
     """Seen with two dimensions for each: the copies, and what is copied."""
     times = list(next(v for k, v in op.arguments.items() if k != "self"))
@@ -181,13 +184,13 @@ def _whole_repeats(op: Operation) -> bool:
     return _first_data(op) and isinstance(op.arguments["repeats"], int) and op.arguments["dim"] is not None
 
 
-@register("repeat_interleave", family="movement", when=_whole_repeats)
+@register("repeat_interleave", family="movement", nonnegative="kept", when=_whole_repeats)
 def _repeat_interleave(op: Operation) -> Movement:
     dim, n = op["dim"] % len(op.shape), op["repeats"]
     return Movement(lambda r: [r[0].unflatten(dim, (-1, n)).sum(dim + 1)])
 
 
-@register("im2col", family="movement")
+@register("im2col", family="movement", nonnegative="kept")
 def _unfold(op: Operation) -> Movement:
     options = [listed(op[key], 2) for key in ("kernel_size", "dilation", "padding", "stride")]
     space = one(op.input_shape())[-2:]
@@ -221,7 +224,7 @@ def _pieces(
     return back, lambda r: sum((total(take(r[0], i)) for i in fixed), start=0.0)
 
 
-@register("cat", "concat", "concatenate", family="movement")
+@register("cat", "concat", "concatenate", family="movement", nonnegative="kept", allocates=True)
 def _cat(op: Operation) -> Movement:
     values = op.arguments["tensors"]
     dim = op["dim"] % len(op.shape)
@@ -230,7 +233,7 @@ def _cat(op: Operation) -> Movement:
     return Movement(*_pieces(op, values, lambda r, i: r.narrow(dim, starts[i], lengths[i])))
 
 
-@register("stack", family="movement")
+@register("stack", family="movement", nonnegative="kept")
 def _stack(op: Operation) -> Movement:
     dim = op["dim"] % len(op.shape)
     return Movement(*_pieces(op, op.arguments["tensors"], lambda r, i: r.select(dim, i)))
@@ -314,7 +317,7 @@ def _triangle(op: Operation) -> Movement:
 # ---------------------------------------------------------------- pads
 
 
-@register("constant_pad_nd", "pad", family="movement")
+@register("constant_pad_nd", "pad", family="movement", nonnegative="kept", numbers=("value",))
 def _pad(op: Operation) -> Movement:
     pads = list(op["pad"])
     if op.arguments.get("mode", "constant") != "constant":
@@ -328,7 +331,7 @@ def _pad(op: Operation) -> Movement:
 
 @register(
     "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
-    "replication_pad3d", family="movement",
+    "replication_pad3d", family="movement", nonnegative="kept",
 )  # fmt: skip
 def _named_pad(op: Operation) -> Movement:
     mode = "reflect" if op.name.startswith("reflection") else "replicate"
@@ -346,7 +349,7 @@ def _copying_pad(op: Operation, pads: list[int], mode: str | None = None) -> Mov
     def back(r: list[Any]) -> list[Any]:
         flat = r[0].flatten(lead)
         size = [flat.shape[d] for d in range(lead)]
-        received = flat.new_zeros(()).expand(*size, count(inner)).index_add(-1, source, flat)
+        received = flat.new_zeros(()).expand(*size, math.prod(inner)).index_add(-1, source, flat)
         return [received.unflatten(-1, inner)]
 
     return Movement(back)
@@ -369,7 +372,7 @@ def _known(value: Any) -> bool:
     return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
-@register("index", "_unsafe_index", "index_select", "unfold", family="movement",
+@register("index", "_unsafe_index", "index_select", "unfold", family="movement", nonnegative="kept",
           when=lambda op: _first_data(op) if op.name == "unfold" else _indices_known(op))  # fmt: skip
 def _chosen(op: Operation) -> Movement:
     return _by_places(op)
@@ -379,7 +382,7 @@ def _by_places(op: Operation) -> Movement:
     """Any choice of elements within an image: done once with places for elements, and remembered."""
     shape = op.input_shape()
     inner = one(shape)[1:]
-    places = torch.arange(count(inner), device=op.meta["device"]).reshape(1, *inner)
+    places = torch.arange(math.prod(inner), device=op.meta["device"]).reshape(1, *inner)
     given = {name: op[name] for name in list(op.arguments)[1:]}
     target: Any = op.node.target
     source = target(places, **given).flatten()
@@ -387,7 +390,7 @@ def _by_places(op: Operation) -> Movement:
 
     def moved(r: list[Any]) -> list[Any]:
         flat = r[0].flatten(1)
-        received = flat.new_zeros(()).expand(flat.shape[0], count(inner)).index_add(1, source, flat)
+        received = flat.new_zeros(()).expand(flat.shape[0], math.prod(inner)).index_add(1, source, flat)
         return [received.reshape(back)]
 
     return Movement(moved)

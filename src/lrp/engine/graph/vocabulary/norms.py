@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lrp.engine.affine import Affine
-from lrp.engine.graph.algebra import Scaled
+from lrp.engine.graph.algebra import Matrix
 from lrp.engine.graph.capture import Batch
-from lrp.engine.graph.ops import Operation, count, one, register
+from lrp.engine.graph.ops import Operation, one, register
 from lrp.engine.structured_weights import Centred
 
 
@@ -34,10 +35,10 @@ def _of_each(op: Operation) -> bool:
     return _fixed(op) and not any(isinstance(size, Batch) for size in over)
 
 
-@register("layer_norm", family="layer_norm", when=_of_each)
-def _layer_norm(op: Operation) -> Scaled:
+@register("layer_norm", family="layer_norm", when=_of_each, allocates=True)
+def _layer_norm(op: Operation) -> Matrix:
     dims = list(range(-len(op["normalized_shape"]), 0))
-    n, weight, bias, eps = count(op["normalized_shape"]), op["weight"], op["bias"], op["eps"]
+    n, weight, bias, eps = math.prod(op["normalized_shape"]), op["weight"], op["bias"], op["eps"]
 
     def at(a: Any) -> Affine:
         own = (a.var(dim=dims, correction=0, keepdim=True) + eps).rsqrt().expand_as(a)
@@ -51,11 +52,11 @@ def _layer_norm(op: Operation) -> Scaled:
 
         return Affine(forward, adjoint, Centred(own, -own / n), bias)
 
-    return Scaled(at)
+    return Matrix(at)
 
 
 @register("rms_norm", family="layer_norm", when=_of_each)
-def _rms_norm(op: Operation) -> Scaled:
+def _rms_norm(op: Operation) -> Matrix:
     dims, weight = list(range(-len(op["normalized_shape"]), 0)), op["weight"]
     eps = torch.finfo(op.meta["dtype"]).eps if op["eps"] is None else op["eps"]
 
@@ -64,11 +65,11 @@ def _rms_norm(op: Operation) -> Scaled:
         own = own if weight is None else own * weight
         return Affine(lambda a, w: a * w, lambda s, w: s * w, own)
 
-    return Scaled(at)
+    return Matrix(at)
 
 
-@register("group_norm", family="layer_norm", when=_fixed)
-def _group_norm(op: Operation) -> Scaled:
+@register("group_norm", family="layer_norm", when=_fixed, allocates=True)
+def _group_norm(op: Operation) -> Matrix:
     return _over_groups(op, op["num_groups"])
 
 
@@ -77,16 +78,16 @@ def _of_the_image(op: Operation) -> bool:
 
 
 @register("instance_norm", family="layer_norm", when=_of_the_image)
-def _instance_norm(op: Operation) -> Scaled:
+def _instance_norm(op: Operation) -> Matrix:
     return _over_groups(op, one(op.shape)[1])
 
 
-def _over_groups(op: Operation, groups: int) -> Scaled:
+def _over_groups(op: Operation, groups: int) -> Matrix:
     """Seen as [N, groups, channels of a group, positions]; mean and scale of each group."""
     channels, *space = one(op.shape)[1:]
     weight, bias, eps = op["weight"], op["bias"], op["eps"]
-    each, n = channels // groups, channels // groups * count(space)
-    apart, together = (-1, groups, each, count(space)), (-1, channels, *space)
+    each, n = channels // groups, channels // groups * math.prod(space)
+    apart, together = (-1, groups, each, math.prod(space)), (-1, channels, *space)
     gain = None if weight is None else weight.reshape(1, groups, each, 1)
     shift = None if bias is None else bias.reshape(-1, *[1] * len(space))
 
@@ -105,11 +106,16 @@ def _over_groups(op: Operation, groups: int) -> Scaled:
 
         return Affine(forward, adjoint, Centred(own, -own / n), shift)
 
-    return Scaled(at)
+    return Matrix(at)
 
 
-@register("linalg_vector_norm", family="pool", when=lambda op: op["ord"] == 2 and bool(op["dim"]))
-def _length(op: Operation) -> Scaled:
+@register(
+    "linalg_vector_norm",
+    family="pool",
+    when=lambda op: op["ord"] == 2 and bool(op["dim"]),
+    nonnegative="always",
+)
+def _length(op: Operation) -> Matrix:
     """‖x‖ = Σ x · (x / ‖x‖): a sum whose weights, the direction of x, count as constants."""
     dims, keep, rank = op["dim"], op["keepdim"], len(op.input_shape())
     dims = sorted(d % rank for d in dims)
@@ -124,4 +130,4 @@ def _length(op: Operation) -> Scaled:
         direction = torch.where(length == 0, 0.0, a / length)
         return Affine(lambda a, w: (a * w).sum(dim=dims, keepdim=keep), lambda s, w: kept(s) * w, direction)
 
-    return Scaled(at)
+    return Matrix(at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import MaxPool
 from lrp.engine.graph.capture import Batch
-from lrp.engine.graph.ops import Operation, count, listed, one, register
+from lrp.engine.graph.ops import Operation, listed, one, register
 from lrp.engine.structured_weights import Separable, Uniform
 from lrp.errors import RuleError
 
@@ -51,10 +52,10 @@ def _within_images(op: Operation) -> bool:
     return not any(isinstance(op.input_shape()[d], Batch) for d in _dims(op))
 
 
-@register("mean", "sum", family="pool", when=_within_images)
+@register("mean", "sum", family="pool", when=_within_images, nonnegative="kept", allocates=True)
 def _mean(op: Operation) -> Affine:
     shape, dims, keep = op.input_shape(), _dims(op), bool(op.arguments.get("keepdim"))
-    n = count([one(shape)[d] for d in dims]) if op.name == "mean" else 1
+    n = math.prod([one(shape)[d] for d in dims]) if op.name == "mean" else 1
     size = [one(shape)[d] if d in dims else -1 for d in range(len(shape))]
 
     def back(s: Any) -> Any:
@@ -66,7 +67,7 @@ def _mean(op: Operation) -> Affine:
     return _uniform(lambda a: a.sum(dim=dims, keepdim=keep), back, 1.0)
 
 
-@register("cumsum", family="pool", when=_within_images)
+@register("cumsum", family="pool", when=_within_images, nonnegative="kept")
 def _cumsum(op: Operation) -> Affine:
     (dim,) = _dims(op)
     return _uniform(lambda a: a.cumsum(dim), lambda s: s.flip(dim).cumsum(dim).flip(dim), 1.0)
@@ -75,7 +76,7 @@ def _cumsum(op: Operation) -> Affine:
 # ---------------------------------------------------------------- average pools
 
 
-@register("avg_pool2d", family="pool")
+@register("avg_pool2d", family="pool", nonnegative="kept", allocates=True)
 def _avg_pool2d(op: Operation) -> Affine:
     return average_pool(
         op, op["kernel_size"], op["stride"] or op["kernel_size"], op["padding"], op["ceil_mode"],
@@ -107,7 +108,7 @@ def average_pool(
     return _uniform(lambda a: F.avg_pool2d(a, *windows), back, own)
 
 
-@register("avg_pool1d", family="pool")
+@register("avg_pool1d", family="pool", nonnegative="kept")
 def _avg_pool1d(op: Operation) -> Affine:
     """As one of two dimensions, the first of size 1."""
     kernel, stride, padding = (listed(op[key], 1)[0] for key in ("kernel_size", "stride", "padding"))
@@ -124,7 +125,7 @@ def _avg_pool1d(op: Operation) -> Affine:
     return _uniform(lambda a: F.avg_pool2d(a.unsqueeze(-2), *windows).squeeze(-2), back, own.squeeze(-2))
 
 
-@register("avg_pool3d", family="pool")
+@register("avg_pool3d", family="pool", nonnegative="kept")
 def _avg_pool3d(op: Operation) -> Affine:
     kernel = listed(op["kernel_size"], 3)
     cuts = (kernel, listed(op["stride"] or kernel, 3), listed(op["padding"], 3), op["ceil_mode"])
@@ -147,14 +148,14 @@ def _separable(rows: Tensor, columns: Tensor) -> Affine:
     return Affine(lambda a, w: w.forward(a), lambda s, w: w.adjoint(s), Separable(((rows, columns),)))
 
 
-@register("adaptive_avg_pool2d", family="pool")
+@register("adaptive_avg_pool2d", family="pool", nonnegative="kept", allocates=True)
 def _adaptive_avg_pool2d(op: Operation) -> Affine:
     sides = zip(one(op.input_shape())[-2:], one(op.shape)[-2:], strict=True)
     rows, columns = (_cells(size, out).to(**op.meta) for size, out in sides)
     return _separable(rows, columns)
 
 
-@register("adaptive_avg_pool1d", family="pool")
+@register("adaptive_avg_pool1d", family="pool", nonnegative="kept")
 def _adaptive_avg_pool1d(op: Operation) -> Affine:
     return _separable_1d(_cells(one(op.input_shape())[-1], one(op.shape)[-1]).to(**op.meta))
 
@@ -172,7 +173,7 @@ def _separable_1d(columns: Tensor) -> Affine:
     return Affine(forward, adjoint, weight)
 
 
-@register("adaptive_avg_pool3d", family="pool")
+@register("adaptive_avg_pool3d", family="pool", nonnegative="kept")
 def _adaptive_avg_pool3d(op: Operation) -> Affine:
     space, out = one(op.input_shape())[-3:], one(op.shape)[-3:]
     return _separable_3d(op, *(_cells(s, o).to(**op.meta) for s, o in zip(space, out, strict=True)))
@@ -201,13 +202,14 @@ def _cells(size: int, out: int) -> Tensor:
     return matrix
 
 
-UPSAMPLINGS = (
-    "upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d", "upsample_bicubic2d",
-    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
-)  # fmt: skip
-
-
-@register(*UPSAMPLINGS, family="pool")
+@register(
+    "upsample_nearest2d",
+    "_upsample_nearest_exact2d",
+    "upsample_bilinear2d",
+    family="pool",
+    nonnegative="kept",
+)
+@register("upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", family="pool")
 def _upsampling(op: Operation) -> Affine:
     """Along height and along width it is the same kind of matrix: what it makes of unit vectors."""
     given = {k: v for k, v in op.arguments.items() if k not in ("input", "self")}
@@ -224,7 +226,7 @@ def _upsampling(op: Operation) -> Affine:
     return _separable(tall[:, 0, :, 0].t().to(**op.meta), wide[:, 0, 0, :].t().to(**op.meta))
 
 
-@register("upsample_nearest3d", "upsample_trilinear3d", family="pool")
+@register("upsample_nearest3d", "upsample_trilinear3d", family="pool", nonnegative="kept")
 def _upsampling_3d(op: Operation) -> Affine:
     given = {k: v for k, v in op.arguments.items() if k not in ("input", "self")}
     space: list[int] = one(op.input_shape())[-3:]
@@ -240,7 +242,7 @@ def _upsampling_3d(op: Operation) -> Affine:
     return _separable_3d(op, *sides)
 
 
-@register("upsample_nearest1d", "upsample_linear1d", family="pool")
+@register("upsample_nearest1d", "upsample_linear1d", family="pool", nonnegative="kept")
 def _upsampling_1d(op: Operation) -> Affine:
     given = {k: v for k, v in op.arguments.items() if k not in ("input", "self")}
     length = one(op.input_shape())[-1]
@@ -249,7 +251,7 @@ def _upsampling_1d(op: Operation) -> Affine:
     return _separable_1d(target(unit, **given)[:, 0].t().to(**op.meta))
 
 
-@register("col2im", family="pool")
+@register("col2im", family="pool", nonnegative="kept")
 def _fold(op: Operation) -> Affine:
     """Windows laid over each other: each output sums what the windows put there."""
     options = [listed(op[key], 2) for key in ("kernel_size", "dilation", "padding", "stride")]
@@ -263,13 +265,13 @@ def _fold(op: Operation) -> Affine:
 
 def _scattered(relevance: Any, indices: Any, space: list[int]) -> Any:
     """Relevance [N, C, *out] to the places [N, C, *out] of its winners in [N, C, *space]."""
-    received = relevance.new_zeros(()).expand(relevance.shape[0], relevance.shape[1], count(space))
+    received = relevance.new_zeros(()).expand(relevance.shape[0], relevance.shape[1], math.prod(space))
     # Windows may overlap: a winner of several collects from each.
     received = received.scatter_add(2, indices.flatten(2), relevance.flatten(2))
     return received.unflatten(2, space)
 
 
-@register("max_pool2d", family="maxpool")
+@register("max_pool2d", family="maxpool", nonnegative="kept", allocates=True)
 def _max_pool2d(op: Operation) -> MaxPool:
     kernel = listed(op["kernel_size"], 2)
     stride = listed(op["stride"] or kernel, 2)
@@ -295,13 +297,19 @@ def _no_average(op: Operation) -> Callable[[Any], Affine]:
     return average
 
 
-@register("max_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", family="maxpool")
+@register("max_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", family="maxpool", nonnegative="kept")
 def _indexed_max_pool(op: Operation) -> MaxPool:
     space = one(op.input_shape())[2:]
     return MaxPool(lambda r, a, z: _scattered(r, z[1], space), _no_average(op))
 
 
-@register("amax", "max", family="maxpool", when=lambda op: len(op.data) == 1 and _within_images(op))
+@register(
+    "amax",
+    "max",
+    family="maxpool",
+    when=lambda op: len(op.data) == 1 and _within_images(op),
+    nonnegative="kept",
+)
 def _max_over_dims(op: Operation) -> MaxPool:
     """The first of the largest along the dimensions wins."""
     dims, keep, shape = _dims(op), bool(op.arguments.get("keepdim")), op.input_shape()
@@ -318,7 +326,7 @@ def _max_over_dims(op: Operation) -> MaxPool:
         return taken.unflatten(-1, inner).permute(inverse)
 
     def average(window: Any) -> Affine:
-        n = count(inner)
+        n = math.prod(inner)
         size = [one(shape)[d] if d in dims else -1 for d in range(rank)]
         return _uniform(
             lambda a: a.mean(dim=dims, keepdim=keep), lambda s: (_kept(s, dims, keep) / n).expand(size), 1 / n

@@ -1,0 +1,48 @@
+"""The preset that fits an architecture, for callers who name none.
+
+Measured by `make faithfulness` and `python benchmarks/architectures.py`; the tables are in the README.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lrp.engine.composite import Composite
+from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.ops import Operation, one
+from lrp.engine.presets import attention, preset
+
+
+def default(graph: Graph, **options: Any) -> Composite:
+    """The preset that fits the architecture; `options` as `preset` takes them."""
+    name, because = CHOICES[_kind(graph)]
+    chosen = preset(name, **options)
+    return Composite(
+        chosen.pairs, chosen.name, chosen.seed, chosen.top_k,
+        f"{chosen.reason} Chosen for {because}.", chosen.attention, chosen.settings,
+    )  # fmt: skip
+
+
+# What a net's work is done by -> preset, words.
+CHOICES = {
+    "conv": ("epsilon_gamma_wsquare", "a convolutional net"),
+    "attention": ("cp_lrp", "a transformer: attention, and linear layers do most of the work"),
+    "dense": ("gamma", "a net whose linear layers do most of the work"),
+}
+
+
+def _kind(graph: Graph) -> str:
+    operations = graph.operations.values()
+    work = {name: sum(_products(o) for o in operations if o.family == name) for name in ("conv", "linear")}
+    if work["linear"] > work["conv"]:
+        return "attention" if any(map(attention, operations)) else "dense"
+    return "conv"
+
+
+def _products(operation: Operation) -> int:
+    """How many products of a weight and an input the operation makes for an image."""
+    algebra: Any = operation.algebra
+    weight = algebra.fixed.weight
+    outputs = math.prod(one(operation.shape))
+    return outputs * weight.numel() // max(1, one(operation.shape)[1 if operation.family == "conv" else -1])

@@ -1,0 +1,50 @@
+"""The range of a first layer's input: the model's own, carried through what stands between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lrp.engine.graph import ops
+from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.capture import Batch
+from lrp.engine.graph.ops import Operation
+
+
+def carried(graph: Graph, operation: Operation, low: Any, high: Any) -> tuple[Tensor, Tensor]:
+    """The bounds of the image, as `ZBox` has them, as bounds of the operation's input, [1, *in]."""
+    shape = ops.one(graph.image.meta["shape"])
+    ends = []
+    for bound in (low, high):
+        b = torch.as_tensor(bound, dtype=graph.dtype, device=graph.device)
+        b = b.reshape(1, -1, *[1] * (len(shape) - 2)) if b.dim() == 1 else b
+        ends.append(_run(graph, b.expand(1, *shape[1:]).contiguous(), operation.data[0]))
+    return torch.minimum(*ends), torch.maximum(*ends)  # a negative factor on the way swaps them
+
+
+def for_each_image(bounds: tuple[Tensor, Tensor], operation: Operation, a: Any) -> tuple[Any, Any]:
+    """Where windows joined the batch, the same bounds for each image."""
+    images = operation.input_shape()[0]
+    if not isinstance(images, Batch) or images.times == 1:
+        return bounds
+    blank = torch.zeros_like(a).unflatten(0, (-1, images.times))
+    low, high = ((blank + bound).flatten(0, 1) for bound in bounds)
+    return low, high
+
+
+def _run(graph: Graph, image: Tensor, to: fx.Node) -> Tensor:
+    values: dict[fx.Node, Any] = {graph.image: image}
+
+    def run(node: fx.Node) -> Any:
+        if node not in values:
+            if node.op == "get_attr":
+                values[node] = graph.constants[str(node.target)]
+            else:
+                target: Any = node.target
+                values[node] = target(*fx.map_arg(node.args, run), **fx.map_arg(dict(node.kwargs), run))
+        return values[node]
+
+    result: Tensor = run(to)
+    return result

@@ -1,0 +1,26 @@
+"""`top_k`: of the relevance at the output of a conv, linear or pool, the largest elements go on, the rest is dropped.
+
+Source: the VGG program that the preset `kaifishr` follows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from lrp.engine.affine import total
+from lrp.engine.graph import ops
+from lrp.engine.graph.ops import Operation
+
+
+def largest(operation: Operation, outputs: list[Any], share: float) -> tuple[list[Any], Any]:
+    """(what goes on, the sum of what is dropped); `share` of the elements of an image's relevance, signed; 0: all go on."""
+    if not share or operation.family not in ("conv", "linear", "pool", "maxpool"):
+        return outputs, 0.0
+    r = outputs[0]
+    flat = r.flatten(1)
+    found = flat.topk(max(1, int(share * math.prod(ops.one(operation.shape)))), dim=1)
+    kept = torch.zeros_like(flat).scatter(1, found.indices, found.values).reshape(ops.sizes(operation.shape))
+    return [kept] + outputs[1:], total(r - kept)

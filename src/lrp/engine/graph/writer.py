@@ -1,0 +1,143 @@
+"""Tensor code run on proxies -> nodes of a torch.fx graph, with constants that carry the names of what they came from."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.proxy import GraphAppendingTracer, Proxy
+
+from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.ops import Operation
+
+TERMS = ("relevance_in", "absolute", "relevance_out", "bias", "epsilon", "dropped", "wrong_sign")
+"""The columns of a ledger."""
+
+
+class Writer(GraphAppendingTracer):
+    """Writes the canonical graph, and then operations on proxies, into a new graph; tensors become its constants."""
+
+    def __init__(self, graph: Graph, names: dict[int, str]) -> None:
+        """`names`: of tensors that may be met, by id."""
+        super().__init__(fx.Graph())
+        self.constants, self.names = dict(graph.constants), names
+        self.nodes: dict[int, fx.Node] = {}
+        self.step = "program"  # what is being written
+        self.value: dict[fx.Node, Proxy] = {}
+        self.inputs: list[Proxy] = []
+        self._copy(graph)
+
+    def _copy(self, source: Graph) -> None:
+        made: dict[fx.Node, fx.Node] = {}
+        for node in source.fx.nodes:
+            if node.op == "output":
+                continue
+            made[node] = self.graph.node_copy(node, lambda n: made[n])
+            made[node].meta = {}
+            if node.op == "get_attr":
+                self.nodes[id(self.constants[str(node.target)])] = made[node]
+            if node is source.image:
+                places = [self.graph.placeholder(name) for name in ("given", "weight", "predicted")]
+                self.inputs = [Proxy(n, self) for n in (made[node], *places)]
+                if source.channels_last:
+                    layout: dict[str, Any] = {"memory_format": torch.channels_last}
+                    made[node] = self.graph.call_method("contiguous", (made[node],), layout)
+        self.value = {node: Proxy(copy, self) for node, copy in made.items()}
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor):
+            if id(a) not in self.nodes:
+                wanted = name = self.names.get(id(a), f"{self.step}_constant")
+                for number in itertools.count(2):
+                    if name not in self.constants:
+                        break
+                    name = f"{wanted}_{number}"
+                self.constants[name] = a  # keeps it alive, so that its id stays its own
+                with self.graph.inserting_before(next(iter(self.graph.nodes))):
+                    self.nodes[id(a)] = self.graph.create_node("get_attr", name, name=name)
+            return self.nodes[id(a)]
+        return super().create_arg(a)
+
+    def mark(self, since: int, step: str) -> None:
+        """What was written after the first `since` nodes belongs to this step."""
+        for written in itertools.islice(reversed(self.graph.nodes), len(self.graph.nodes) - since):
+            written.meta["step"] = step
+
+    def module(self, outputs: list[Any]) -> fx.GraphModule:
+        """What was written, without what no output needs."""
+        self.graph.output(tuple(output.node for output in outputs))
+        self.graph.eliminate_dead_code()
+        root = nn.Module()
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and not hasattr(root, str(node.target)):
+                root.register_buffer(str(node.target), self.constants[str(node.target)], persistent=False)
+        return fx.GraphModule(root, self.graph, "Explanation")
+
+
+@dataclass
+class Program:
+    """The explanation of one architecture under one composite, ready to run.
+
+    Attributes:
+        module: (image, given, weight, predicted) -> (relevance, logits, start), or with `ledger` one more: a
+            float64 tensor [rows, 7] of sums over the whole batch, columns as in `TERMS`.
+        rows: the operation of each ledger row, in order of execution.
+    """
+
+    module: fx.GraphModule
+    rows: list[Operation]
+
+    def __call__(self, image: Tensor, given: Tensor, weight: Tensor, predicted: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return self.module(image, given, weight, predicted)
+
+    def __str__(self) -> str:
+        """The program's code; a comment above what belongs to one operation, constants as they are called."""
+        steps = {node.name: node.meta.get("step", "") for node in self.module.graph.nodes}
+        lines, last = [], ""
+        for line in self.module.code.strip().splitlines():
+            line = re.sub(r";  [\w = ]+ = None$", "", line)  # what is freed after its last use
+            name = line.split(" = ")[0].strip()
+            if line.endswith(f" = self.{name}"):
+                continue
+            step = steps.get(name, "")
+            if step and step != last:
+                lines += ["", f"    # {step}"]
+                last = step
+            lines.append(line)
+        return "\n".join(lines)
+
+
+def call_it(relevance: Any, name: str) -> None:
+    """Name the node of a proxy; relevance that was only handed on keeps the name it has."""
+    if isinstance(relevance, Proxy) and not relevance.node.name.startswith("R_"):
+        relevance.node._rename(name)
+
+
+@dataclass
+class Versions:
+    """Versions of tensors, computed once for all programs of a graph."""
+
+    made: dict[Any, Any]
+    alive: list[Any]
+    names: dict[int, str]
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+    def of(self, w: Any, version: Callable[[Any], Any]) -> Any:
+        if not isinstance(w, Tensor):
+            return version(w)
+        self.alive.append(w)  # its id is the key
+        made = self.once((id(w), version), lambda: version(w))
+        if id(w) in self.names and isinstance(made, Tensor):
+            called = re.sub(r"\W", "_", getattr(version, "__name__", str(version)))
+            self.names.setdefault(id(made), f"{self.names[id(w)]}_{called}")
+        return made

@@ -1,0 +1,247 @@
+"""Rules held against a dense matrix, on the model at hand: what `Explainer.check` does.
+
+For some outputs of every affine operation, the row of its matrix is taken by autograd from the operation that the model
+itself calls, and the rule's equation is written out over it, in float64, element by element. Nothing of that shares
+code with the explanation program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lrp.engine.affine import Affine, Branch, Flow, Site, total
+from lrp.engine.graph.algebra import Matrix, Step
+from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.reached import reached
+from lrp.engine.program import Builder
+from lrp.engine.rules import AffineRule
+
+LIMIT = 1e-9  # of the largest relevance, in float64
+OUTPUTS = 12  # of an operation that are looked at
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One operation: how far its relevance is from the equation's, and its account from closing; the worst promise broken.
+
+    `difference` is None where there is no matrix to compare with: operations that are not affine, and rules that pass.
+    """
+
+    path: str
+    op: str
+    rule: str
+    difference: float | None
+    unexplained: float
+    broken: str
+
+    @property
+    def ok(self) -> bool:
+        return (self.difference or 0.0) <= LIMIT and self.unexplained <= LIMIT and not self.broken
+
+
+@dataclass(frozen=True)
+class RuleCheck:
+    """What `Explainer.check` found, one row for each operation that relevance arrives at."""
+
+    rows: list[Checked]
+
+    @property
+    def ok(self) -> bool:
+        return all(row.ok for row in self.rows)
+
+    def __str__(self) -> str:
+        against = sum(row.difference is not None for row in self.rows)
+        lines = [
+            f"{len(self.rows)} operations checked, {against} of them against a dense matrix: "
+            + ("all as their equations say" if self.ok else f"{sum(not row.ok for row in self.rows)} differ")
+        ]
+        for row in self.rows:
+            if row.ok:
+                continue
+            found = (
+                []
+                if (row.difference or 0) <= LIMIT
+                else [f"relevance differs by {row.difference:.1e} of the largest"]
+            )
+            if row.unexplained > LIMIT:
+                found.append(f"{row.unexplained:.1e} of the relevance is unexplained")
+            if row.broken:
+                found.append(row.broken)
+            lines.append(f"  {row.path or '(model)'} ({row.op}, {row.rule}): {'; '.join(found)}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def check_rules(graph: Graph, builder: Builder, image: Tensor) -> RuleCheck:
+    """Check every operation that relevance arrives at.
+
+    Args:
+        builder: of the graph's programs, in float64.
+        image: [1, C, H, W], float64.
+    """
+    random = torch.Generator().manual_seed(0)
+    values = _values(graph, image)
+    arrives = reached(graph, builder.rules)
+    return RuleCheck(
+        [_checked(builder, o, values, random) for node, o in graph.operations.items() if node in arrives]
+    )
+
+
+def _values(graph: Graph, image: Tensor) -> dict[fx.Node, Any]:
+    """Of every node, for this image."""
+    values: dict[fx.Node, Any] = {}
+    for node in graph.fx.nodes:
+        if node.op == "placeholder":
+            values[node] = image
+        elif node.op == "get_attr":
+            values[node] = graph.constants[str(node.target)]
+        elif node.op == "call_function":
+            args, kwargs = (fx.map_arg(v, values.__getitem__) for v in (node.args, dict(node.kwargs)))
+            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    return values
+
+
+def _checked(
+    builder: Builder, operation: Operation, values: dict[fx.Node, Any], random: torch.Generator
+) -> Checked:
+    rule: Any = builder.rules[operation.node]
+    site = builder.site(operation, values)
+    z = values[operation.node]
+    first = z[0] if isinstance(z, (tuple, list)) else z
+    relevance, places = _relevance(first, getattr(site, "zero_below", False), random)
+    shapes = operation.node.meta.get("shapes") or [None]
+    outputs = [relevance, *[None] * (len(shapes) - 1)]
+    inputs = [values[n] for n in operation.data]
+
+    def read(argument: Any) -> Any:
+        return values[argument] if isinstance(argument, fx.Node) else argument
+
+    flow = operation.algebra.hand_down(Step(rule, inputs, z, outputs, read, site))
+    difference = None
+    if isinstance(operation.algebra, Matrix) and not rule.moves and not getattr(rule, "relative", False):
+        expected = _expected(rule, operation, site, values, relevance, places)
+        received = flow.relevance[0]
+        assert isinstance(received, Tensor)
+        difference = float((received - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
+    return Checked(
+        operation.path, operation.name, str(rule), difference, _unexplained(flow, relevance),
+        "; ".join(_broken(rule, operation, flow, inputs)),
+    )  # fmt: skip
+
+
+def _relevance(z: Tensor, positive_only: bool, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Relevance at a few outputs, and which."""
+    flat = z.reshape(-1)
+    candidates = torch.nonzero(
+        flat > 0 if positive_only else torch.ones_like(flat, dtype=torch.bool)
+    ).flatten()
+    places = candidates[torch.randperm(len(candidates), generator=random)[:OUTPUTS]]
+    relevance = torch.zeros_like(flat)
+    relevance[places] = torch.randn(len(places), generator=random, dtype=torch.float64).to(flat)
+    return relevance.reshape(z.shape), places
+
+
+def _unexplained(flow: Flow, relevance: Tensor) -> float:
+    sent = sum((float(total(r)) for r in flow.relevance if r is not None), start=0.0)
+    lost = float(flow.bias) + float(flow.epsilon) + float(flow.dropped)
+    return abs(float(total(relevance)) - sent - lost) / max(float(relevance.abs().sum()), 1e-300)
+
+
+def _broken(rule: Any, operation: Operation, flow: Flow, inputs: list[Any]) -> Iterator[str]:
+    """The promises of a rule that its relevance does not keep."""
+    if float(flow.wrong_sign) > 1e-12:
+        yield f"{float(flow.wrong_sign):.1e} of its denominators have not the sign that a Branch declares"
+    if rule.in_proportion:
+        for a, r in zip(inputs, flow.relevance, strict=True):
+            if r is not None and bool((r[(a == 0).expand_as(r)] != 0).any()):
+                yield "in_proportion is true, and inputs of 0 get relevance"
+
+
+# ---------------------------------------------------------------- the equation, over dense rows
+
+
+def _expected(
+    rule: Any, operation: Operation, site: Site, values: dict[fx.Node, Any], relevance: Tensor, places: Tensor
+) -> Tensor:
+    """Relevance at the input, by the rule's equation, row by row."""
+    a = values[operation.data[0]]
+    rows, taps, offsets = _rows(operation, values, places)
+    flat, r = a.reshape(-1), relevance.reshape(-1)[places]
+    z = values[operation.node].reshape(-1)[places]
+    if (
+        type(rule).through_affine is not AffineRule.through_affine
+    ):  # no branches: the rule itself, on the matrix
+        dense = Affine(lambda a, w: a @ w.t(), lambda s, w: s @ w, rows, offsets)
+        flow = rule.through_affine(dense, Site(str(operation)), flat[None], z[None], r[None])
+        return flow.relevance[0].reshape(a.shape)  # type: ignore[no-any-return]
+    if rule.bias == "ignore":
+        z, offsets = z - offsets, torch.zeros_like(offsets)
+    parts = {"a": a, "a+": a.clamp(min=0), "a-": a.clamp(max=0), "1": torch.ones_like(a)}
+    if any(part in ("low", "high") for branch in rule.branches() for part, _ in branch.terms):
+        assert site.bounds is not None
+        low, high = site.bounds(a)
+        parts |= {"low": -low.expand_as(a), "high": -high.expand_as(a)}
+    received = torch.zeros_like(flat)
+    for k in range(len(places)):
+        for branch in rule.branches():
+            if _applies(branch, float(z[k])):
+                received += float(r[k]) * _share(branch, rule, parts, rows[k], taps[k], offsets[k])
+    return received.reshape(a.shape)
+
+
+def _applies(branch: Branch, z: float) -> bool:
+    return branch.where is None or (z > 0 if branch.where == "z > 0" else z < 0)
+
+
+def _share(
+    branch: Branch, rule: Any, parts: dict[str, Tensor], row: Tensor, tap: Tensor, offset: Tensor
+) -> Tensor:
+    terms = [parts[part].reshape(-1) * version(row) * tap for part, version in branch.terms]
+    d = float(sum(float(term.sum()) for term in terms))
+    if branch.bias is not None and rule.bias != "ignore":
+        d += float(branch.bias(offset[None])[0])
+    if d == 0:
+        return torch.zeros_like(row)
+    sign = branch.sign or (1 if d > 0 else -1)
+    return branch.factor * sum(terms, start=torch.zeros_like(row)) / (d + sign * rule.epsilon)
+
+
+def _rows(operation: Operation, values: dict[fx.Node, Any], places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(matrix rows of these outputs, where the operation reads at all, what is added besides)."""
+    node, source = operation.node, operation.data[0]
+    algebra: Any = operation.algebra
+
+    def run(a: Tensor, ones: bool = False) -> Tensor:
+        if algebra.fixed is None:  # the weights come from the input, and count as constants
+            affine = algebra.at(values[source])
+            return affine.forward(a, affine.weight)  # type: ignore[no-any-return]
+        given = {name: _value(v, values) for name, v in operation.arguments.items()}
+        env = {**values, source: a}
+        weight = operation.arguments.get("weight")
+        if ones and isinstance(weight, fx.Node) and isinstance(given["weight"], Tensor):
+            env[weight] = torch.ones_like(given["weight"])
+        args, kwargs = (fx.map_arg(v, env.__getitem__) for v in (node.args, dict(node.kwargs)))
+        return node.target(*args, **kwargs)  # type: ignore[operator, no-any-return]
+
+    def jacobian(ones: bool) -> tuple[Tensor, Tensor]:
+        a = values[source].detach().clone().requires_grad_()
+        with torch.enable_grad():
+            z = run(a, ones).reshape(-1)
+            rows = [torch.autograd.grad(z[k], a, retain_graph=True)[0].reshape(-1) for k in places.tolist()]
+        return torch.stack(rows), z.detach()[places]
+
+    rows, _ = jacobian(False)
+    read, _ = jacobian(True)
+    z = values[node].reshape(-1)[places]
+    return rows, (read != 0).to(rows), z - rows @ values[source].reshape(-1)
+
+
+def _value(argument: Any, values: dict[fx.Node, Any]) -> Any:
+    return values[argument] if isinstance(argument, fx.Node) else argument

@@ -1,0 +1,66 @@
+"""γ with one product more than ε where a >= 0 and relevance is zero below z = 0, else with two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lrp.engine.affine import Affine, Branch, Flow, total
+from lrp.engine.speed.epsilon_in_bias import quotient, shifted
+from lrp.engine.speed.low_precision import total_of_one_sign
+from lrp.engine.speed.site import KnownSite
+from lrp.engine.structured_weights import Amplified, Times, magnitude, negative, positive, unchanged
+
+
+def gamma_of(branches: tuple[Branch, ...]) -> float | None:
+    """γ, where these are the branches of LRP-γ; else None."""
+    version = branches[0].terms[0][1]
+    if not isinstance(version, Amplified):
+        return None
+    more, less = Amplified(version.gamma, positive), Amplified(version.gamma, negative)
+    expected = (
+        Branch((("a+", more), ("a-", less)), more, sign=1, where="z > 0"),
+        Branch((("a+", less), ("a-", more)), less, sign=-1, where="z < 0"),
+    )
+    return version.gamma if branches == expected else None
+
+
+def hand_down(gamma: float, rule: Any, op: Affine, site: KnownSite, a: Any, z: Any, relevance: Any) -> Flow:
+    """From a⁺w⁺ + a⁻w⁻ = (aw + |a||w|) / 2 and a⁺w⁻ + a⁻w⁺ = (aw − |a||w|) / 2, and the bias alike,
+
+    D = sgn(z) ((1 + γ/2) |z| + γ/2 (Σ |a||w| + |b|)),   no part of which cancels.
+    """
+    ignored = rule.bias == "ignore" and op.bias is not None
+    if site.zero_below and site.nonneg and not ignored:  # an ignored bias may turn the sign of z
+        return _one_branch(gamma, rule, op, site, a, z, relevance)
+    z, b = (z - op.bias, None) if ignored else (z, op.bias)
+    own, more = Times(1 + gamma / 2, unchanged), Times(gamma / 2, magnitude)
+    weights = [site.version(op.weight, version) for version in (own, more)]
+    shift = 0.0 if rule.relative else rule.epsilon
+    size = abs(z) * own.factor + total_of_one_sign(
+        op, site, a if site.nonneg else abs(a), weights[1], shifted(None if b is None else more(b), shift)
+    )
+    sign = torch.sign(z)
+    s = sign * quotient(relevance, size, rule, 1, site.dims, shifted=shift != 0)[0]
+    signed = sign * s
+    first, second = op.adjoint(s, weights[0]), op.adjoint(signed, weights[1])
+    received = a * (first + second) if site.nonneg else a * first + abs(a) * second
+    decided = torch.where(z == 0, 0.0, relevance)
+    _, epsilon, dropped = quotient(decided, size, rule, 1, site.dims, shifted=shift != 0)
+    bias = 0.0 if b is None else total(s * own(b) + signed * more(b))
+    return Flow((received,), bias, epsilon, dropped + total(relevance - decided))
+
+
+def _one_branch(gamma: float, rule: Any, op: Affine, site: KnownSite, a: Any, z: Any, relevance: Any) -> Flow:
+    """Where a >= 0 and only z > 0 has relevance: weights w + γw⁺, bias b + γb⁺."""
+    more, own, sign = Times(gamma, positive), z, 0
+    c = None if op.bias is None else more(op.bias)
+    shift = 0.0
+    if site.rectified is not None:
+        own, sign, shift = site.rectified, 1, 0.0 if rule.relative else rule.epsilon
+    d = own + total_of_one_sign(op, site, a, site.version(op.weight, more), shifted(c, shift))
+    s, epsilon, dropped = quotient(relevance, d, rule, sign, site.dims, shifted=shift != 0)
+    bias = 0.0 if c is None else total(torch.where(d == shift, 0.0, s * (op.bias + c)))
+    amplified = site.version(op.weight, Amplified(gamma, positive))
+    return Flow((a * op.adjoint(s, amplified),), bias, epsilon, dropped)

@@ -1,0 +1,69 @@
+"""What is known of a graph and its rules that saves work, and of each operation in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from lrp.engine.affine import Site
+from lrp.engine.graph import ops
+from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.capture import Batch
+from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.writer import Versions
+from lrp.engine.rules import Rule
+from lrp.engine.speed.fast_step import FastSite
+from lrp.engine.speed.zero_relevance import zero_below
+
+PLAIN = frozenset({"conv1d", "conv2d", "conv3d", "padded_conv"})  # convolutions, where they have one group
+
+
+@dataclass
+class Plan:
+    """Gives each operation a `FastSite`.
+
+    Attributes:
+        coarse: products of one sign may run in bfloat16.
+        branching: programs may look at their tensors and decide.
+    """
+
+    graph: Graph
+    rules: dict[fx.Node, Rule]
+    coarse: bool = False
+    branching: bool = False
+    zero_below: set[fx.Node] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.zero_below = zero_below(self.graph, self.rules)
+
+    def site(
+        self, operation: Operation, value: dict[fx.Node, Any], versions: Versions, known: dict[str, Any]
+    ) -> Site:
+        """`value`: of each node, in the program; `known`: what a `Site` holds."""
+        plain = operation.name in PLAIN and operation.arguments.get("groups", 1) == 1
+        below = operation.node in self.zero_below
+        users = [user for user in operation.node.users if self._is_relu(user)]
+        shape = operation.input_shape()
+        single = shape[:1] == (Batch(1),) and not any(isinstance(s, Batch) for s in shape[1:])
+
+        def ones() -> Any:
+            def make() -> Any:
+                return torch.ones(ops.one(shape), dtype=self.graph.dtype, device=self.graph.device)
+
+            return versions.once((operation.node, "ones"), make)
+
+        return FastSite(
+            **known,
+            nonneg=operation.nonneg,
+            zero_below=below,
+            rectified=value[users[0]] if below and users and operation.family != "maxpool" else None,
+            coarse=self.coarse and plain,
+            branching=self.branching and plain,
+            blank=ones if single else None,
+        )
+
+    def _is_relu(self, node: fx.Node) -> bool:
+        return node in self.graph.operations and self.graph.operations[node].name == "relu"

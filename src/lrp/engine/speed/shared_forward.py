@@ -1,0 +1,31 @@
+"""A program in two halves, so that several targets share the forward pass and every denominator."""
+
+from __future__ import annotations
+
+from torch import fx
+
+
+def halves(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """What no target changes, and the rest: (image) -> kept, and (given, weight, predicted, *kept) -> what the program returns."""
+    late: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        if node.name in ("given", "weight", "predicted") or any(n in late for n in node.all_input_nodes):
+            late.add(node)
+    kept = [
+        node for node in module.graph.nodes
+        if node not in late and node.op != "get_attr" and any(user in late for user in node.users)
+    ]  # fmt: skip
+    first, second = fx.Graph(), fx.Graph()
+    made: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        if node not in late:
+            made[node] = first.node_copy(node, lambda n: made[n])
+    first.output(tuple(made[node] for node in kept))
+    first.eliminate_dead_code()
+    seeds = [n for n in module.graph.nodes if n.op == "placeholder" and n in late]
+    rest = {node: second.placeholder(node.name) for node in [*seeds, *kept]}
+    for node in module.graph.nodes:
+        if node.op == "get_attr" or (node in late and node not in rest):
+            rest[node] = second.node_copy(node, lambda n: rest[n])
+    second.eliminate_dead_code()
+    return fx.GraphModule(module, first), fx.GraphModule(module, second)

@@ -1,0 +1,58 @@
+"""αβ's second denominator without a product of its own: what the first leaves of z."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Proxy
+
+from lrp.engine.affine import Affine, Branch
+from lrp.engine.speed.site import KnownSite
+from lrp.engine.structured_weights import negative, positive
+
+CANCELS = 1e-3  # of D⊕: a remainder smaller than this has lost half its digits
+
+
+def complement(first: Branch, second: Branch) -> bool:
+    """Whether the denominators of two branches sum to z: each part of the input and the bias, split by sign."""
+    return (
+        _by_part(first) == {"a+": positive, "a-": negative}
+        and _by_part(second) == {"a+": negative, "a-": positive}
+        and (first.bias, second.bias) == (positive, negative)
+        and first.where is second.where is None
+    )
+
+
+def _by_part(branch: Branch) -> dict[str, Any]:
+    return dict(branch.terms) if len(branch.terms) == 2 else {}
+
+
+def subtraction(op: Affine, site: KnownSite, shift: float) -> Callable[..., Tensor]:
+    """What D⊕ >= 0 leaves of z = D⊕ + D⊖, without a product of its own; the channels in which it would have lost half
+    its digits, at a place that has relevance, are computed as the sum they are. ε is in both: z − (D⊕ + ε) = D⊖ − ε."""
+
+    def rest(z: Tensor, plus: Tensor, relevance: Tensor, a: Tensor, w: Tensor, c: Any) -> Tensor:
+        d = z - plus
+        unsure = torch.zeros(d.shape[1], dtype=torch.bool, device=d.device)
+        for remainder, whole, r in zip(d, plus, relevance, strict=True):  # one image at a time: less memory
+            here = (torch.add(remainder, whole, alpha=CANCELS) > shift).logical_and_(r != 0)
+            unsure |= here.flatten(1).any(1)
+        channels = unsure.nonzero()[:, 0]
+        if len(channels) > d.shape[1] // 2:
+            return site.total(op, a, w, c)
+        if len(channels):
+            d[:, channels] = site.total(op, a, w[channels], c[channels] if isinstance(c, Tensor) else c)
+        return d.clamp_(max=shift)
+
+    return rest
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)`; as one step of the program where that is being written."""
+    for argument in arguments:
+        if isinstance(argument, Proxy):
+            return argument.tracer.create_proxy("call_function", function, arguments, {})
+    return function(*arguments)
