@@ -125,24 +125,26 @@ def total(relevance: Any) -> Any:
     return relevance.sum(dtype=torch.float64)
 
 
-def stabilise(d: Any, epsilon: float, *, sign: int = 0, relative: bool = False, dims: int = 2) -> Any:
+def stabilise(d: Any, rule: Any, dims: int = 2, every: Any = None) -> Any:
     """s(D) = D + ε sgn(D); relative: ε times the root mean square of each sample's D.
 
-    `dims` is D's number of dimensions: a proxy does not tell.
+    Args:
+        dims: D's number of dimensions: a proxy does not tell.
+        every: D of all outputs, where `d` is right at some of them only; for the root mean square.
     """
-    if epsilon == 0:
+    if rule.epsilon == 0:
         return d
-    if relative:
-        rms = d.square().mean(dim=list(range(1, dims)), keepdim=True).sqrt()
-        return d + torch.where(d < 0, -epsilon * rms, epsilon * rms)
-    if sign:
-        return d + sign * epsilon
-    return torch.add(d, torch.sign(d), alpha=epsilon)  # at D = 0 nothing is shared, so sgn(0) does not matter
+    if rule.relative:
+        mean = (d if every is None else every).square().mean(dim=list(range(1, dims)), keepdim=True)
+        return d + torch.where(d < 0, -rule.epsilon * mean.sqrt(), rule.epsilon * mean.sqrt())
+    return torch.add(
+        d, torch.sign(d), alpha=rule.epsilon
+    )  # at D = 0 nothing is shared, so sgn(0) does not matter
 
 
-def fraction(relevance: Any, d: Any, rule: Any, sign: int = 0, dims: int = 2) -> tuple[Any, Any, Any]:
+def fraction(relevance: Any, d: Any, rule: Any, dims: int = 2, every: Any = None) -> tuple[Any, ...]:
     """R / s(D), 0 where D = 0; with what ε took and what was dropped."""
-    s = stabilise(d, rule.epsilon, sign=sign, relative=rule.relative, dims=dims)
+    s = stabilise(d, rule, dims, every)
     quotient = torch.where(d == 0, 0.0, relevance / s)
     return quotient, total(quotient * (s - d)), total(torch.where(d == 0, relevance, 0.0))
 
@@ -183,10 +185,8 @@ class Site:
         """A part of the input, one of `PARTS`."""
         if part == "a":
             return a
-        if part == "a+":
-            return a.clamp(min=0)
-        if part == "a-":
-            return a.clamp(max=0)
+        if part in ("a+", "a-"):
+            return a.clamp(min=0) if part == "a+" else a.clamp(max=0)
         if part == "1":
             return torch.ones_like(a)
         if self.bounds is None:
@@ -218,24 +218,29 @@ def hand_down(
     b = op.bias
     if rule.bias == "ignore" and b is not None:
         z, b = z - b, None
-    received, bias, epsilon, dropped, wrong = torch.zeros_like(a), 0.0, 0.0, 0.0, 0.0
-    for branch in branches:
-        chosen = branch.chosen(z)
-        r = relevance if chosen is None else torch.where(chosen, relevance, 0.0)
-        terms = [(part, site.version(op.weight, version)) for part, version in branch.terms]
-        c = branch.bias(b) if branch.bias is not None and b is not None else None
-        d = sum((op.forward(site.part(a, part), w) for part, w in terms), start=0.0 if c is None else c)
-        s, by_epsilon, by_nothing = fraction(r, d, rule, branch.sign, site.dims)
+    taken = [(branch, branch.chosen(z), *_denominator(branch, b, op, site, a)) for branch in branches]
+    parts = [torch.where(chosen, d, 0.0) for _, chosen, _, _, d in taken if chosen is not None]
+    every = sum(parts[1:], start=parts[0]) if parts else None
+    received, bias, epsilon, wrong = torch.zeros_like(a), 0.0, 0.0, 0.0
+    dropped = total(nobody(branches, z, relevance))
+    for branch, chosen, terms, c, d in taken:
+        here, r = (v if chosen is None else torch.where(chosen, v, 0.0) for v in (d, relevance))
+        s, by_epsilon, by_nothing = fraction(r, d, rule, site.dims, None if chosen is None else every)
         for part, w in terms:
             share = op.adjoint(s, w) if part == "1" else site.part(a, part) * op.adjoint(s, w)
             received = received + branch.factor * share
         epsilon, dropped = epsilon + branch.factor * by_epsilon, dropped + branch.factor * by_nothing
-        if c is not None:
-            bias = bias + branch.factor * total(s * c)
-        if branch.sign:
-            there = d if chosen is None else torch.where(chosen, d, 0.0)
-            wrong = wrong + wrong_sign(there, branch.sign)
-    return Flow((received,), bias, epsilon, dropped + total(nobody(branches, z, relevance)), wrong)
+        bias = bias if c is None else bias + branch.factor * total(s * c)
+        wrong = wrong + wrong_sign(here, branch.sign) if branch.sign else wrong
+    return Flow((received,), bias, epsilon, dropped, wrong)
+
+
+def _denominator(branch: Branch, b: Any, op: Affine, site: Site, a: Any) -> tuple[Any, Any, Any]:
+    """(terms with their weights, c, D)."""
+    terms = [(part, site.version(op.weight, version)) for part, version in branch.terms]
+    c = branch.bias(b) if branch.bias is not None and b is not None else None
+    products = [op.forward(site.part(a, part), w) for part, w in terms]
+    return terms, c, sum(products, start=0.0 if c is None else c)
 
 
 def nobody(branches: Sequence[Branch], z: Any, relevance: Any) -> Any:

@@ -103,9 +103,15 @@ def _values(graph: Graph, image: Tensor) -> dict[fx.Node, Any]:
         elif node.op == "get_attr":
             values[node] = graph.constants[str(node.target)]
         elif node.op == "call_function":
-            args, kwargs = (fx.map_arg(v, values.__getitem__) for v in (node.args, dict(node.kwargs)))
-            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            values[node] = _called(node, values)
     return values
+
+
+def _called(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    target: Any = node.target
+    args: Any = fx.map_arg(node.args, values.__getitem__)
+    kwargs: Any = fx.map_arg(dict(node.kwargs), values.__getitem__)
+    return target(*args, **kwargs)
 
 
 def _checked(
@@ -180,7 +186,7 @@ def _expected(
     ):  # no branches: the rule itself, on the matrix
         dense = Affine(lambda a, w: a @ w.t(), lambda s, w: s @ w, rows, offsets)
         flow = rule.through_affine(dense, Site(str(operation)), flat[None], z[None], r[None])
-        return flow.relevance[0].reshape(a.shape)  # type: ignore[no-any-return]
+        return flow.relevance[0].reshape(a.shape)
     if rule.bias == "ignore":
         z, offsets = z - offsets, torch.zeros_like(offsets)
     parts = {"a": a, "a+": a.clamp(min=0), "a-": a.clamp(max=0), "1": torch.ones_like(a)}
@@ -221,14 +227,13 @@ def _rows(operation: Operation, values: dict[fx.Node, Any], places: Tensor) -> t
     def run(a: Tensor, ones: bool = False) -> Tensor:
         if algebra.fixed is None:  # the weights come from the input, and count as constants
             affine = algebra.at(values[source])
-            return affine.forward(a, affine.weight)  # type: ignore[no-any-return]
+            return affine.forward(a, affine.weight)
         given = {name: _value(v, values) for name, v in operation.arguments.items()}
         env = {**values, source: a}
         weight = operation.arguments.get("weight")
         if ones and isinstance(weight, fx.Node) and isinstance(given["weight"], Tensor):
             env[weight] = torch.ones_like(given["weight"])
-        args, kwargs = (fx.map_arg(v, env.__getitem__) for v in (node.args, dict(node.kwargs)))
-        return node.target(*args, **kwargs)  # type: ignore[operator, no-any-return]
+        return _called(node, env)
 
     def jacobian(ones: bool) -> tuple[Tensor, Tensor]:
         a = values[source].detach().clone().requires_grad_()

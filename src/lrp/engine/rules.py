@@ -150,6 +150,15 @@ class AffineRule(AnyStabilised):
         """
         return site.hand_down(self, op, a, z, relevance)
 
+    def refusal(self, operation: Operation) -> str | None:
+        own = type(self).through_affine is not AffineRule.through_affine
+        boxed = not own and any(part in ("low", "high") for b in self.branches() for part, _ in b.terms)
+        if boxed and not (hasattr(self, "low") and hasattr(self, "high")):
+            return (
+                "its branches name 'low' or 'high': give it such attributes, the range of the model's input."
+            )
+        return None
+
     def _shown(self) -> list[Any]:
         return super()._shown() + ([] if self.bias == "absorb" else [f"bias={self.bias}"])
 
@@ -178,7 +187,7 @@ class SumRule(AnyStabilised):
         """
         counts = [(self.measure(value), is_data) for value, is_data in summands]
         d = z if self.signed else sum(count for count, _ in counts)
-        s, epsilon, dropped = fraction(relevance, d, self, 0 if self.signed else 1, dims)
+        s, epsilon, dropped = fraction(relevance, d, self, dims)
         shares = [(count * s, is_data) for count, is_data in counts]
         bias = sum(
             (total(torch.where(d == 0, 0.0, share)) for share, is_data in shares if not is_data), start=0.0

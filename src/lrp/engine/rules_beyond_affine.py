@@ -197,7 +197,7 @@ def _by_share(rule: AnyStabilised, op: Bilinear, x: Any, y: Any, z: Any, relevan
     """To each operand that takes relevance, an equal part by its ε share of the matrix product."""
     sides = rule.takes(op)
     r = relevance if len(sides) == 1 else relevance / 2
-    s, epsilon, dropped = fraction(r, z, rule, dims=op.dims)
+    s, epsilon, dropped = fraction(r, z, rule, op.dims)
     operands = x, y
     shares = [operands[i] * op.backs[i](s, operands[1 - i]) if i in sides else None for i in (0, 1)]
     return Flow(tuple(shares), 0.0, len(sides) * epsilon, len(sides) * dropped)

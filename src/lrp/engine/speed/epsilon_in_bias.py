@@ -30,7 +30,8 @@ def quotient(
     if shifted:
         s, d = d, d - sign * rule.epsilon
     else:
-        s = stabilise(d, rule.epsilon, sign=sign, relative=rule.relative, dims=dims)
+        known = sign and not rule.relative
+        s = d + sign * rule.epsilon if known and rule.epsilon else stabilise(d, rule, dims)
     share = relevance / s
     if sign == 0 or rule.epsilon == 0 or rule.relative:
         share = torch.where(d == 0, 0.0, share)

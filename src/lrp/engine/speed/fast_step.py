@@ -41,8 +41,8 @@ def _everywhere(
     ignored = rule.bias == "ignore" and b is not None
     if ignored:
         z, b = z - b, None
-    # The same as z wherever there is relevance, kept anyway, and with less to guard against.
-    own = (z, 0) if site.rectified is None or ignored else (site.rectified, 1)
+    # The same as z wherever there is relevance, kept anyway, and with less to guard against; a relative ε reads all of z.
+    own = (z, 0) if site.rectified is None or ignored or rule.relative else (site.rectified, 1)
     parts: list[_Part] = []
     dropped: Any = 0.0
     before: tuple[Branch, Any] | None = None

@@ -32,7 +32,8 @@ def hand_down(gamma: float, rule: Any, op: Affine, site: KnownSite, a: Any, z: A
     D = sgn(z) ((1 + γ/2) |z| + γ/2 (Σ |a||w| + |b|)),   no part of which cancels.
     """
     ignored = rule.bias == "ignore" and op.bias is not None
-    if site.zero_below and site.nonneg and not ignored:  # an ignored bias may turn the sign of z
+    single = site.zero_below and site.nonneg and not rule.relative  # a relative ε reads every D
+    if single and not ignored:  # an ignored bias may turn the sign of z
         return _one_branch(gamma, rule, op, site, a, z, relevance)
     z, b = (z - op.bias, None) if ignored else (z, op.bias)
     own, more = Times(1 + gamma / 2, unchanged), Times(gamma / 2, magnitude)
@@ -58,7 +59,7 @@ def _one_branch(gamma: float, rule: Any, op: Affine, site: KnownSite, a: Any, z:
     c = None if op.bias is None else more(op.bias)
     shift = 0.0
     if site.rectified is not None:
-        own, sign, shift = site.rectified, 1, 0.0 if rule.relative else rule.epsilon
+        own, sign, shift = site.rectified, 1, rule.epsilon
     d = own + total_of_one_sign(op, site, a, site.version(op.weight, more), shifted(c, shift))
     s, epsilon, dropped = quotient(relevance, d, rule, sign, site.dims, shifted=shift != 0)
     bias = 0.0 if c is None else total(torch.where(d == shift, 0.0, s * (op.bias + c)))
