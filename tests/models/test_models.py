@@ -28,14 +28,17 @@ import torchvision.models as tv
 from PIL import Image
 from torch import nn
 
+import lrp.models.downloads
 import lrp.models.loading
-import lrp.models.weights
 from lrp.classes import class_index, imagenet_names, imagenet_wnids, timm_class_names
 from lrp.cli import main
 from lrp.errors import ModelError, TargetError
-from lrp.models.loading import architecture, is_file, load_model, model_names, save_checkpoint
+from lrp.models.catalogue import model_names
+from lrp.models.checkpoints import architecture, is_file, save_checkpoint
+from lrp.models.downloads import checkpoint, download
+from lrp.models.loading import load_model
 from lrp.models.preprocessing import Preprocessing
-from lrp.models.weights import checkpoint, download, fingerprint, read_weights
+from lrp.models.weights import fingerprint, read_weights
 from lrp.pictures.photos import Geometry
 from lrp.study.predictions import read_predictions
 
@@ -198,7 +201,7 @@ def test_wrong_content_is_deleted(server, tmp_path):
     ],
 )
 def test_reasons_for_which_a_download_fails(server, tmp_path, monkeypatch, mode, location, reason):
-    monkeypatch.setattr(lrp.models.weights, "TIMEOUT", 0.2)
+    monkeypatch.setattr(lrp.models.downloads, "TIMEOUT", 0.2)
     server.body, server.mode, server.location = b"x", mode, location
     assert message(fetch, server, tmp_path / "file.pth") == reason
     assert not (tmp_path / "file.pth").exists()

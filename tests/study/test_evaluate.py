@@ -19,7 +19,8 @@ from helpers.disks import small_disk
 from lrp.cli import main
 from lrp.data.data_set import DataSet
 from lrp.errors import DataError, ModelError, PredictionsError
-from lrp.models.loading import LoadedModel, save_checkpoint
+from lrp.models.checkpoints import save_checkpoint
+from lrp.models.loading import LoadedModel
 from lrp.models.preprocessing import Preprocessing
 from lrp.pictures.photos import Geometry
 from lrp.study.evaluate import Classifier, evaluate

@@ -24,7 +24,7 @@ from helpers.disks import small_disk
 from lrp.cli import main
 from lrp.data.data_set import DataSet
 from lrp.errors import LrpError, ModelError, TrainingError
-from lrp.models.loading import save_checkpoint
+from lrp.models.checkpoints import save_checkpoint
 from lrp.study.evaluate import evaluate
 from lrp.study.predictions import read_predictions
 from lrp.train import retrain as module

@@ -43,7 +43,7 @@ def models(
         return
     if jobs or output or overwrite:
         raise typer.BadParameter("--jobs, --output and --overwrite belong to --check.")
-    from lrp.models.loading import model_names
+    from lrp.models.catalogue import model_names
 
     print(f"{'name':<22} {'top-1':>6} {'download':>9}  weights")
     for entry in model_names():

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import secrets
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from PIL import Image, ImageDraw, PngImagePlugin
 
 from lrp.errors import ImageError
 from lrp.pictures.text import Font, font, spelled, typeface, wrapped
+from lrp.storage.atomic import replacing
 
 STYLES = ("heatmap", "overlay", "both")
 
@@ -158,19 +158,8 @@ def save_png(image: Image.Image, path: Path | str, metadata: Mapping[str, str]) 
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("Software", "lrp")
     chunks.add_text("lrp", json.dumps(dict(metadata)))
-    # In the same folder, as a rename is atomic only within one file system; and not by tempfile, whose files
-    # only their owner may read.
-    temporary = path.with_name(f".lrp-{secrets.token_hex(8)}.part")
-    try:
-        try:
-            with temporary.open("xb") as file:
-                image.save(file, "PNG", pnginfo=chunks)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with replacing(path, ImageError) as draft, draft.open("wb") as file:
+        image.save(file, "PNG", pnginfo=chunks)
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:

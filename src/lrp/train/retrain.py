@@ -16,7 +16,8 @@ import lrp
 from lrp.data.data_set import Sample
 from lrp.data.splits import TrainingData, split
 from lrp.errors import CaptureError, ModelError, TrainingError
-from lrp.models.loading import PACKAGED, SUFFIXES, build
+from lrp.models.catalogue import PACKAGED, build
+from lrp.models.checkpoints import SUFFIXES
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.weights import fingerprint
 from lrp.pictures.photos import Photo, open_photo
@@ -164,7 +165,7 @@ def retrain(
 
     with os_errors(output.parent, "made", TrainingError):
         output.parent.mkdir(parents=True, exist_ok=True)
-    with Lock(output) if first else nullcontext():
+    with Lock(output, error=TrainingError) if first else nullcontext():
         task = begin() if fabric is None else shared(fabric, begin)
         if isinstance(task, Retrained) and first:
             return task
