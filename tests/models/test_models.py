@@ -528,7 +528,7 @@ def test_a_failed_save_leaves_everything_as_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     text = message(save_checkpoint, path, model, "squeezenet1_1", ["x", "y"], HALF)
-    assert text == f"cannot save weights as {path}: No space left on device."
+    assert text == f"{path}: cannot be written: No space left on device"
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert message(save_checkpoint, tmp_path / "a.bin", model, "x", ["x"], HALF) == (
         f"cannot save weights as {tmp_path / 'a.bin'}: the name must end in .pth, .pt, .safetensors."

@@ -56,6 +56,7 @@ class Lock:
         self._process = os.getpid()
         self._lock = FileLock(self._path, timeout=0, thread_local=False)
         with os_errors(self._path, "locked", error):
+            os.stat(f"{self._path.parent}/")  # filelock would make a folder that is missing
             try:
                 self._lock.acquire()
             except Timeout as held:
