@@ -319,7 +319,9 @@ def test_what_a_user_registers_with_timm_is_no_family_of_timm(monkeypatch):
     for name in ("mine", "new_in_timm"):
         monkeypatch.setitem(_registry._module_to_models, name, {"a_net"})
     monkeypatch.setattr(
-        architectures.pkgutil, "iter_modules", lambda paths: [SimpleNamespace(name=n) for n in ("new_in_timm", "vgg")]
+        architectures.pkgutil,
+        "iter_modules",
+        lambda paths: [SimpleNamespace(name=n) for n in ("new_in_timm", "vgg")],
     )
     assert architectures.unlisted() == ["new_in_timm"]
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -532,6 +533,35 @@ def test_the_command(data, capsys, monkeypatch):
     photos(Path("data"))
     assert main(["evaluate", "data", "--model", "out.pth"]) == 0
     assert main(["explain", "data/red", "--model", "out.pth", "--target", "true"]) == 0
+
+
+def test_a_disk_that_refuses_is_no_usage_error(data, capsys):
+    with small_disk() as disk:
+        command = [
+            "retrain",
+            "data",
+            "-o",
+            f"{disk}/out.pth",
+            "--model",
+            TINY,
+            "--from-scratch",
+            "--size",
+            "32",
+            "-q",
+        ]
+        with pytest.raises(OSError, match="No space left on device"):
+            (disk / "ballast").write_bytes(bytes(100_000))
+        assert main(command) == 1
+        said = capsys.readouterr().err
+        assert re.fullmatch(
+            rf"lrp: {disk}/\S+: cannot be (written|made): No space left on device(\. What .* goes on from there)?\n",
+            said,
+        ), said
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        assert main(command) == 1
+        assert (
+            capsys.readouterr().err == f"lrp: {disk}/out.pth.lock: cannot be locked: Read-only file system\n"
+        )
 
 
 def test_without_fabric(data, monkeypatch):

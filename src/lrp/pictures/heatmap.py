@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from lrp.errors import ImageError
+from lrp.errors import ImageError, LrpError
 from lrp.pictures.text import Font, font, spelled, typeface, wrapped
 from lrp.storage.atomic import replacing
 
@@ -146,19 +146,21 @@ def draw(
     return _sheet(blocks, limits[0] if one_scale else None, note, unseen)
 
 
-def save_png(image: Image.Image, path: Path | str, metadata: Mapping[str, str]) -> None:
+def save_png(
+    image: Image.Image, path: Path | str, metadata: Mapping[str, str], error: type[LrpError] = ImageError
+) -> None:
     """Write a PNG that carries `metadata`, whole or not at all even if interrupted; replaces an older file.
 
     It is one text chunk "lrp" of JSON in ASCII: PNG's own keys and texts cannot hold every key and file name.
 
     Raises:
-        ImageError: the file cannot be written.
+        error: the file cannot be written.
     """
     path = Path(path)
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("Software", "lrp")
     chunks.add_text("lrp", json.dumps(dict(metadata)))
-    with replacing(path, ImageError) as draft, draft.open("wb") as file:
+    with replacing(path, error) as draft, draft.open("wb") as file:
         image.save(file, "PNG", pnginfo=chunks)
 
 

@@ -340,7 +340,7 @@ class _Folder:
             self._remove(name)
             return
         picture = contact_sheet(entries, title)
-        self._write(name, lambda place: heatmap.save_png(picture, place, {}))
+        self._write(name, lambda place: heatmap.save_png(picture, place, {}, PredictionsError))
 
     def plot(self, name: str, make: Callable[[], Figure]) -> None:
         try:
@@ -350,7 +350,7 @@ class _Folder:
             return
         figure = make()
         for suffix in (".png", ".svg"):
-            self._write(name + suffix, lambda place: plots.save(figure, place))
+            self._write(name + suffix, lambda place: plots.save(figure, place, PredictionsError))
 
     def _write(self, name: str, write: Callable[[Path], None]) -> None:
         place = self.folder / name

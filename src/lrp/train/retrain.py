@@ -23,8 +23,9 @@ from lrp.models.weights import fingerprint
 from lrp.pictures.photos import Photo, open_photo
 from lrp.storage.atomic import os_errors
 from lrp.storage.locks import Lock
+from lrp.train.devices import launch, shared
 from lrp.train.features import Store, features
-from lrp.train.fit_all import NetSettings, fit_all, launch, shared
+from lrp.train.fit_all import NetSettings, fit_all
 from lrp.train.fit_head import Facts, HeadSettings, fit_head
 from lrp.train.heads import adapted
 from lrp.train.heads import split as cut
