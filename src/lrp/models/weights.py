@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import os
 import pickle
 import re
 from collections import OrderedDict
@@ -86,12 +87,14 @@ def read_labels(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
 
 
 def save(content: Any, path: Path) -> None:
-    """`torch.save`, to which a full disk is an OSError as to everything else."""
+    """`torch.save`; where the disk refuses, an OSError, as everywhere else."""
     try:
         with open(path, "wb") as file:
             torch.save(content, file)
-    except RuntimeError as error:  # torch's writer, where the system refuses
-        raise OSError(None, str(error).splitlines()[0]) from error
+    except RuntimeError as error:  # torch's writer stumbles over what it could not write
+        if isinstance(refused := error.__context__, OSError):
+            raise OSError(refused.errno, refused.strerror) from error
+        raise
 
 
 def write_weights(path: Path, model: nn.Module, suffix: str) -> None:
@@ -104,8 +107,13 @@ def write_weights(path: Path, model: nn.Module, suffix: str) -> None:
         return
     import safetensors.torch
 
-    # Copies, because the format refuses tensors that share memory, as tied weights do.
-    safetensors.torch.save_file({n: t.clone() for n, t in state.items()}, path)
+    try:
+        # Copies, because the format refuses tensors that share memory, as tied weights do.
+        safetensors.torch.save_file({n: t.clone() for n, t in state.items()}, path)
+    except safetensors.SafetensorError as error:
+        if refused := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(refused[1]), os.strerror(int(refused[1]))) from error
+        raise
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, path: Path) -> None:
