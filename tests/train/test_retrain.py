@@ -253,7 +253,9 @@ def killed(output: str, train: str, kill: int) -> None:
     processes.set_forkserver_preload(["warmed"])
     child = processes.Process(target=places, args=(output, train, kill))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # where the server finds what it imports ahead
+        patch.setenv(
+            "PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep
+        )  # where the server finds what it imports ahead
         child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
