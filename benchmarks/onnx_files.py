@@ -22,7 +22,7 @@ from torch import Tensor
 import lrp
 import page
 from lrp.engine.onnx.export import export
-from lrp.models.loading import PACKAGED
+from lrp.models.catalogue import PACKAGED
 from precision import photos
 
 PAGE = page.PAGE.parent / "export.md"

@@ -20,7 +20,7 @@ from torch import Tensor
 import lrp
 import page
 from faithfulness import rank_correlation
-from lrp.models.loading import PACKAGED
+from lrp.models.catalogue import PACKAGED
 
 PRESETS = (
     "epsilon_plus_flat",

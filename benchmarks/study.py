@@ -32,7 +32,8 @@ from PIL import Image
 
 from lrp.cli.demo import write_photos
 from lrp.data.data_set import DataSet
-from lrp.models.loading import PACKAGED, LoadedModel, load_model
+from lrp.models.catalogue import PACKAGED
+from lrp.models.loading import LoadedModel, load_model
 from lrp.study.evaluate import BATCH, Classifier, evaluate
 from speed import status
 

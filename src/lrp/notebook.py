@@ -22,7 +22,8 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from lrp.data.data_set import DataSet
 from lrp.data.imagenette import ARCHIVES, obtain
 from lrp.errors import DataError, ImageError
-from lrp.models.loading import PACKAGED, load_model
+from lrp.models.catalogue import PACKAGED
+from lrp.models.loading import load_model
 from lrp.pictures import figures
 from lrp.pictures.photos import open_photo
 from lrp.study.evaluate import evaluate

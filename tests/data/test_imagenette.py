@@ -37,9 +37,10 @@ from lrp.cli.common import guarded
 from lrp.cli.data import data as command
 from lrp.data.data_set import DataSet
 from lrp.data.imagenette import ARCHIVES, Archive, obtain
-from lrp.errors import DataError
+from lrp.errors import BusyError, DataError
 from lrp.storage.archives import Limits, UnpackError, unpack
 from lrp.storage.download import DownloadError, fetch
+from lrp.storage.locks import Lock
 
 MB = 2**20
 CLASSES = ("n01440764", "n02102040")
@@ -854,14 +855,14 @@ def test_two_runs_at_once(server, tmp_path):
     room = tmp_path / f".{FOLDER}.unpacking"
     room.mkdir()
     (room / "theirs").write_text("")
-    lock = lrp.data.imagenette._lock(room)
-    assert message(obtain, published(server), tmp_path) == (
-        f"tiny (160px): another process is at work on it in {tmp_path}; wait for it to end."
-    )
-    assert (room / "theirs").exists() and not server.asked
-    os.close(lock)
+    with Lock(tmp_path / FOLDER):
+        assert message(obtain, published(server), tmp_path, kind=BusyError) == (
+            f"{tmp_path / FOLDER} is being written by another run (process {os.getpid()}); wait for it or choose another "
+            "--root"
+        )
+        assert (room / "theirs").exists() and not server.asked
     obtain(published(server), tmp_path)
-    assert not room.exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted({FOLDER} | BESIDE)
 
 
 @pytest.mark.parametrize("by_hand, needed", [(False, "198"), (True, "104")])

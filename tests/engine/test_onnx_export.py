@@ -213,7 +213,7 @@ def test_no_folder_to_write_to_is_said_before_the_long_work(folder, reason, tmp_
     path = tmp_path / folder / "e.onnx"
     with pytest.raises(lrp.LrpError) as caught:
         export(lrp.Explainer(model, "epsilon"), x, path)
-    assert str(caught.value) == f"cannot write {path}: {reason}."
+    assert str(caught.value) == f"{path}: cannot be written: {reason}"
 
 
 # ---------------------------------------------------------------- the command

@@ -28,14 +28,18 @@ import torchvision.models as tv
 from PIL import Image
 from torch import nn
 
+import lrp.models.downloads
 import lrp.models.loading
-import lrp.models.weights
+from helpers.disks import small_disk
 from lrp.classes import class_index, imagenet_names, imagenet_wnids, timm_class_names
 from lrp.cli import main
 from lrp.errors import ModelError, TargetError
-from lrp.models.loading import architecture, is_file, load_model, model_names, save_checkpoint
+from lrp.models.catalogue import model_names
+from lrp.models.checkpoints import architecture, is_file, save_checkpoint
+from lrp.models.downloads import checkpoint, download
+from lrp.models.loading import load_model
 from lrp.models.preprocessing import Preprocessing
-from lrp.models.weights import checkpoint, download, fingerprint, read_weights
+from lrp.models.weights import fingerprint, read_weights
 from lrp.pictures.photos import Geometry
 from lrp.study.predictions import read_predictions
 
@@ -198,7 +202,7 @@ def test_wrong_content_is_deleted(server, tmp_path):
     ],
 )
 def test_reasons_for_which_a_download_fails(server, tmp_path, monkeypatch, mode, location, reason):
-    monkeypatch.setattr(lrp.models.weights, "TIMEOUT", 0.2)
+    monkeypatch.setattr(lrp.models.downloads, "TIMEOUT", 0.2)
     server.body, server.mode, server.location = b"x", mode, location
     assert message(fetch, server, tmp_path / "file.pth") == reason
     assert not (tmp_path / "file.pth").exists()
@@ -514,19 +518,21 @@ def test_timm_architectures_can_be_saved(tmp_path, architecture):
     assert fingerprint(load_model(str(tmp_path / "a.pth")).model) == fingerprint(model)
 
 
-def test_a_failed_save_leaves_everything_as_it_was(tmp_path, monkeypatch):
-    model = tv.squeezenet1_1(num_classes=2)
-    path = tmp_path / "a.pth"
-    save_checkpoint(path, model, "squeezenet1_1", ["a", "b"], HALF)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_full_disk_leaves_everything_as_it_was(suffix):
+    small, large = nn.Linear(10, 10), nn.Linear(300, 300)
+    with small_disk() as disk:
+        path = disk / f"a{suffix}"
+        save_checkpoint(path, small, "squeezenet1_1", ["a", "b"], HALF)
+        before = {p.name: p.read_bytes() for p in disk.iterdir()}
+        text = message(save_checkpoint, path, large, "squeezenet1_1", ["x", "y"], HALF)
+        assert text == f"{path}: cannot be written: No space left on device"
+        assert {p.name: p.read_bytes() for p in disk.iterdir()} == before
+        assert set(before) == {path.name, f"{path.name}.json"}
 
-    def full(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    text = message(save_checkpoint, path, model, "squeezenet1_1", ["x", "y"], HALF)
-    assert text == f"cannot save weights as {path}: No space left on device."
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+def test_a_name_that_is_none_of_weights(tmp_path):
+    model = nn.Linear(2, 2)
     assert message(save_checkpoint, tmp_path / "a.bin", model, "x", ["x"], HALF) == (
         f"cannot save weights as {tmp_path / 'a.bin'}: the name must end in .pth, .pt, .safetensors."
     )

@@ -198,7 +198,7 @@ def test_with_a_network_the_data_set_is_obtained(monkeypatch, tmp_path, capsys):
 
 def test_stated_sizes_are_those_that_are_downloaded():
     from lrp.data.imagenette import ARCHIVES
-    from lrp.models.loading import model_names
+    from lrp.models.catalogue import model_names
 
     megabytes = {entry.name: entry.megabytes for entry in model_names()}
     for name in notebooks.NAMES:

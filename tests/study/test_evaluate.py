@@ -19,7 +19,8 @@ from helpers.disks import small_disk
 from lrp.cli import main
 from lrp.data.data_set import DataSet
 from lrp.errors import DataError, ModelError, PredictionsError
-from lrp.models.loading import LoadedModel, save_checkpoint
+from lrp.models.checkpoints import save_checkpoint
+from lrp.models.loading import LoadedModel
 from lrp.models.preprocessing import Preprocessing
 from lrp.pictures.photos import Geometry
 from lrp.study.evaluate import Classifier, evaluate
@@ -316,3 +317,22 @@ def test_the_command(tmp_path, capsys, monkeypatch, checkpoint):
     assert "expected a folder of class folders, found nothing at: nowhere" in capsys.readouterr().err
     assert main([*command, "--split", "train"]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_a_disk_that_refuses_is_no_usage_error(tmp_path, capsys, monkeypatch, checkpoint):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "data", 2)
+    command = ["evaluate", "data", "--model", str(checkpoint), "--output"]
+    with small_disk() as disk:
+        with pytest.raises(OSError, match="No space left on device"):
+            (disk / "ballast").write_bytes(bytes(100_000))
+        assert main([*command, f"{disk}/r.csv"]) == 1
+        assert capsys.readouterr().err == (
+            f"lrp: {disk}/r.csv.journal: cannot be written: No space left on device\n"
+        )
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        assert main([*command, f"{disk}/r.csv"]) == 1
+        assert capsys.readouterr().err == f"lrp: {disk}/r.csv.lock: cannot be locked: Read-only file system\n"
+        assert os.listdir(disk) == ["ballast"]
+    assert main([*command, "nowhere/r.csv"]) == 2
+    assert "nowhere/r.csv.lock: cannot be locked: No such file" in " ".join(capsys.readouterr().err.split())

@@ -26,7 +26,8 @@ from torch import nn
 
 from lrp.cli import main
 from lrp.data.data_set import DataSet
-from lrp.models.loading import LoadedModel, save_checkpoint
+from lrp.models.checkpoints import save_checkpoint
+from lrp.models.loading import LoadedModel
 from lrp.models.preprocessing import Preprocessing
 from lrp.pictures.photos import Geometry
 from lrp.study import analysis

@@ -10,8 +10,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.disks import small_disk
-from lrp.errors import PredictionsError
-from lrp.study.journal import BusyError, Journal
+from lrp.errors import BusyError, PredictionsError
+from lrp.study.journal import Journal
 from lrp.study.predictions import Prediction, write_predictions
 
 WHO = {"model": "vgg19", "weights": "1f", "batch_size": "8"}
@@ -373,28 +372,15 @@ HOLDER = """if True:
     from lrp.study.journal import Journal
     journal = Journal.open(sys.argv[1], {"model": "vgg19", "weights": "1f", "batch_size": "8"})
     journal.add(0, [])
-    worker = os.fork() if "fork" in sys.argv else 0
-    if "fork" not in sys.argv or worker:
-        print(worker, flush=True)
+    print("held", flush=True)
     time.sleep(60)"""
 
 
-@contextmanager
-def holder(output: Path, *how: str) -> Iterator[tuple[subprocess.Popen, int]]:
-    """Another process that holds the output; with "fork", and its worker."""
-    with subprocess.Popen([sys.executable, "-c", HOLDER, output, *how], stdout=subprocess.PIPE) as child:
-        worker = int(child.stdout.readline())
-        try:
-            yield child, worker
-        finally:
-            child.kill()
-            if worker:
-                os.kill(worker, signal.SIGKILL)
-
-
 def test_the_second_run_is_refused(tmp_path: Path) -> None:
+    """How the lock itself holds is in tests/storage/test_locks.py."""
     output = tmp_path / "r.csv"
-    with holder(output) as (child, _):
+    with subprocess.Popen([sys.executable, "-c", HOLDER, output], stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"held\n"
         for overwrite in (False, True):
             with pytest.raises(BusyError) as caught:
                 Journal.open(output, WHO, overwrite=overwrite)
@@ -402,6 +388,7 @@ def test_the_second_run_is_refused(tmp_path: Path) -> None:
                 f"{output} is being written by another run (process {child.pid}); wait for it or choose another -o"
             )
         Journal.open(tmp_path / "other.csv", WHO).close()
+        child.kill()
     assert sorted(os.listdir(tmp_path)) == [
         "other.csv.journal",
         "r.csv.journal",
@@ -410,86 +397,3 @@ def test_the_second_run_is_refused(tmp_path: Path) -> None:
     with Journal.open(output, WHO) as journal:
         assert journal.done == {0}
     assert sorted(os.listdir(tmp_path)) == ["other.csv.journal", "r.csv.journal"]
-    assert issubclass(BusyError, PredictionsError)
-
-
-def test_a_killed_runs_worker_does_not_hold_it(tmp_path: Path) -> None:
-    output = tmp_path / "r.csv"
-    with holder(output, "fork") as (child, worker):
-        with pytest.raises(BusyError):
-            Journal.open(output, WHO)
-        child.kill()
-        child.wait()
-        os.kill(worker, 0)  # it lives on
-        with Journal.open(output, WHO) as journal:
-            assert journal.done == {0}
-
-
-def test_the_second_in_one_process_is_refused_and_the_first_keeps_it(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path)
-    with Journal.open(tmp_path / "r.csv", WHO) as journal:
-        for output in (tmp_path / "r.csv", tmp_path / "link" / "r.csv"):
-            with pytest.raises(BusyError) as caught:
-                Journal.open(output, WHO)
-            assert f"(process {os.getpid()})" in str(caught.value)
-        with pytest.raises(subprocess.CalledProcessError):  # nor did the attempts let go of it
-            subprocess.run(
-                [sys.executable, "-c", HOLDER, tmp_path / "r.csv"], check=True, capture_output=True
-            )
-        journal.add(1, unit(1))
-    with Journal.open(tmp_path / "r.csv", WHO) as journal:
-        assert journal.done == {1}
-
-
-def test_a_worker_that_ends_leaves_it_to_its_parent(tmp_path: Path) -> None:
-    """A forked child tries to open it itself, then unwinds its parent's `with`."""
-    code = """if True:
-        import os, sys
-        from lrp.study.journal import BusyError, Journal
-        with Journal.open(sys.argv[1], {}) as journal:
-            if not os.fork():
-                try:
-                    Journal.open(sys.argv[1], {})
-                except BusyError as error:
-                    print(f"(process {os.getppid()})" in str(error), flush=True)
-                raise SystemExit
-            os.wait()
-            print("ended", flush=True)
-            sys.stdin.readline()
-            journal.add(1, [])"""
-    output = tmp_path / "r.csv"
-    command = [sys.executable, "-c", code, str(output)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
-        assert [parent.stdout.readline() for _ in range(2)] == ["True\n", "ended\n"]
-        assert sorted(os.listdir(tmp_path)) == ["r.csv.journal", "r.csv.lock"]
-        with pytest.raises(BusyError):
-            Journal.open(output, {})
-        parent.communicate("go on\n")
-    with Journal.open(output, {}) as journal:
-        assert journal.done == {1}
-
-
-def test_never_two_at_once(tmp_path: Path) -> None:
-    """Four processes open and close in a hurry: the lock file comes and goes, and still only one is inside."""
-    code = """if True:
-        import os, sys, time
-        from lrp.study.journal import BusyError, Journal
-        inside, times = sys.argv[1] + ".inside", 0
-        end = time.monotonic() + 1.5
-        while time.monotonic() < end:
-            try:
-                with Journal.open(sys.argv[1], {}):
-                    os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
-                    os.unlink(inside)
-                    times += 1
-            except BusyError:
-                pass
-        print(times)"""
-    command = [sys.executable, "-c", code, str(tmp_path / "r.csv")]
-    runs = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)
-    ]
-    ends = [run.communicate() for run in runs]
-    assert [error for _, error in ends] == [""] * 4
-    assert sum(int(times) for times, _ in ends) > 20
-    assert os.listdir(tmp_path) == ["r.csv.journal"]

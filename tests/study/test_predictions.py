@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import tempfile
@@ -427,19 +426,6 @@ def test_a_row_that_could_not_be_read_is_not_written(tmp_path: Path, wrong: Pred
     assert str(caught.value) == f"{path}: row 2, {message}"
 
 
-@pytest.mark.parametrize("call", ["os.fsync", "os.replace"])
-def test_a_refusing_system_leaves_nothing(tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    with unharmed(tmp_path) as path:
-        monkeypatch.setattr(call, refuse)
-        with pytest.raises(PredictionsError) as caught:
-            write_predictions(path, [GOOD])
-        monkeypatch.undo()
-    assert str(caught.value) == f"{path}: cannot be written: Input/output error"
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -458,16 +444,6 @@ def test_places_where_nothing_can_be_written(tmp_path: Path, name: str, message:
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
-def test_synchronised_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file's content, then its name, then the folder."""
-    order = []
-    fsync, rename = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (order.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("rename"), rename(a, b)))
-    write_predictions(tmp_path / "r.csv", [GOOD])
-    assert order == [str(tmp_path / ".r.csv.part"), "rename", str(tmp_path)]
-
-
 def test_a_full_disk() -> None:
     rows = [replace(GOOD, path=f"{number}.png") for number in range(5000)]
     with small_disk() as disk:
@@ -476,25 +452,6 @@ def test_a_full_disk() -> None:
         assert str(caught.value) == f"{path}: cannot be written: No space left on device"
         write_predictions(path, rows[:300])
         assert read_predictions(path) == rows[:300]
-
-
-def test_killed_while_writing(tmp_path: Path) -> None:
-    code = """if True:
-        import sys
-        from lrp.study.predictions import Prediction, write_predictions
-        def rows():
-            for n in range(10**9):
-                if n == 3000: print("now", flush=True)
-                yield Prediction(f"{n}.png", "x", "y", 0.5, 0.5, False)
-        write_predictions(sys.argv[1], rows())"""
-    path = tmp_path / "r.csv"
-    path.write_text("before")
-    with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as child:
-        assert child.stdout.readline() == b"now\n"
-        child.send_signal(signal.SIGKILL)
-    assert path.read_text() == "before"
-    write_predictions(path, [GOOD])  # takes the place of what was left behind
-    assert os.listdir(tmp_path) == ["r.csv"] and read_predictions(path) == [GOOD]
 
 
 def test_memory_does_not_grow_with_the_rows_written(tmp_path: Path) -> None:

@@ -25,8 +25,7 @@ from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerB
 
 import lrp
 from lrp.cli import main
-from lrp.survey import architectures as zoo
-from lrp.survey import check, survey
+from lrp.survey import architectures, check, page, run
 from lrp.survey.check import Result, measure
 
 # One per kind of architecture; with a size where the model takes another than its own.
@@ -92,7 +91,7 @@ def fresh(day: date) -> list[str]:
     """Four others that take seconds, another four every day."""
     sample = {name for name, _ in SAMPLE} | set(OF_TIMM)
     small = [
-        name for name in zoo.names()
+        name for name in architectures.names()
         if name not in sample and check._published(name) < 50e6 and name not in SLOW
     ]  # fmt: skip
     return random.Random(day.toordinal()).sample(small, 4)
@@ -309,7 +308,7 @@ def test_torchvisions_largest_take_224_pixels(monkeypatch):
 
 
 def test_every_family_of_the_installed_timm_is_listed():
-    assert zoo.unlisted() == [], (
+    assert architectures.unlisted() == [], (
         "choose with lrp.survey.architectures.smallest and add to TIMM, or to LEFT_OUT with the reason"
     )
 
@@ -320,22 +319,24 @@ def test_what_a_user_registers_with_timm_is_no_family_of_timm(monkeypatch):
     for name in ("mine", "new_in_timm"):
         monkeypatch.setitem(_registry._module_to_models, name, {"a_net"})
     monkeypatch.setattr(
-        zoo.pkgutil, "iter_modules", lambda paths: [SimpleNamespace(name=n) for n in ("new_in_timm", "vgg")]
+        architectures.pkgutil,
+        "iter_modules",
+        lambda paths: [SimpleNamespace(name=n) for n in ("new_in_timm", "vgg")],
     )
-    assert zoo.unlisted() == ["new_in_timm"]
+    assert architectures.unlisted() == ["new_in_timm"]
 
 
 def test_the_list():
     import timm
 
-    assert len(zoo.names()) == 80 + 94
-    for family, name in zoo.TIMM.items():
+    assert len(architectures.names()) == 80 + 94
+    for family, name in architectures.TIMM.items():
         assert name in timm.list_models(module=family) and not name.startswith("test_")
-        assert zoo.family(f"timm:{name}") == family
-    assert zoo.family("resnet50") == "torchvision"
-    assert zoo.names("resnet50") == ["resnet50", "wide_resnet50_2"]
-    assert zoo.smallest("levit") == zoo.TIMM["levit"]
-    assert zoo.smallest("deepseek_vit") is None and "deepseek_vit" in zoo.LEFT_OUT
+        assert architectures.family(f"timm:{name}") == family
+    assert architectures.family("resnet50") == "torchvision"
+    assert architectures.names("resnet50") == ["resnet50", "wide_resnet50_2"]
+    assert architectures.smallest("levit") == architectures.TIMM["levit"]
+    assert architectures.smallest("deepseek_vit") is None and "deepseek_vit" in architectures.LEFT_OUT
 
 
 # ---------------------------------------------------------------- many
@@ -351,7 +352,7 @@ def result(name: str, reason: str = "", **facts) -> Result:
         "closing_error": 1e-12,
         "reached": 0.5,
     }
-    return Result(name, zoo.family(name), reason, **{
+    return Result(name, architectures.family(name), reason, **{
         **known, "operations": 7, "finite": True, "versions": check.versions(), "date": "2026-01-02", **facts,
     })  # fmt: skip
 
@@ -376,44 +377,44 @@ class Instant:
 @pytest.fixture
 def instant(monkeypatch):
     Instant.begun, Instant.reasons = [], {}
-    monkeypatch.setattr(survey, "Worker", Instant)
+    monkeypatch.setattr(run, "Worker", Instant)
     return Instant
 
 
 def test_an_interrupted_run_goes_on_from_there(instant, tmp_path):
-    run = survey.survey(SHORT, tmp_path)
-    assert [next(run)[0].name, next(run)[0].name] == ["alexnet", "resnet18"]
-    run.close()
-    assert list(survey.load(tmp_path)) == ["alexnet", "resnet18"] and not (tmp_path / "models.md").exists()
+    going = run.survey(SHORT, tmp_path)
+    assert [next(going)[0].name, next(going)[0].name] == ["alexnet", "resnet18"]
+    going.close()
+    assert list(run.load(tmp_path)) == ["alexnet", "resnet18"] and not (tmp_path / "models.md").exists()
     instant.begun.clear()
-    again = [(r.name, kept) for r, kept in survey.survey(SHORT, tmp_path)]
+    again = [(r.name, kept) for r, kept in run.survey(SHORT, tmp_path)]
     assert again == [("alexnet", True), ("resnet18", True), ("vgg11", False), ("timm:levit_128s", False)]
     assert instant.begun == ["vgg11", "timm:levit_128s"]
-    assert list(survey.load(tmp_path)) == list(SHORT) and (tmp_path / "models.md").is_file()
+    assert list(run.load(tmp_path)) == list(SHORT) and (tmp_path / "models.md").is_file()
     assert not list(tmp_path.glob("*.part"))
 
 
 def test_what_runs_is_stopped_when_the_run_is(instant, tmp_path, monkeypatch):
     monkeypatch.setattr(Instant, "result", lambda self: result(self.name) if self.name == "alexnet" else None)
-    run = survey.survey(SHORT, tmp_path, jobs=3)
-    next(run)
-    run.close()
+    going = run.survey(SHORT, tmp_path, jobs=3)
+    next(going)
+    going.close()
     assert instant.begun == ["alexnet", "resnet18", "vgg11", "stopped resnet18", "stopped vgg11"]
 
 
 def test_overwrite_other_versions_and_dead_workers_are_measured_again(instant, tmp_path):
-    list(survey.survey(SHORT, tmp_path))
-    assert sum(kept for _, kept in survey.survey(SHORT, tmp_path, overwrite=True)) == 0
-    assert sum(kept for _, kept in survey.survey(SHORT, tmp_path)) == 4
+    list(run.survey(SHORT, tmp_path))
+    assert sum(kept for _, kept in run.survey(SHORT, tmp_path, overwrite=True)) == 0
+    assert sum(kept for _, kept in run.survey(SHORT, tmp_path)) == 4
     content = json.loads((tmp_path / "models.json").read_text())
     content["results"][0]["versions"]["torch"] = "1.0"
     content["results"][1]["versions"] = None
     (tmp_path / "models.json").write_text(json.dumps(content))
-    assert [r.name for r, kept in survey.survey(SHORT, tmp_path) if not kept] == ["alexnet", "resnet18"]
+    assert [r.name for r, kept in run.survey(SHORT, tmp_path) if not kept] == ["alexnet", "resnet18"]
 
 
 def test_a_worker_measures_in_a_process_of_its_own(tmp_path):
-    work = survey.Worker("squeezenet1_1", 1)
+    work = run.Worker("squeezenet1_1", 1)
     while (found := work.result()) is None:
         time.sleep(0.05)
     assert found.ok and found.name == "squeezenet1_1" and found.threads == 1 and found.times > 0
@@ -421,7 +422,7 @@ def test_a_worker_measures_in_a_process_of_its_own(tmp_path):
 
 
 def test_a_worker_that_dies_is_a_miss_with_the_cause(monkeypatch):
-    work = survey.Worker("resnet18", 1)
+    work = run.Worker("resnet18", 1)
     os.kill(work.process.pid, signal.SIGKILL)
     work.process.wait()
     found = work.result()
@@ -431,13 +432,13 @@ def test_a_worker_that_dies_is_a_miss_with_the_cause(monkeypatch):
         found.reason
         == "its process was ended by signal 9: the memory did not suffice, probably; try --jobs 1"
     )
-    monkeypatch.setattr(survey, "HOURS", 0.0)
-    late = survey.Worker("resnet18", 1)
+    monkeypatch.setattr(run, "HOURS", 0.0)
+    late = run.Worker("resnet18", 1)
     assert late.result().reason == "took longer than 0 h: it was ended"
     assert late.process.poll() is not None
     monkeypatch.undo()
-    monkeypatch.setattr(survey.sys, "executable", "/bin/false")
-    fails = survey.Worker("resnet18", 1)
+    monkeypatch.setattr(run.sys, "executable", "/bin/false")
+    fails = run.Worker("resnet18", 1)
     fails.process.wait()
     assert fails.result().reason == "its process ended with exit code 1: it said nothing"
 
@@ -449,7 +450,7 @@ def test_a_worker_that_dies_is_a_miss_with_the_cause(monkeypatch):
 def test_a_file_of_something_else_stays(tmp_path, content, reason):
     (tmp_path / "models.json").write_text(content)
     with pytest.raises(lrp.ModelError) as error:
-        list(survey.survey(SHORT, tmp_path))
+        list(run.survey(SHORT, tmp_path))
     assert str(error.value) == (
         f"{tmp_path}/models.json holds no results of `lrp models --check` ({reason}): move it away, or name another "
         "folder with --output."
@@ -460,22 +461,22 @@ def test_a_file_of_something_else_stays(tmp_path, content, reason):
 def test_a_folder_that_cannot_be_written(instant, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(lrp.ModelError) as error:
-        list(survey.survey(SHORT, tmp_path / "file" / "docs"))
+        list(run.survey(SHORT, tmp_path / "file" / "docs"))
     assert str(error.value) == f"cannot read {tmp_path}/file/docs/models.json: Not a directory."
     with pytest.raises(lrp.ModelError) as error:
-        list(survey.survey(SHORT, tmp_path, jobs=0))
+        list(run.survey(SHORT, tmp_path, jobs=0))
     assert str(error.value) == "jobs=0: at least one model is measured at a time."
 
 
 def test_goals():
-    fine = [result(name) for name in zoo.names()]
+    fine = [result(name) for name in architectures.names()]
     misses = [replace(r, reason="missed") for r in fine]
-    assert survey.met(fine, everything=True)
-    assert survey.met(fine[:-4] + misses[-4:], everything=True)
-    assert not survey.met(fine[:-5] + misses[-5:], everything=True)
-    assert not survey.met(misses[:1] + fine[1:], everything=True)
-    assert not survey.met(fine[-5:-1] + misses[-1:], everything=False)
-    assert survey.summary(fine[:-5] + misses[-5:]) == (
+    assert run.met(fine, everything=True)
+    assert run.met(fine[:-4] + misses[-4:], everything=True)
+    assert not run.met(fine[:-5] + misses[-5:], everything=True)
+    assert not run.met(misses[:1] + fine[1:], everything=True)
+    assert not run.met(fine[-5:-1] + misses[-1:], everything=False)
+    assert page.summary(fine[:-5] + misses[-5:]) == (
         "80 of 80 torchvision classifiers, 89 of 94 timm families: logits are the model's, every node closes, all is "
         "finite, and the input is reached."
     )
@@ -483,31 +484,31 @@ def test_goals():
 
 def test_the_page_is_well_formed_and_says_every_miss():
     reason = "relevance |R| does not close\nat a * b <i>"
-    page = survey.markdown([
+    text = page.markdown([
         result("timm:levit_128s", times=2.345, dtype="float32", without_evidence=3),
         result("resnet18", reason, logit_error=None, finite=None),
         result("alexnet", times=1.0),
     ])  # fmt: skip
-    tables = re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE)
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert len(tables) == 4
     for table in tables:
         lines = table.splitlines()
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1, table
         assert set(lines[1]) == set("| -") and all(line.endswith(" |") for line in lines)
-    headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert headings == [
         "What the columns mean", "What this can and cannot show", "Misses", "torchvision", "timm, one model per family",
     ]  # fmt: skip
-    assert r"| resnet18 | relevance \|R\| does not close at a \* b \<i> |" in page
+    assert r"| resnet18 | relevance \|R\| does not close at a \* b \<i> |" in text
     assert (
-        page.index("| alexnet |") < page.index("| resnet18 ✗ |") < page.index("| levit | timm:levit_128s |")
+        text.index("| alexnet |") < text.index("| resnet18 ✗ |") < text.index("| levit | timm:levit_128s |")
     )
-    assert "| 1e-12\\* | yes | 0.5 |" in page and "| 2.3× |" in page
-    assert "Not measured yet: 78 of torchvision, 93 of timm." in page
-    assert "**1 of 2 torchvision classifiers, 1 of 1 timm families:" in page
-    assert "vgg (the smallest, vgg11, has 132.9 M parameters" in page
-    assert "Measured 2026-01-02, on a CPU" in page and f"torch {torch.__version__.split('+')[0]}" in page
-    assert "Nothing was measured" in survey.markdown([])
+    assert "| 1e-12\\* | yes | 0.5 |" in text and "| 2.3× |" in text
+    assert "Not measured yet: 78 of torchvision, 93 of timm." in text
+    assert "**1 of 2 torchvision classifiers, 1 of 1 timm families:" in text
+    assert "vgg (the smallest, vgg11, has 132.9 M parameters" in text
+    assert "Measured 2026-01-02, on a CPU" in text and f"torch {torch.__version__.split('+')[0]}" in text
+    assert "Nothing was measured" in page.markdown([])
 
 
 # ---------------------------------------------------------------- the command

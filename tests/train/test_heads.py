@@ -17,7 +17,9 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from lrp.errors import ModelError
-from lrp.models.loading import architecture, class_tensors, load_model, save_checkpoint
+from lrp.models.catalogue import class_tensors
+from lrp.models.checkpoints import architecture, save_checkpoint
+from lrp.models.loading import load_model
 from lrp.models.weights import fingerprint
 from lrp.survey.check import realistic
 from lrp.train.heads import REMEDY, adapted, find_heads, split

@@ -63,7 +63,7 @@ def accuracy(
     quiet: Annotated[bool, evaluate.QUIET] = False,
 ) -> None:
     """How often models are right: top-1, top-5, loss, images/s; each with its table of predictions."""
-    from lrp.models.loading import is_file
+    from lrp.models.checkpoints import is_file
     from lrp.study import accuracy as measure
 
     for file in (csv, plot):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,21 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from gone
 
     return run
+
+
+@contextmanager
+def usage(*kinds: type[LrpError]) -> Iterator[None]:
+    """Errors of these kinds are about the arguments: exit code 2. Not where the disk refused: that is exit code 1.
+
+    A path that leads nowhere is a wrong argument, too.
+    """
+    try:
+        yield
+    except kinds as error:
+        refused = isinstance(error.__cause__, OSError)
+        if refused and not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            raise
+        raise typer.BadParameter(str(error)) from error
 
 
 def example(text: str) -> Callable[[Any], Any]:

@@ -74,10 +74,8 @@ def evaluate(
 def opened(data: Path, split: str | None, follow_links: bool) -> DataSet:
     from lrp.data.data_set import DataSet
 
-    try:
+    with common.usage(DataError):
         found = DataSet.open(data, split, follow_links)
-    except DataError as error:
-        raise typer.BadParameter(str(error)) from error
     if split is None and len(found.splits) > 1:
         others = ", ".join(s for s in found.splits if s != found.split)
         common.complain(f"{data}: reading {found.split}/; --split takes {others} or all.")
@@ -104,14 +102,11 @@ def run(
 
     chosen = common.device(device)
     loaded = common.load(model, size, arch, labels)
-    try:
-        with common.progress(file_name(model), quiet) as advance:
-            found = evaluate(
-                data, loaded, output, name=model, classes=classes, batch_size=batch_size, device=chosen,
-                max_megapixels=max_megapixels, overwrite=overwrite, advance=advance,
-            )  # fmt: skip
-    except (DataError, PredictionsError) as error:
-        raise typer.BadParameter(str(error)) from error
+    with common.usage(DataError, PredictionsError), common.progress(file_name(model), quiet) as advance:
+        found = evaluate(
+            data, loaded, output, name=model, classes=classes, batch_size=batch_size, device=chosen,
+            max_megapixels=max_megapixels, overwrite=overwrite, advance=advance,
+        )  # fmt: skip
     say_unmatched(model, found.unmatched)
     return found
 

@@ -118,10 +118,11 @@ def run(
     from lrp.gallery.request import Request
 
     try:
-        found = find(paths, output)
-    except ImageError as error:
+        with common.usage(ImageError):
+            found = find(paths, output)
+    except typer.BadParameter as error:
         hint = " `lrp demo` fills input/ with photos to try." if paths == [Path("input")] else ""
-        raise typer.BadParameter(f"{error}.{hint}") from error
+        raise typer.BadParameter(f"{error.message}.{hint}") from error
     if not found:
         raise typer.BadParameter(f"no files below {', '.join(map(str, paths))}.")
     chosen = common.device(device)

@@ -43,7 +43,7 @@ def models(
         return
     if jobs or output or overwrite:
         raise typer.BadParameter("--jobs, --output and --overwrite belong to --check.")
-    from lrp.models.loading import model_names
+    from lrp.models.catalogue import model_names
 
     print(f"{'name':<22} {'top-1':>6} {'download':>9}  weights")
     for entry in model_names():
@@ -58,10 +58,9 @@ def measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from lrp.survey import architectures as zoo
-    from lrp.survey import survey
+    from lrp.survey import architectures, page, run
 
-    names = zoo.names(part)
+    names = architectures.names(part)
     console = Console(stderr=True)
     bar = Progress(
         "measuring", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -70,19 +69,19 @@ def measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
     results = []
     with bar:
         task = bar.add_task("", total=len(names))
-        for result, kept in survey.survey(names, output, jobs=jobs, overwrite=overwrite):
+        for result, kept in run.survey(names, output, jobs=jobs, overwrite=overwrite):
             results.append(result)
             print(_line(result, kept), flush=True)
             bar.advance(task)
-    if unlisted := zoo.unlisted():
+    if unlisted := architectures.unlisted():
         common.complain(
             f"timm has families that lrp.survey.architectures does not list: {', '.join(unlisted)}."
         )
-    print(survey.summary(results))
+    print(page.summary(results))
     for miss in (r for r in results if not r.ok):
         print(f"missed: {miss.name}: {textwrap.shorten(miss.reason, 200)}")
     print(f"-> {output / 'models.md'}, {output / 'models.json'}")
-    if not survey.met(results, everything=not part):
+    if not run.met(results, everything=not part):
         raise common.Skipped
 
 

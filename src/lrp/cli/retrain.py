@@ -136,7 +136,7 @@ def retrain(
     with _Bar("reading photos", quiet) as advance:
         if not silent:
             heard.append(_Lines(settings["net"].epochs if train is Train.all else 0))
-        try:
+        with common.usage(DataError, TrainingError):
             found = run(
                 data, output, model, arch=arch, train=train.value, **settings, size=size, val_share=val_share, seed=seed,
                 max_skip_rate=max_skip_rate, max_megapixels=max_megapixels, follow_links=follow_links,
@@ -144,8 +144,6 @@ def retrain(
                 batch_size=batch_size, cache=cache, overwrite=overwrite, on_epoch=heard,
                 on_data=on_data, advance=advance,
             )  # fmt: skip
-        except (DataError, TrainingError) as error:
-            raise typer.BadParameter(str(error)) from error
     if not found.files:  # another process's than the first
         return
     for path, reason in found.broken:

@@ -12,7 +12,9 @@ from pathlib import Path
 from lrp.data.data_set import DataSet
 from lrp.errors import DataError
 from lrp.storage.archives import Limits, UnpackError, unpack
-from lrp.storage.download import MEGABYTE, DownloadError, fetch, reason
+from lrp.storage.atomic import remove_drafts, write_whole
+from lrp.storage.download import MEGABYTE, DownloadError, begun, fetch, reason
+from lrp.storage.locks import Lock
 
 PUBLISHER = "https://s3.amazonaws.com/fast-ai-imageclas/"
 
@@ -140,6 +142,7 @@ def obtain(
     Raises:
         DataError: the archive cannot be had, or is not what was published; there is no room for it; or the folder
             is there but not complete.
+        BusyError: another run is at work on it.
     """
     place = root / archive.folder
     if os.path.lexists(place) and not overwrite:
@@ -150,7 +153,8 @@ def obtain(
             )
         return Obtained(place, False, archive.train, archive.val, _recorded(root, archive).get("sha256", ""))
     try:
-        with _workroom(root, archive) as room:
+        root.mkdir(parents=True, exist_ok=True)
+        with Lock(place, "choose another --root", DataError), _workroom(root, archive) as room:
             packed, sums = _archive(archive, root, progress, say)
             fresh = room / "new"
             fresh.mkdir()
@@ -215,8 +219,7 @@ def _archive(
         if fault := _fault(archive, path, sums):
             raise DataError(f"{archive.title}: {path} {fault}. Delete it and try again.")
         return path, sums
-    part = path.with_name(path.name + ".part")
-    _expect_room(archive, root, max(archive.size - (part.stat().st_size if part.exists() else 0), 0))
+    _expect_room(archive, root, max(archive.size - begun(path), 0))
     size = f"about {archive.size / MEGABYTE:.0f} MB"
     say(f"{archive.title}: {size} from {url} to {root}")
     sums = {}
@@ -283,7 +286,6 @@ def _record(root: Path, archive: Archive, sums: dict[str, str], say: Callable[[s
             f"{archive.title}: this archive is not the one unpacked here before: "
             f"its SHA-256 is {sums['sha256']}, it was {before}."
         )
-    path = root / f"{archive.folder}.json"
     content = {
         "archive": archive.file,
         "bytes": (root / archive.file).stat().st_size,
@@ -291,14 +293,16 @@ def _record(root: Path, archive: Archive, sums: dict[str, str], say: Callable[[s
         "train": archive.train,
         "val": archive.val,
     }
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(draft, path)
+    write_whole(_record_of(root, archive), [json.dumps(content, indent=2) + "\n"])
+
+
+def _record_of(root: Path, archive: Archive) -> Path:
+    return root / f"{archive.folder}.json"
 
 
 def _recorded(root: Path, archive: Archive) -> dict[str, str]:
     try:
-        content = json.loads((root / f"{archive.folder}.json").read_text())
+        content = json.loads(_record_of(root, archive).read_text())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -306,15 +310,10 @@ def _recorded(root: Path, archive: Archive) -> dict[str, str]:
 
 @contextmanager
 def _workroom(root: Path, archive: Archive) -> Iterator[Path]:
-    """A hidden folder beside the data set, for one process at a time, empty at first and deleted in the end.
-
-    It is locked by a lock on itself, which ends with the process however that ends.
-    """
+    """A hidden folder beside the data set, empty at first and deleted in the end; for who holds the lock."""
     room = root / f".{archive.folder}.unpacking"
-    room.mkdir(parents=True, exist_ok=True)
-    lock = _lock(room)
-    if lock is None:
-        raise DataError(f"{archive.title}: another process is at work on it in {root}; wait for it to end.")
+    room.mkdir(exist_ok=True)
+    remove_drafts(_record_of(root, archive))
     try:
         _put_back(room / "old", root / archive.folder)
         for left in list(room.iterdir()):
@@ -324,30 +323,12 @@ def _workroom(root: Path, archive: Archive) -> Iterator[Path]:
         with suppress(OSError):
             _put_back(room / "old", root / archive.folder)
             _delete(room)
-        os.close(lock)
 
 
 def _put_back(old: Path, place: Path) -> None:
     """Where a run ended between the two renamings that replace the old folder by the new."""
     if os.path.lexists(old) and not os.path.lexists(place):
         os.rename(old, place)
-
-
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the lock on a folder; None: another process holds it."""
-    try:
-        import fcntl
-    except ImportError:  # no Unix: then two at a time are the user's affair
-        return os.open(os.devnull, os.O_RDONLY)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    except OSError:  # a file system without locks
-        pass
-    return lock
 
 
 def _delete(path: Path) -> None:

@@ -27,6 +27,7 @@ from lrp.gallery.request import Request
 from lrp.models.loading import LoadedModel
 from lrp.pictures import heatmap
 from lrp.pictures.photos import Found, Geometry, Photo, find_photos, open_photo
+from lrp.storage.atomic import replacing
 
 
 @dataclass(frozen=True)
@@ -387,7 +388,8 @@ class Gallery:
             )  # fmt: skip
             sheet.output.parent.mkdir(parents=True, exist_ok=True)
             if sheet.npz is not None:
-                _save_npz(sheet.output.with_suffix(".npz"), sheet.npz)
+                with replacing(sheet.output.with_suffix(".npz")) as draft, draft.open("wb") as file:
+                    np.savez_compressed(file, **sheet.npz)
             metadata = {
                 "fingerprint": sheet.fingerprint,
                 "facts": json.dumps(sheet.facts),
@@ -418,14 +420,3 @@ def _account(panel: dict[str, Any], unit: str) -> str:
     text = f"{panel['relevance_sum']:.3g} of {start:.3g} {unit} ({100 * shares['input']:.0f} %) reached the pixels"
     text += f"; {', '.join(rest)}" if rest else ""
     return text if panel["health"]["ok"] else f"NOT TRUSTWORTHY: {panel['health']['problems'][0]}. {text}"
-
-
-def _save_npz(path: Path, arrays: dict[str, Any]) -> None:
-    """Written whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -114,7 +114,7 @@ def _said(rows: Sequence[Prediction | None], place: Mapping[str, int]) -> dict[s
 
 def change(found: Comparison, paths: Sequence[str], place: Mapping[str, int]) -> dict[str, Any]:
     """What the comparison of two tables says; `outcome` for each of the paths of A."""
-    outcomes = {twin.a.path: _outcome(bool(twin.a.correct), bool(twin.b.correct)) for twin in found.twins}
+    outcomes = {twin.a.path: twin.outcome for twin in found.twins}
     return {
         "overall": plain(found.overall),
         "classes": [
@@ -131,9 +131,3 @@ def change(found: Comparison, paths: Sequence[str], place: Mapping[str, int]) ->
         "notes": list(found.notes),
         "outcome": [outcomes.get(path, "") for path in paths],
     }
-
-
-def _outcome(a: bool, b: bool) -> str:
-    return {(True, True): "right", (False, True): "gained", (True, False): "lost", (False, False): "wrong"}[
-        a, b
-    ]

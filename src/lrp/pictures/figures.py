@@ -5,15 +5,14 @@ Drawn by matplotlib's objects: no window, no pyplot, nothing global that stays c
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
 import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrp.errors import LrpError
+from lrp.storage.atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,34 +43,22 @@ _LOOK = {
 }
 
 
-def save(figure: Figure, path: Path | str) -> None:
+def save(figure: Figure, path: Path | str, error: type[LrpError] = LrpError) -> None:
     """Write a PNG or an SVG, as the name says; whole or not at all, replacing an older file.
 
     The same figure gives the same bytes.
 
     Raises:
-        LrpError: another suffix, or the file cannot be written.
+        error: another suffix, or the file cannot be written.
     """
     path = Path(path)
     kind = path.suffix.lower()
     if kind not in (".png", ".svg"):
-        raise LrpError(f"{path}: expected a plot's name to end in .png or .svg, got {path.suffix!r}")
-    # In the same folder, as a rename is atomic only within one file system.
-    temporary = path.with_name(f".lrp-{secrets.token_hex(8)}.part")
-    try:
-        try:
-            with look(), warnings.catch_warnings(), temporary.open("xb") as file:
-                warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the picture shows a box
-                when = {"Date": None} if kind == ".svg" else {"Software": "lrp"}
-                figure.savefig(file, format=kind[1:], metadata=when, bbox_inches="tight", pad_inches=0.12)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise LrpError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise error(f"{path}: expected a plot's name to end in .png or .svg, got {path.suffix!r}")
+    with replacing(path, error) as draft, look(), warnings.catch_warnings(), draft.open("wb") as file:
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the picture shows a box
+        when = {"Date": None} if kind == ".svg" else {"Software": "lrp"}
+        figure.savefig(file, format=kind[1:], metadata=when, bbox_inches="tight", pad_inches=0.12)
 
 
 def look() -> AbstractContextManager[None]:

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import secrets
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from lrp.errors import ImageError
+from lrp.errors import ImageError, LrpError
 from lrp.pictures.text import Font, font, spelled, typeface, wrapped
+from lrp.storage.atomic import replacing
 
 STYLES = ("heatmap", "overlay", "both")
 
@@ -146,31 +146,22 @@ def draw(
     return _sheet(blocks, limits[0] if one_scale else None, note, unseen)
 
 
-def save_png(image: Image.Image, path: Path | str, metadata: Mapping[str, str]) -> None:
+def save_png(
+    image: Image.Image, path: Path | str, metadata: Mapping[str, str], error: type[LrpError] = ImageError
+) -> None:
     """Write a PNG that carries `metadata`, whole or not at all even if interrupted; replaces an older file.
 
     It is one text chunk "lrp" of JSON in ASCII: PNG's own keys and texts cannot hold every key and file name.
 
     Raises:
-        ImageError: the file cannot be written.
+        error: the file cannot be written.
     """
     path = Path(path)
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("Software", "lrp")
     chunks.add_text("lrp", json.dumps(dict(metadata)))
-    # In the same folder, as a rename is atomic only within one file system; and not by tempfile, whose files
-    # only their owner may read.
-    temporary = path.with_name(f".lrp-{secrets.token_hex(8)}.part")
-    try:
-        try:
-            with temporary.open("xb") as file:
-                image.save(file, "PNG", pnginfo=chunks)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with replacing(path, error) as draft, draft.open("wb") as file:
+        image.save(file, "PNG", pnginfo=chunks)
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import re
 import urllib.error
 import urllib.parse
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lrp.errors import LrpError
+from lrp.storage.atomic import move_into_place
 
 TIMEOUT = 10.0  # seconds without a sign of life; torch.hub's downloader, good otherwise, waits for ever
 MEGABYTE = 2**20  # torchvision counts file sizes so
@@ -50,7 +50,7 @@ def fetch(
     Raises:
         DownloadError: the reason alone, as a clause.
     """
-    part, version = (destination.with_name(destination.name + end) for end in (".part", ".part.json"))
+    part, version = _parts(destination)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         _stream(url, part, version, progress, decisive, limit, timeout)
@@ -60,12 +60,25 @@ def fetch(
             part.unlink()
             version.unlink(missing_ok=True)
             raise
-        os.replace(part, destination)
+        move_into_place(part, destination)
         version.unlink(missing_ok=True)
     except urllib.error.HTTPError as error:
         raise DownloadError(f"the server answered {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(reason(error)) from error
+
+
+def begun(destination: Path) -> int:
+    """How many bytes an earlier `fetch`, broken off, has left to go on from."""
+    part, _ = _parts(destination)
+    return part.stat().st_size if part.exists() else 0
+
+
+def _parts(destination: Path) -> tuple[Path, Path]:
+    # Not a draft of `atomic`, whose name is another one each time: this one is to be found again.
+    return destination.with_name(f"{destination.name}.part"), destination.with_name(
+        f"{destination.name}.part.json"
+    )
 
 
 def _stream(
@@ -78,16 +91,16 @@ def _stream(
     timeout: float,
 ) -> None:
     """Write what `url` sends into `part`, going on where an earlier attempt broke off."""
-    begun = part.stat().st_size if part.exists() else 0
-    known = _read(version) if begun else {}
+    there = part.stat().st_size if part.exists() else 0
+    known = _read(version) if there else {}
     if not (known or decisive):
-        begun = 0
-    answer = _ask(url, begun, known, timeout)
+        there = 0
+    answer = _ask(url, there, known, timeout)
     if answer is None:  # nothing lies beyond: all had come, and the proof decides
         return
     with answer:
         resumed = answer.status == 206
-        done = begun if resumed else 0
+        done = there if resumed else 0
         length = answer.headers.get("Content-Length", "")
         total = done + int(length) if length.isdigit() else None
         if limit is not None and (total or 0) > limit:
@@ -107,8 +120,6 @@ def _stream(
                     )
                 file.write(chunk)
                 progress(done, total)
-            file.flush()
-            os.fsync(file.fileno())
     if total is not None and done < total:
         raise DownloadError(
             f"the connection ended after {done / MEGABYTE:.1f} of {total / MEGABYTE:.1f} MB, "

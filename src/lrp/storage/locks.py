@@ -1,19 +1,16 @@
-"""One run at a time on one output; and what to say where another run's is there. Standard library alone."""
+"""One run at a time on one output; and what to say where another run's is there."""
 
 from __future__ import annotations
 
-import errno
 import os
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from lrp.errors import BusyError
-from lrp.storage.atomic import os_errors
+from filelock import FileLock, Timeout
 
-if sys.platform != "win32":
-    import fcntl
+from lrp.errors import BusyError, LrpError
+from lrp.storage.atomic import os_errors
 
 START_OVER = "start over with --overwrite, or choose another -o"
 
@@ -36,65 +33,52 @@ def differing(output: Path, before: Mapping[str, str], now: Mapping[str, str]) -
     return f"{output}: was begun by another run: {what}. Run that one again to go on, {START_OVER}"
 
 
-_HELD: dict[str, int] = {}  # lock file -> process: a lock of the system's does not keep its own process out
-
-
 class Lock:
-    """A POSIX record lock on `OUTPUT.lock`: the process's own, so that it ends with it and no fork inherits it.
+    """A lock on `OUTPUT.lock`, held by one `Lock` at a time, in this process or another.
 
-    Such a lock is lost when its process closes any descriptor of the file, hence a file that nobody else opens.
+    It ends with `release`, with the object, and with the process however that ends; a fork has no share in it. The file
+    holds the number of the process, so that the others can name it, and is removed in the end.
     """
 
-    def __init__(self, output: Path, otherwise: str = "choose another -o") -> None:
-        """`otherwise`: what to do but wait, where it is held by another run."""
-        self._otherwise = otherwise
-        self._path = beside(output, "lock")
-        self._key = os.path.realpath(self._path)
-        self._descriptor = -1
-        if _HELD.get(self._key) == os.getpid():
-            raise self._busy(output, str(os.getpid()))
-        if sys.platform != "win32":
-            with os_errors(self._path, "locked"):
-                while not self._take(output):
-                    pass
-            _HELD[self._key] = os.getpid()
+    def __init__(
+        self, output: Path, otherwise: str = "choose another -o", error: type[LrpError] = LrpError
+    ) -> None:
+        """Take it.
 
-    def _take(self, output: Path) -> bool:
-        """Whether it is held; False if its file was removed by the run before, between opening and locking."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        Args:
+            otherwise: what to do but wait, where it is held by another run.
+            error: raised where there can be no lock.
+
+        Raises:
+            BusyError: it is held.
+        """
+        self._path = beside(output, "lock")
+        self._process = os.getpid()
+        self._lock = FileLock(self._path, timeout=0, thread_local=False)
+        with os_errors(self._path, "locked", error):
+            os.stat(f"{self._path.parent}/")  # filelock would make a folder that is missing
             try:
-                there = os.path.samestat(os.fstat(descriptor), os.stat(self._path))
-            except FileNotFoundError:
-                there = False
-            if there:
-                with suppress(OSError):  # on a full disk: the lock holds without the number
-                    os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
-                self._descriptor, descriptor = descriptor, -1
-            return there
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                process = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
-                raise self._busy(output, process) from error
-            raise
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
+                self._lock.acquire()
+            except Timeout as held:
+                raise BusyError(
+                    f"{output} is being written by another run{self._holder()}; wait for it or {otherwise}"
+                ) from held
+        with suppress(OSError):  # on a full disk: the lock holds without the number
+            self._path.write_text(f"{self._process}\n")
 
     def release(self) -> None:
-        if self._descriptor >= 0:
-            if _HELD.get(self._key) == os.getpid():  # in a fork it is still the parent's
-                with suppress(OSError):
-                    self._path.unlink()
-            os.close(self._descriptor)
-            self._descriptor = -1
-            _HELD.pop(self._key, None)
+        """Give it back; a second time, or in a fork, nothing happens."""
+        if self._lock.is_locked and os.getpid() == self._process:
+            with suppress(OSError):
+                self._path.unlink()  # before the lock ends: after that, the file may be the next run's
+            self._lock.release()
 
-    def _busy(self, output: Path, process: str) -> BusyError:
-        who = f" (process {process})" if process else ""
-        return BusyError(f"{output} is being written by another run{who}; wait for it or {self._otherwise}")
+    def _holder(self) -> str:
+        try:
+            process = self._path.read_text(errors="replace").strip()
+        except OSError:
+            process = ""
+        return f" (process {process[:20]})" if process else ""
 
     def __enter__(self) -> Lock:
         return self

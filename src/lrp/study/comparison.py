@@ -24,6 +24,13 @@ class Twin(Plain):
         before, after = self.a.true_confidence, self.b.true_confidence
         return None if before is None or after is None else after - before
 
+    @property
+    def outcome(self) -> str:
+        """ "right" or "wrong" in both, "gained" where only B is right, "lost" where only A is."""
+        return {
+            (True, True): "right", (False, True): "gained", (True, False): "lost", (False, False): "wrong",
+        }[bool(self.a.correct), bool(self.b.correct)]  # fmt: skip
+
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"change": self.change}
 

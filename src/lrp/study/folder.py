@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from lrp.errors import PredictionsError
 from lrp.pictures import heatmap
 from lrp.pictures.contact_sheet import Entry, contact_sheet
-from lrp.storage.atomic import write_whole
+from lrp.storage.atomic import os_errors, write_whole
 from lrp.study import analysis, comparison, plots
 from lrp.study.analysis import Accuracy, Calibration, Confusion, Picks, Surest
 from lrp.study.comparison import Comparison, Twin
@@ -248,7 +248,7 @@ def compare(
          "true_confidence_b", "outcome", "true_confidence_change"),
         (
             (t.a.path, t.a.true_label, t.a.predicted_label, t.a.predicted_confidence, t.a.true_confidence,
-             t.b.predicted_label, t.b.predicted_confidence, t.b.true_confidence, _outcome(t), t.change)
+             t.b.predicted_label, t.b.predicted_confidence, t.b.true_confidence, t.outcome, t.change)
             for t in found.twins
         ),
     )  # fmt: skip
@@ -280,12 +280,6 @@ def _change(folder: _Folder, twin: Twin) -> Entry:
         before, after = (percent(row.predicted_confidence or 0) for row in (a, b))
         said = f"{a.predicted_label} {before} -> {after}" if not a.correct else f"{before} -> {after}"
     return folder.entry(a, a.true_label, said)
-
-
-def _outcome(twin: Twin) -> str:
-    return {
-        (True, True): "right", (True, False): "lost", (False, True): "gained", (False, False): "wrong",
-    }[bool(twin.a.correct), bool(twin.b.correct)]  # fmt: skip
 
 
 def _names(a: Path, b: Path) -> tuple[str, str]:
@@ -346,7 +340,7 @@ class _Folder:
             self._remove(name)
             return
         picture = contact_sheet(entries, title)
-        self._write(name, lambda place: heatmap.save_png(picture, place, {}))
+        self._write(name, lambda place: heatmap.save_png(picture, place, {}, PredictionsError))
 
     def plot(self, name: str, make: Callable[[], Figure]) -> None:
         try:
@@ -356,22 +350,18 @@ class _Folder:
             return
         figure = make()
         for suffix in (".png", ".svg"):
-            self._write(name + suffix, lambda place: plots.save(figure, place))
+            self._write(name + suffix, lambda place: plots.save(figure, place, PredictionsError))
 
     def _write(self, name: str, write: Callable[[Path], None]) -> None:
         place = self.folder / name
-        try:
+        with os_errors(place, "written", PredictionsError):
             place.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PredictionsError(f"{place}: cannot be written: {error.strerror or error}") from error
         write(place)
         self.files.append(name)
 
     def _remove(self, name: str) -> None:
-        try:
+        with os_errors(self.folder / name, "removed", PredictionsError):
             (self.folder / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise PredictionsError(f"{self.folder / name}: cannot be removed: {error.strerror}") from error
 
 
 def _cell(value: object) -> str:

@@ -2,23 +2,23 @@
 
 JSON Lines, each under a checksum of its own: first who is running (the identity), then one line per finished
 unit of work, in any order. Knows the standard library alone.
+
+Not sqlite3, which was weighed: it has no checksums, so that a damaged byte would come back as another prediction
+instead of being refused with the number of its line; it takes an empty file of anybody's for a database of its own;
+and its connections must not live through the forks that workers are made by.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lrp.errors import PredictionsError
-from lrp.storage.atomic import os_errors, write_whole
+from lrp.storage.append import append, seal, unseal
+from lrp.storage.atomic import os_errors, remove_drafts, write_whole
 from lrp.storage.locks import START_OVER, Lock, beside, differing
-from lrp.storage.locks import BusyError as BusyError
 from lrp.study.predictions import Prediction, fault
 
 _FORMAT = 1  # of a line's rows: the columns of `Prediction`, in their order
@@ -46,7 +46,6 @@ class Journal:
                 self._begin(identity)  # nothing was finished yet: nothing is lost
                 _, self._units, self._end = _scan(self.path)
         with os_errors(self.path, "written", PredictionsError):
-            # Unbuffered: a worker forked later takes no half-written line with it, a failed write is not repeated.
             self._file = self.path.open("r+b", buffering=0)
             self._file.truncate(self._end)  # the torn line of a killed run
 
@@ -70,8 +69,9 @@ class Journal:
                 raise PredictionsError(
                     f"{output}: is a folder; name a file in it, as {output / 'results.csv'}"
                 )
-        lock = Lock(output)
+        lock = Lock(output, error=PredictionsError)
         try:
+            remove_drafts(output, journal_of(output))
             return cls(output, dict(identity), overwrite, lock)
         except BaseException:
             lock.release()
@@ -97,18 +97,9 @@ class Journal:
         for row in rows:
             if wrong := fault(row):
                 raise PredictionsError(f"{self.path}: {row.path!r}, column {wrong[0]}: {wrong[1]}")
-        line = _seal({"unit": unit, "rows": [_values(row) for row in rows]})
+        line = seal({"unit": unit, "rows": [_values(row) for row in rows]})
         with os_errors(self.path, "written", PredictionsError, _GO_ON):
-            try:
-                self._file.seek(self._end)
-                left = memoryview(line)
-                while left:
-                    left = left[self._file.write(left) :]
-                os.fsync(self._file.fileno())
-            except BaseException:
-                with suppress(OSError):
-                    self._file.truncate(self._end)
-                raise
+            append(self._file, self._end, line)
         # In this order: interrupted in between, the unit is on the disk but not known, and may come again.
         begin, self._end = self._end, self._end + len(line)
         self._units.remember(unit, begin)
@@ -122,7 +113,7 @@ class Journal:
         with os_errors(self.path, "read", PredictionsError), self.path.open("rb") as file:
             for unit in self._units:
                 file.seek(self._units.offset(unit))
-                entry = _unseal(file.readline())
+                entry = unseal(file.readline())
                 if entry is None or entry["unit"] != unit:
                     raise PredictionsError(f"{self.path}: unit {unit} was changed meanwhile; {START_OVER}")
                 for values in entry["rows"]:
@@ -148,9 +139,8 @@ class Journal:
 
     def _begin(self, identity: dict[str, str]) -> None:
         # Whole or not at all, so that a file with a broken first line is a stranger's and not a torn one of ours.
-        write_whole(
-            self.path, [_seal({"journal": _FORMAT, "identity": identity}).decode("ascii")], PredictionsError
-        )
+        header = seal({"journal": _FORMAT, "identity": identity})
+        write_whole(self.path, [header.decode("ascii")], PredictionsError)
 
 
 class _Units(Set[int]):
@@ -186,7 +176,7 @@ def _scan(path: Path) -> tuple[dict[str, str], _Units, int]:
     """(identity, units, where the last whole line ends)."""
     units = _Units()
     with path.open("rb") as file:
-        header = _unseal(file.readline())
+        header = unseal(file.readline())
         if header is None or "journal" not in header:
             raise PredictionsError(
                 f"{path}: is no journal of 'lrp evaluate', or its first line is damaged; move it away, or {START_OVER}"
@@ -198,7 +188,7 @@ def _scan(path: Path) -> tuple[dict[str, str], _Units, int]:
             )
         end, broken = file.tell(), 0
         for number, line in enumerate(file, 2):
-            entry = _unseal(line)
+            entry = unseal(line)
             if entry is None:
                 broken = broken or number
             elif broken:  # each line was on the disk before the next began, so it was not torn by a kill
@@ -215,20 +205,6 @@ def _values(row: Prediction) -> list[Any]:
         row.status, row.error, row.true_index, row.predicted_index, dict(row.top5), row.model, row.weights,
         row.restricted,
     ]  # fmt: skip
-
-
-def _seal(entry: dict[str, Any]) -> bytes:
-    """One line of JSON that begins with the checksum of its rest."""
-    body = json.dumps(entry)[1:].encode("ascii")
-    return b'{"crc": "%08x", %s\n' % (zlib.crc32(body), body)
-
-
-def _unseal(line: bytes) -> dict[str, Any] | None:
-    """The entry; None for a line that is not as it was written."""
-    head, body, end = line[:20], line[20:-1], line[-1:]
-    if end != b"\n" or head != b'{"crc": "%08x", ' % zlib.crc32(body):
-        return None
-    return json.loads(b"{" + body)
 
 
 def journal_of(output: Path) -> Path:

@@ -5,13 +5,12 @@ Standard library alone.
 
 import filecmp
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from lrp.errors import PredictionsError
+from lrp.storage.atomic import replacing
 from lrp.study.predictions import Prediction
 
 
@@ -72,20 +71,10 @@ def copy(files: Mapping[str, Path], folders: Mapping[str, str], to: Path | str) 
                 number += 1
                 place = place.with_name(f"{file.stem}.{number}{file.suffix}")
             if not os.path.lexists(place):
-                _copy_whole(file, place)
+                with replacing(place) as draft:
+                    shutil.copyfile(file, draft)
         except OSError as error:
             raise PredictionsError(
                 f"{file}: cannot be copied to {place}: {error.strerror or error}"
             ) from error
         yield place
-
-
-def _copy_whole(file: Path, place: Path) -> None:
-    # In the same folder, as a rename is atomic only within one file system.
-    temporary = place.with_name(f".lrp-{secrets.token_hex(8)}.part")
-    try:
-        shutil.copyfile(file, temporary)
-        os.replace(temporary, place)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

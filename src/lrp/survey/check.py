@@ -1,7 +1,7 @@
 """Measure one model: is it explained as it should be? With random weights, and what such weights can show.
 
 Run as a program, `python -m lrp.survey.check NAME FILE` measures the model NAME and writes the result to FILE as
-JSON: the worker of `lrp.survey.survey`.
+JSON: the worker of `lrp.survey.run`.
 """
 
 from __future__ import annotations

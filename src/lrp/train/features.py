@@ -13,7 +13,6 @@ import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -27,6 +26,7 @@ from lrp.data.prefetch import read_ahead
 from lrp.errors import ImageError, TrainingError
 from lrp.models.preprocessing import Preprocessing
 from lrp.pictures.photos import Photo, PhotoError, open_photo
+from lrp.storage.append import append, seal, unseal
 from lrp.storage.atomic import os_errors
 from lrp.storage.locks import Lock
 
@@ -106,8 +106,9 @@ def features(
         advance: called with the number of photos done since the last call, and of all.
 
     Raises:
-        TrainingError: no photo can be read, or the trunk gives something else than what the cache holds of it.
-        TrainingError: the cache cannot be read or written, or another run is writing it.
+        TrainingError: no photo can be read, the trunk gives something else than what the cache holds of it, or the
+            cache cannot be read or written.
+        BusyError: another run is writing the cache.
     """
     if unknown := [view for view in views if view not in VIEWS] or ([] if views else ["none"]):
         raise TrainingError(f"expected views out of {', '.join(VIEWS)}, got {', '.join(unknown)}.")
@@ -117,7 +118,7 @@ def features(
     place = Path(folder, hashlib.sha256(identity.encode()).hexdigest()[:16])
     with os_errors(place, "made", TrainingError):
         place.mkdir(parents=True, exist_ok=True)
-    with Lock(place, "choose another cache folder"):
+    with Lock(place, "choose another cache folder", TrainingError):
         tables = {view: _Table(place / view, identity) for view in views}
         known: list[str | None] = list(digests) if digests is not None else _digests(samples, workers)
         for table in tables.values():
@@ -257,7 +258,7 @@ class _Table:
 
     def _scan(self) -> None:
         with self._index_path.open("rb") as file:
-            header = _unseal(file.readline())
+            header = unseal(file.readline())
             if header is None or header.get("identity") != self._identity:
                 self._begin_anew()
                 return
@@ -269,7 +270,7 @@ class _Table:
                 if not line.endswith(b"\n"):
                     break  # the torn line of a killed run
                 self._end += len(line)
-                entry = _unseal(line)
+                entry = unseal(line)
                 if entry is not None and entry["row"] < there:
                     self._found[entry["digest"]] = entry["row"], entry["sum"]
 
@@ -302,7 +303,7 @@ class _Table:
         shapes: Shapes = tuple(tuple(part.shape[1:]) for part in parts)
         head = b""
         if self._shapes is None:
-            head = _seal({"identity": self._identity, "shapes": shapes})
+            head = seal({"identity": self._identity, "shapes": shapes})
             self._shapes, self._end, self._count = shapes, 0, 0
         elif shapes != self._shapes:
             raise TrainingError(
@@ -314,9 +315,9 @@ class _Table:
             (digest, self._count + number, zlib.crc32(row))
             for number, (digest, row) in enumerate(zip(digests, rows, strict=True))
         ]
-        lines = [_seal({"digest": digest, "row": row, "sum": crc}) for digest, row, crc in entries]
+        lines = [seal({"digest": digest, "row": row, "sum": crc}) for digest, row, crc in entries]
         _append(self._rows_path, self._count * rows.shape[1] * 4, rows.data.cast("B"))
-        _append(self._index_path, self._end, memoryview(head + b"".join(lines)))
+        _append(self._index_path, self._end, head + b"".join(lines))
         self._end += len(head) + sum(map(len, lines))
         self._count += len(rows)
         self._found.update((digest, (row, crc)) for digest, row, crc in entries)
@@ -332,32 +333,9 @@ class _Table:
         return tuple(found)
 
 
-def _append(path: Path, end: int, data: memoryview) -> None:
-    """Write at `end`, to the disk and not only to its cache; what stood there and after it goes."""
+def _append(path: Path, end: int, data: bytes | memoryview) -> None:
     with os_errors(path, "written", TrainingError, _GO_ON), path.open("r+b", buffering=0) as file:
-        try:
-            file.truncate(end)
-            file.seek(end)
-            left = data
-            while left:
-                left = left[file.write(left) :]
-            os.fsync(file.fileno())
-        except BaseException:
-            with suppress(OSError):
-                file.truncate(end)
-            raise
-
-
-def _seal(entry: Mapping[str, Any]) -> bytes:
-    """A line: the checksum of the rest, then JSON."""
-    body = json.dumps(entry).encode("ascii")
-    return b"%08x %s\n" % (zlib.crc32(body), body)
-
-
-def _unseal(line: bytes) -> dict[str, Any] | None:
-    """The entry; None for a line that is not as it was written."""
-    body = line[9:-1]
-    return json.loads(body) if line == b"%08x %s\n" % (zlib.crc32(body), body) else None
+        append(file, end, data)
 
 
 def _listed(shapes: Shapes) -> str:

@@ -6,33 +6,28 @@ The loop is Lightning Fabric's, which brings devices, nodes and precision; there
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from lrp.data.splits import Example
-from lrp.errors import ImageError, TrainingError
+from lrp.errors import TrainingError
 from lrp.models.preprocessing import Preprocessing
-from lrp.pictures.photos import open_photo
+from lrp.train.batches import Order, Photos, loaded
+from lrp.train.devices import shared
 from lrp.train.fit_head import Facts, best_epoch
 from lrp.values import Plain
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-Value = TypeVar("Value")
-PATIENCE = timedelta(days=7)
-"""How long other processes wait for the first one, which may compute features and draw heatmaps meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -93,124 +88,6 @@ class NetSettings(Plain):
         ]
         if wrong:
             raise TrainingError(f"settings of the training: {'; '.join(wrong)}.")
-
-
-class Photos(Dataset[tuple[Tensor, int]]):
-    """The examples as the model sees them, [3, h, w] normalised; for training, each time a little otherwise.
-
-    What is drawn for a photo depends on the seed, the epoch and its place alone: not on workers, nor on resuming.
-    """
-
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        preprocessing: Preprocessing,
-        settings: NetSettings | None,
-        max_megapixels: float = 100.0,
-    ) -> None:
-        self.examples, self.preprocessing, self.settings = examples, preprocessing, settings
-        self.max_megapixels = max_megapixels
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = item
-        example = self.examples[index]
-        try:
-            pixels = open_photo(example.sample.file, max_megapixels=self.max_megapixels).pixels
-        except ImageError as error:
-            raise TrainingError(
-                f"{error}: it could be read when the training began. Put it back, and the same command goes on."
-            ) from error
-        if self.settings is None:
-            return self.preprocessing(pixels), example.target
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self.settings.seed, epoch, index)) % 2**63)
-            return self._augmented(torch.from_numpy(pixels).permute(2, 0, 1)), example.target
-
-    def _augmented(self, photo: Tensor) -> Tensor:
-        from torchvision.transforms import v2
-
-        settings, pre = self.settings, self.preprocessing
-        assert settings is not None
-        crop = v2.RandomResizedCrop(
-            pre.geometry.crop,
-            (settings.crop, 1.0),
-            interpolation=v2.InterpolationMode(pre.geometry.interpolation),
-        )
-        steps = [crop, v2.RandomHorizontalFlip(0.5 if settings.mirror else 0.0)]
-        steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(pre.mean), list(pre.std))]
-        return v2.Compose(steps)(photo)
-
-
-class Order(Sampler[tuple[int, int]]):
-    """(epoch, place) of every photo: shuffled by seed and epoch for training, else as they come.
-
-    Of several devices each takes its own every so many-th; the last ones are filled up from the beginning, in training
-    only, so that all take the same number of steps.
-    """
-
-    def __init__(self, count: int, seed: int | None, rank: int = 0, world: int = 1) -> None:
-        self.count, self.seed, self.rank, self.world = count, seed, rank, world
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return (
-            len(range(self.rank, self.count, self.world))
-            if self.seed is None
-            else -(-self.count // self.world)
-        )
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        places = list(range(self.count))
-        if self.seed is not None:
-            generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
-            places = torch.randperm(self.count, generator=generator).tolist()
-            places += places[: len(self) * self.world - self.count]
-        return ((self.epoch, place) for place in places[self.rank :: self.world])
-
-
-def launch(device: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
-    """The devices to train on; with several, the processes for them are started here.
-
-    Raises:
-        TrainingError: Lightning Fabric is missing, or there are not so many devices.
-    """
-    try:
-        from lightning_fabric import Fabric
-        from lightning_fabric.strategies import DDPStrategy
-        from lightning_fabric.utilities.exceptions import MisconfigurationException
-    except ModuleNotFoundError as error:
-        raise TrainingError("this needs Lightning Fabric: pip install 'lrp[train]'.") from error
-    kind = device.partition(":")[0]
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if kind == "auto" else kind
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # of its banners
-    chosen: Any = [int(device.partition(":")[2])] if ":" in device and devices == 1 else devices
-    try:
-        fabric = Fabric(
-            accelerator=kind,
-            devices=chosen,
-            num_nodes=nodes,
-            strategy=DDPStrategy(timeout=PATIENCE) if devices * nodes > 1 else "auto",
-            precision="bf16-mixed" if kind == "cuda" and torch.cuda.is_bf16_supported() else "32-true",
-        )
-        fabric.launch()
-    except (RuntimeError, ValueError, TypeError, MisconfigurationException) as error:
-        words = " ".join(str(error).split())
-        raise TrainingError(f"--devices {devices} of {kind}: {words}") from error
-    return fabric
-
-
-def shared(fabric: Fabric, make: Callable[[], Value]) -> Value | None:
-    """What `make` gives in the first process, in all of them. Where it raises there, the others get None."""
-    made = None
-    try:
-        if fabric.is_global_zero:
-            made = make()
-    finally:
-        made = fabric.broadcast(made) if fabric.world_size > 1 else made
-    return made
 
 
 def fit_all(
@@ -317,7 +194,7 @@ def fit_all(
             for norm in _batch_norms(model):
                 norm.eval()
         optimizer.zero_grad(set_to_none=True)
-        for number, (images, targets) in enumerate(_loaded(batches)):
+        for number, (images, targets) in enumerate(loaded(batches)):
             step, part = divmod(number, settings.accumulate)
             last = part == settings.accumulate - 1 or number == len(batches) - 1
             images, targets = fabric.to_device(
@@ -357,15 +234,6 @@ def fit_all(
             }
         )  # fmt: skip
     return history
-
-
-def _loaded(batches: DataLoader[Any]) -> Iterator[Any]:
-    """The batches; what went wrong in a process that decodes is said in one line, as if it had been in this one."""
-    try:
-        yield from batches
-    except TrainingError as error:
-        last = str(error).strip().splitlines()[-1]
-        raise TrainingError(last.removeprefix(f"{TrainingError.__module__}.TrainingError: ")) from error
 
 
 def finished(history: Sequence[Facts], settings: NetSettings) -> bool:
@@ -431,7 +299,7 @@ def _judge(
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
     with torch.no_grad():
-        for images, targets in _loaded(judged):
+        for images, targets in loaded(judged):
             images, targets = fabric.to_device(
                 (images.contiguous(memory_format=torch.channels_last), targets)
             )

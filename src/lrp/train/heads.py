@@ -13,9 +13,11 @@ from torch import Tensor, fx, nn
 from lrp.engine.graph import vocabulary as vocabulary  # states the facts that capture asks for
 from lrp.engine.graph.capture import Batch, Captured, capture
 from lrp.errors import ModelError
-from lrp.models.loading import architecture, build, class_tensors, load_model
+from lrp.models.catalogue import build, class_tensors
+from lrp.models.checkpoints import architecture
+from lrp.models.downloads import Progress
+from lrp.models.loading import load_model
 from lrp.models.preprocessing import Preprocessing
-from lrp.models.weights import Progress
 
 REMEDY = (
     "retrain the whole net instead (--train all), or let it end in nn.Linear or nn.Conv2d layers with one output "

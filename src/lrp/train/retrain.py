@@ -16,14 +16,16 @@ import lrp
 from lrp.data.data_set import Sample
 from lrp.data.splits import TrainingData, split
 from lrp.errors import CaptureError, ModelError, TrainingError
-from lrp.models.loading import PACKAGED, SUFFIXES, build
+from lrp.models.catalogue import PACKAGED, build
+from lrp.models.checkpoints import SUFFIXES
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.weights import fingerprint
 from lrp.pictures.photos import Photo, open_photo
 from lrp.storage.atomic import os_errors
 from lrp.storage.locks import Lock
+from lrp.train.devices import launch, shared
 from lrp.train.features import Store, features
-from lrp.train.fit_all import NetSettings, fit_all, launch, shared
+from lrp.train.fit_all import NetSettings, fit_all
 from lrp.train.fit_head import Facts, HeadSettings, fit_head
 from lrp.train.heads import adapted
 from lrp.train.heads import split as cut
@@ -164,7 +166,7 @@ def retrain(
 
     with os_errors(output.parent, "made", TrainingError):
         output.parent.mkdir(parents=True, exist_ok=True)
-    with Lock(output) if first else nullcontext():
+    with Lock(output, error=TrainingError) if first else nullcontext():
         task = begin() if fabric is None else shared(fabric, begin)
         if isinstance(task, Retrained) and first:
             return task

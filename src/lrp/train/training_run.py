@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from lrp.data.splits import TrainingData
 from lrp.errors import TrainingError
-from lrp.models.loading import LoadedModel, save_checkpoint, sidecar_facts, update_facts
+from lrp.models.checkpoints import save_checkpoint, sidecar_facts, sidecar_of, update_facts
+from lrp.models.loading import LoadedModel
 from lrp.models.preprocessing import Preprocessing
-from lrp.storage.atomic import os_errors, write_whole
+from lrp.models.weights import save
+from lrp.storage.atomic import os_errors, remove_drafts, replacing, write_whole
 from lrp.storage.locks import START_OVER, beside, differing
 from lrp.train.fit_head import Facts, best_epoch
 from lrp.values import Plain
@@ -109,6 +111,7 @@ class Run:
         Raises:
             TrainingError: what is there is another run's.
         """
+        remove_drafts(*self._files(), sidecar_of(self.last_file), self.resume)
         if overwrite:
             with os_errors(self.resume, "removed", TrainingError):
                 self.resume.unlink(missing_ok=True)
@@ -145,24 +148,9 @@ class Run:
 
     def keep(self, state: Mapping[str, Any]) -> None:
         """What a killed run goes on from; whole or not at all."""
-        part = self.resume.with_name(self.resume.name + ".part")
-        with os_errors(
-            self.resume,
-            "written",
-            TrainingError,
-            ". What was finished before is kept; the same command goes on",
-        ):
-            try:
-                with open(part, "wb") as file:
-                    torch.save({"identity": self.identity, "state": dict(state)}, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(part, self.resume)
-            except RuntimeError as error:  # how torch says that the disk is full
-                raise OSError(None, str(error).splitlines()[0]) from error
-            finally:
-                with suppress(OSError):
-                    part.unlink()
+        advice = ". What was finished before is kept; the same command goes on"
+        with replacing(self.resume, TrainingError, advice=advice) as draft:
+            save({"identity": self.identity, "state": dict(state)}, draft)
 
     def after_epoch(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         self.keep(state)
@@ -230,7 +218,10 @@ class Run:
 
             figure = curves.training(self.history, best_epoch(self.history), title=self.output.name)
             for place in self._curves():
-                curves.save(figure, place)
+                curves.save(figure, place, TrainingError)
+
+    def _files(self) -> list[Path]:
+        return [self.output, sidecar_of(self.output), self.last_file, self.history_file, *self._curves()]
 
     def _curves(self) -> list[Path]:
         return [self.output.with_name(f"{self.output.stem}.curves{suffix}") for suffix in (".png", ".svg")]
@@ -238,10 +229,9 @@ class Run:
     def _result(
         self, history: Sequence[Facts], metrics: Facts, kept: bool = False, resumed: int = 0
     ) -> Retrained:
-        files = [self.output, Path(f"{self.output}.json"), self.last_file, self.history_file, *self._curves()]
         return Retrained(
             str(self.output),
-            tuple(str(file) for file in files if file.exists()),
+            tuple(str(file) for file in self._files() if file.exists()),
             tuple(history),
             metrics,
             tuple(c.to_dict() for c in self.data.classes),

@@ -12,11 +12,12 @@ from PIL import Image
 
 from lrp.classes import classes_meant
 from lrp.engine.explainer import Explainer
-from lrp.errors import ImageError
+from lrp.errors import TrainingError
 from lrp.models.loading import LoadedModel
 from lrp.pictures import heatmap
 from lrp.pictures.contact_sheet import Entry, contact_sheet
 from lrp.pictures.photos import open_photo
+from lrp.storage.atomic import os_errors
 
 
 class Watch:
@@ -54,13 +55,11 @@ class Watch:
         composite = {} if self.composite is None else {"composite": self.composite}
         explainer = Explainer(model, class_names=class_names, **composite)
         folder = self.folder / f"epoch_{epoch:03d}"
-        try:
+        with os_errors(folder, "made", TrainingError):
             folder.mkdir(parents=True, exist_ok=True)
             if not epoch:
                 for tile, _, _ in (entry for i in range(len(self.photos)) for entry in self.shown(i)):
                     Path(tile).unlink()
-        except OSError as error:
-            raise ImageError(f"{folder}: cannot be made: {error.strerror or error}") from error
         for i, photo in enumerate(self.photos):
             meant = classes_meant(photo.path.absolute().parent.name, class_names)
             target: Any = meant[0] if len(meant) == 1 else "predicted"
@@ -77,11 +76,12 @@ class Watch:
                 title=f"epoch {epoch}",
                 subtitle=photo.path.name,
             )
-            heatmap.save_png(picture, folder / f"{self.names[i]}.png", {"epoch": str(epoch)})
+            place = folder / f"{self.names[i]}.png"
+            heatmap.save_png(picture, place, {"epoch": str(epoch)}, TrainingError)
             tile = folder / f"{self.names[i]}.map.png"
             colours = heatmap.colours(on_photo, heatmap.scale([on_photo]))
             said = {"epoch": str(epoch), "photo": photo.digest, "said": trust or title}
-            heatmap.save_png(_large(colours), tile, said)
+            heatmap.save_png(_large(colours), tile, said, TrainingError)
         sheet = contact_sheet(
             {
                 photo.path.name: [(photo.path, "the photo", ""), *self.shown(i)]
@@ -89,7 +89,7 @@ class Watch:
             },
             "What speaks for the class, epoch by epoch; each map on its own scale",
         )
-        heatmap.save_png(sheet, self.folder / "development.png", {})
+        heatmap.save_png(sheet, self.folder / "development.png", {}, TrainingError)
 
     def shown(self, i: int) -> list[Entry]:
         """The maps of a photo that lie in the folder, epoch by epoch, each with what is written below it."""

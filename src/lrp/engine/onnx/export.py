@@ -11,7 +11,6 @@ import importlib.util
 import json
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from lrp.engine.ledger import LEAST
 from lrp.engine.onnx.rewrites import portable
 from lrp.engine.targets import resolve
 from lrp.errors import ExportError
+from lrp.storage.atomic import replacing
 
 CHECKED = (1, 3)  # numbers of images that a new file is tried on
 # Between what onnxruntime and torch compute; rounding stays far below, and a file beyond is wrong.
@@ -139,25 +139,18 @@ def export(
     inputs = _inputs(x, explainer.dtype, 2, target_input)
     batch = torch.export.Dim("batch")
     composite = prepared.composite.describe()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder, as a rename is atomic only within one file system.
-        with tempfile.TemporaryDirectory(prefix=".lrp-", dir=path.parent) as folder:
-            draft = Path(folder) / path.name
-            made = _converted(module, inputs, {name: {0: batch} for name in inputs})
-            for name, fact in {"composite": composite, **(facts or {})}.items():
-                text = fact if isinstance(fact, str) else json.dumps(fact, ensure_ascii=False)
-                made.model.metadata_props[name] = text
-            made.save(draft, external_data=False)
-            errors = _checked(draft, module, x, explainer.dtype, target_input)
-            for (what, limit), error in zip(WRONG.items(), errors, strict=False):
-                if error is not None and not error <= limit:
-                    raise ExportError(
-                        f"onnxruntime computes other {what} than torch, by {error:.1e} (limit {limit:.0e}): {path} was not written."
-                    )
-            os.replace(draft, path)
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror or error}.") from error
+    with replacing(path, ExportError, parents=True) as draft:
+        made = _converted(module, inputs, {name: {0: batch} for name in inputs})
+        for name, fact in {"composite": composite, **(facts or {})}.items():
+            text = fact if isinstance(fact, str) else json.dumps(fact, ensure_ascii=False)
+            made.model.metadata_props[name] = text
+        made.save(draft, external_data=False)
+        errors = _checked(draft, module, x, explainer.dtype, target_input)
+        for (what, limit), error in zip(WRONG.items(), errors, strict=False):
+            if error is not None and not error <= limit:
+                raise ExportError(
+                    f"onnxruntime computes other {what} than torch, by {error:.1e} (limit {limit:.0e}): {path} was not written."
+                )
     return Exported(path, path.stat().st_size, composite, *errors)
 
 

