@@ -63,10 +63,10 @@ tables.show(
 )
 
 # %%
-notebook.show(plots.accuracy_bars(measured))
+notebook.show(plots.plot_accuracy(measured))
 
 # %% [markdown]
 # And class by class:
 
 # %%
-notebook.show(plots.class_accuracy_bars(measured))
+notebook.show(plots.plot_class_accuracy(measured))

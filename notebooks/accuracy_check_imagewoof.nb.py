@@ -53,10 +53,10 @@ tables.show(
 )
 
 # %%
-notebook.show(plots.accuracy_bars(measured))
+notebook.show(plots.plot_accuracy(measured))
 
 # %% [markdown]
 # Which classes gain by it:
 
 # %%
-notebook.show(plots.class_accuracy_bars(measured))
+notebook.show(plots.plot_class_accuracy(measured))

@@ -63,4 +63,4 @@ tables.show(
 # How often it is right, class by class:
 
 # %%
-notebook.show(plots.class_accuracy_bars({model: analysis.accuracy(rows)}))
+notebook.show(plots.plot_class_accuracy({model: analysis.accuracy(rows)}))

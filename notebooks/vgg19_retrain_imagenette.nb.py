@@ -21,11 +21,11 @@
 from pathlib import Path
 
 from IPython.display import display
+from lrp.cli.table_model import gallery
 
 from lrp import DataSet, load_model, notebook
 from lrp.cli import compare, tables
 from lrp.cli.common import device
-from lrp.cli.table_model import gallery
 from lrp.study import folder as study
 from lrp.study import plots
 from lrp.study.evaluate import evaluate
@@ -80,7 +80,7 @@ changed = study.compare(original, RETRAINED, "output/comparison", count=COUNT)
 compare.show(changed.comparison, COUNT)
 
 # %%
-notebook.show(plots.comparison(changed.comparison))
+notebook.show(plots.plot_comparison(changed.comparison))
 
 # %% [markdown]
 # What each model sees for the true class, in photos that the retrained one gained:

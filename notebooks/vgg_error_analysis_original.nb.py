@@ -21,11 +21,11 @@
 from pathlib import Path
 
 from IPython.display import display
+from lrp.cli.table_model import gallery
 
 from lrp import notebook
 from lrp.cli import errors
 from lrp.cli.common import device
-from lrp.cli.table_model import gallery
 from lrp.study import folder as study
 from lrp.study import plots
 from lrp.study.heatmaps import explain_mistakes
@@ -50,13 +50,13 @@ errors.show(found, COUNT)
 # Rows are the true classes, columns what they were taken for:
 
 # %%
-notebook.show(plots.confusion_matrix(found.confusion))
+notebook.show(plots.plot_confusion(found.confusion))
 
 # %% [markdown]
 # Of the photos with a confidence of 70 %, 70 % should be right:
 
 # %%
-notebook.show(plots.reliability(found.calibration))
+notebook.show(plots.plot_reliability(found.calibration))
 
 # %% [markdown]
 # The most confident mistakes:

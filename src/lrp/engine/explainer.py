@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,6 +25,9 @@ from lrp.engine.rules import Rule
 from lrp.engine.rules_table import RulesTable
 from lrp.engine.targets import Start, resolve
 from lrp.errors import CaptureError, CompositeError, InputError, LrpError
+
+if TYPE_CHECKING:
+    from lrp.engine.display import Geometrical
 
 # What was captured of a model serves every explainer of it: fifteen presets need one capture.
 _Captures = dict[Any, tuple[Captured, Stamp]]
@@ -65,6 +68,7 @@ class Explainer:
         class_names: K names, so that targets may be names.
         output: which of the model's outputs holds the logits: an index, a key, an attribute, or a tuple of
             these to go down one after the other. None: the only tensor, or the one called "logits".
+        preprocessing: how a photo became the input, as `load_model` gives it; for `Explanation.heatmap(photo)`.
 
     A softmax or sigmoid that the model ends in is left out: its input, the logits, is explained. DataParallel
     and torch.compile wrappers are looked through. The model is captured at the first call, once per input shape; any number of images goes through. If
@@ -81,6 +85,7 @@ class Explainer:
         compile: bool = False,
         class_names: Sequence[str] | None = None,
         output: Output = None,
+        preprocessing: Geometrical | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise LrpError(f"Explainer takes a torch.nn.Module, got {type(model).__name__}.")
@@ -104,6 +109,7 @@ class Explainer:
         model = _unwrapped(model)
         self.model, self.composite, self.seed, self.output = model, composite, seed, output
         self.precision, self.compile, self.class_names = precision, compile, class_names
+        self.preprocessing = preprocessing
         floating = [t for t in model.parameters() if t.is_floating_point()]
         own = floating[0].dtype if floating else torch.float32
         self.dtype = dtype or (own if own in (torch.float32, torch.float64) else torch.float32)
