@@ -126,9 +126,6 @@ class ExplainOptions:
         return self.composite.describe() if isinstance(self.composite, Composite) else self.composite
 
 
-DEFAULT_OPTIONS = ExplainOptions()
-
-
 def _one_of(names: Sequence[str]) -> str:
     return f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"
 
@@ -139,3 +136,6 @@ def _whole(value: Any) -> bool:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+DEFAULT_OPTIONS = ExplainOptions()

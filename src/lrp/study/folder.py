@@ -328,8 +328,8 @@ def compare(
     written = folder.written()
     made: tuple[Result, ...] = ()
     if explain:
-        groups = {"gained": found.gained[:count], "lost": found.lost[:count]}
-        made = tuple(_explained_changes((a, b), found, groups, written, target, models, options, advance))
+        changed = {"gained": found.gained[:count], "lost": found.lost[:count]}
+        made = tuple(_explained_changes((a, b), found, changed, written, target, models, options, advance))
     return Compared(found, written, made)
 
 
