@@ -69,7 +69,7 @@ explanation = explainer(x)
 explanation
 
 # %% [markdown]
-# As `lrp explain` draws it, on the whole photo; `explanation.save("picture.png", photo)` writes it to a file:
+# As `lrp explain` draws it, on the whole photo; `explanation.save("picture.png", photos[-1], index=1)` writes it to a file:
 
 # %%
-support.show(explanation.heatmap(photos[0]))
+support.show(explanation.heatmap(photos[-1], index=1), width=560)

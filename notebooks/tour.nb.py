@@ -50,13 +50,7 @@ e = explainer(x)
 e
 
 # %% [markdown]
-# On the whole photo, as `lrp explain` draws it (`e.save("espresso.png", photo)` writes it to a file):
-
-# %%
-support.show(e.heatmap(photo))
-
-# %% [markdown]
-# Relevance is counted in logits, and its sum over the pixels is what reached them:
+# `e.save("espresso.png", photo)` writes the picture that `lrp explain` makes, on the whole photo. Relevance is counted in logits, and its sum over the pixels is what reached them:
 
 # %%
 print(f"shape {list(e.relevance.shape)}, sum {float(e.relevance.sum()):.4f}")

@@ -20,7 +20,8 @@ from lrp.cli import main, tables
 from lrp.data.data_set import DataSet
 from lrp.errors import PredictionsError
 from lrp.study import folder as study
-from lrp.study.accuracy import file_name, measure, outputs
+from lrp.study.accuracy import accuracy as measured
+from lrp.study.accuracy import file_name, outputs
 from lrp.study.locate import class_folders, copy, locate
 from lrp.study.predictions import Prediction, read_predictions, write_predictions
 from lrp.values import percent
@@ -475,8 +476,8 @@ def test_models_share_no_table():
 def test_the_function(checkpoints):
     told = []
     found = list(
-        measure(
-            DataSet.open("data"), ["good"], "out/deep", load=checkpoints,
+        measured(
+            "data", {"good": checkpoints("good")}, "out/deep",
             advance=lambda *facts: told.append(facts), batch_size=4,
         )
     )  # fmt: skip
