@@ -198,7 +198,10 @@ def evaluate(
         size: side of the model's input; None: what it was trained with.
         arch, labels: for a file of weights without sidecar, as `load_model` takes them.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
+        batch_size: photos that go through the model together.
         workers: threads that decode; None: one per core, eight at most.
+        max_megapixels: larger photos are not read.
+        overwrite: start over, replacing what is there.
         advance: called with the number of files done since the last call, and of all files.
 
     Raises:

@@ -91,6 +91,7 @@ def retrain(
         batch_size: photos that go through the trunk together.
         cache: folder of the features; None: .lrp_features beside the output.
         overwrite: start over, whatever is there.
+        arch: for a model that is a file without sidecar, as `load_model` takes it.
         on_data: called when the data is read.
         on_epoch: each called after each epoch.
         advance: called with the number done since the last call, of how many, and words: what is done, and after a
