@@ -7,11 +7,11 @@ import types
 import numpy as np
 import pytest
 import torch
-from helpers.small_models import NAMES, small_model
 from PIL import Image, ImageShow
 from torch import nn
 
 import lrp
+from helpers.small_models import NAMES, small_model
 from lrp.engine import display
 from lrp.engine.account import account, reached
 from lrp.pictures import heatmap
@@ -51,7 +51,9 @@ def test_the_map_lies_on_the_photo_where_the_model_saw_it(drawn):
     p = e.logits[0].double().softmax(0)
     best = int(p.argmax())
     assert panel.title == f"owl  {100 * float(p[2]):.1f} %"
-    assert words["title"] == f"{NAMES[best]}  {100 * float(p[best]):.1f} %" and words["subtitle"] == "predicted"
+    assert (
+        words["title"] == f"{NAMES[best]}  {100 * float(p[best]):.1f} %" and words["subtitle"] == "predicted"
+    )
     start, share = float(e.start.sum()), float(e.health.shares["input"][0])
     assert panel.subtitle.startswith(
         f"{values.sum():.3g} of {start:.3g} logits ({100 * share:.0f} %) reached the pixels"
@@ -104,7 +106,9 @@ def test_each_image_of_a_batch_has_its_own_picture(drawn):
     e = explained(3)
     for index, i in ((0, 0), (2, 2), (-1, 2)):
         e.heatmap(PIXELS, index)
-        expected = small_model().preprocessing.geometry.to_photo(e.relevance[i].double().sum(0).numpy(), 24, 32)
+        expected = small_model().preprocessing.geometry.to_photo(
+            e.relevance[i].double().sum(0).numpy(), 24, 32
+        )
         np.testing.assert_array_equal(drawn[-1][1][0].relevance, expected)
     for index in (3, -4):
         with pytest.raises(lrp.InputError) as error:
@@ -127,7 +131,9 @@ def test_several_targets_are_panels_of_one_picture(drawn):
     titles = [panel.title.partition("  ")[0] for panel in drawn[0][1]]
     assert titles == ["owl", "owl, not cat", "dog"]
     for panel, e in zip(drawn[0][1], several, strict=True):
-        expected = small_model().preprocessing.geometry.to_photo(e.relevance[1].double().sum(0).numpy(), 24, 32)
+        expected = small_model().preprocessing.geometry.to_photo(
+            e.relevance[1].double().sum(0).numpy(), 24, 32
+        )
         np.testing.assert_array_equal(panel.relevance, expected)
 
 
@@ -188,7 +194,9 @@ def test_on_a_screen(monkeypatch):
 @pytest.mark.parametrize("kernel", [True, False])
 def test_in_a_notebook_it_is_shown_below_the_cell(monkeypatch, kernel):
     below, viewed = [], []
-    shell = types.SimpleNamespace(kernel=object()) if kernel else types.SimpleNamespace()  # a terminal's has none
+    shell = (
+        types.SimpleNamespace(kernel=object()) if kernel else types.SimpleNamespace()
+    )  # a terminal's has none
     package = types.ModuleType("IPython")
     package.get_ipython = lambda: shell
     inner = types.ModuleType("IPython.display")
@@ -233,7 +241,9 @@ def test_the_words_of_an_account():
     assert reached(4.1, 11.4, "logits", 0.3612, ".2g") == words
     assert reached(0.0, 0.0, "logits", None) == "0 of 0 logits reached the pixels"
     assert account(4.1, 11.4, "logits", shares, []) == f"{words}; bias 61 %, ε 3 %"
-    assert account(4.1, 11.4, "logits", shares, ["not finite", "b"]).startswith(f"NOT TRUSTWORTHY: not finite. {words}")
+    assert account(4.1, 11.4, "logits", shares, ["not finite", "b"]).startswith(
+        f"NOT TRUSTWORTHY: not finite. {words}"
+    )
     assert explained(seed="softmax").unit == "shares of the softmax" and explained().unit == "logits"
 
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import lrp
+from helpers.small_models import NAMES, small_model, write_photos
 from lrp.cli import main
 from lrp.gallery import formats
 from lrp.gallery.gallery import Gallery
@@ -15,7 +16,6 @@ from lrp.gallery.request import Request
 from lrp.gallery.results import Result, outputs
 from lrp.pictures import heatmap
 from lrp.pictures.photos import find_photos
-from helpers.small_models import NAMES, small_model, write_photos
 
 
 @pytest.fixture
@@ -27,7 +27,9 @@ def photos(tmp_path, monkeypatch):
 def test_one_result_for_each_file_as_it_is_done(photos):
     Path("photos/cat/notes.txt").write_text("no photo")
     done = []
-    results = lrp.explain_folder("photos", "out", small_model(), advance=lambda n, total: done.append((n, total)))
+    results = lrp.explain_folder(
+        "photos", "out", small_model(), advance=lambda n, total: done.append((n, total))
+    )
     assert not Path("out").exists()  # nothing is explained before a result is taken
     assert isinstance(next(results), Result)
     assert done == [(1, 5)]
@@ -45,8 +47,29 @@ def test_paths_may_be_one_or_several_as_text_or_paths(photos):
 
 def test_it_is_what_the_command_writes(photos, monkeypatch, capsys):
     monkeypatch.setattr("lrp.models.loading.load_model", lambda name, **_: small_model())
-    told = ["explain", "photos", "-o", "a", "--composite", "epsilon_gamma_box", "--bias", "ignore", "--epsilon", "0.01"]
-    told += ["--target", "predicted,true", "--style", "both", "--percentile", "98", "--shared-scale", "--size", "20"]
+    told = [
+        "explain",
+        "photos",
+        "-o",
+        "a",
+        "--composite",
+        "epsilon_gamma_box",
+        "--bias",
+        "ignore",
+        "--epsilon",
+        "0.01",
+    ]
+    told += [
+        "--target",
+        "predicted,true",
+        "--style",
+        "both",
+        "--percentile",
+        "98",
+        "--shared-scale",
+        "--size",
+        "20",
+    ]
     assert main([*told, "--save", "npz", "--save", "heatmap", "--save", "npz", "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     options = lrp.ExplainOptions(
@@ -115,7 +138,9 @@ def test_a_composite_of_ones_own_is_part_of_the_fingerprint(photos):
 
 
 def explained(photo, model=None, **options):
-    return next(lrp.explain_folder(photo, "out", model or small_model(), "dog", lrp.ExplainOptions(**options)))
+    return next(
+        lrp.explain_folder(photo, "out", model or small_model(), "dog", lrp.ExplainOptions(**options))
+    )
 
 
 def test_the_heatmap_alone_is_transparent_where_there_is_nothing(photos):
@@ -175,7 +200,9 @@ def test_without_a_picture_nothing_is_kept(photos):
 def test_the_picture_is_written_last(photos, monkeypatch):
     written = []
     for name, one in list(formats.FORMATS.items()):
-        spy = one._replace(write=lambda made, path, name=name, write=one.write: (written.append(name), write(made, path)))
+        spy = one._replace(
+            write=lambda made, path, name=name, write=one.write: (written.append(name), write(made, path))
+        )
         monkeypatch.setitem(formats.FORMATS, name, spy)
     explained(photos[0], save=("png", "heatmap", "npz"))
     assert written == ["heatmap", "npz", "png"]
@@ -186,7 +213,9 @@ def test_a_format_of_ones_own_is_one_function(photos, monkeypatch):
     known = dict(formats.FORMATS)
     try:
 
-        @formats.output_format("txt", ".txt", fingerprint=lambda path: path.read_text() if path.exists() else None)
+        @formats.output_format(
+            "txt", ".txt", fingerprint=lambda path: path.read_text() if path.exists() else None
+        )
         def write_text(made, path):
             assert made.pixels.shape == (24, 32, 3) and made.panels[0].relevance.shape == (24, 32)
             path.write_text(made.sheet.fingerprint)
@@ -223,7 +252,11 @@ def test_one_function_makes_a_model_ready():
     options = lrp.ExplainOptions("epsilon_plus", precision="mixed", size=8)
     loaded = small_model()
     gallery = Gallery.of(loaded, options, "owl")
-    assert gallery.loaded.preprocessing == loaded.preprocessing.with_size(8) == gallery.explainer.preprocessing
+    assert (
+        gallery.loaded.preprocessing == loaded.preprocessing.with_size(8) == gallery.explainer.preprocessing
+    )
     assert gallery.explainer.precision == "mixed" and gallery.explainer.class_names == NAMES
     assert gallery.request == Request("owl", (2,)) and gallery.options is options
-    assert gallery.identity["composite"] == ["epsilon_plus", None, None, 0.0] and gallery.identity["model"] == ""
+    assert (
+        gallery.identity["composite"] == ["epsilon_plus", None, None, 0.0] and gallery.identity["model"] == ""
+    )

@@ -5,9 +5,9 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 
 import lrp
+from helpers.small_models import small_model
 from lrp.gallery.options import DEFAULT_OPTIONS
 from lrp.models.resolve import resolve_device, resolve_model
-from helpers.small_models import small_model
 
 WRONG = {
     "composite": (3, "composite=3: expected a preset's name, an lrp.Composite, or None"),
@@ -94,7 +94,9 @@ def test_it_is_a_value():
 def test_bounds_of_zbox_are_the_preprocessings():
     pre = small_model().preprocessing
     rules = lrp.ExplainOptions("epsilon_gamma_box").rules(pre)
-    assert rules.describe() == lrp.preset("epsilon_gamma_box", low=pre.low, high=pre.high, top_k=0.0).describe()
+    assert (
+        rules.describe() == lrp.preset("epsilon_gamma_box", low=pre.low, high=pre.high, top_k=0.0).describe()
+    )
 
 
 def test_a_model_is_a_name_or_what_load_model_gives():

@@ -169,7 +169,9 @@ def test_it_keeps_to_its_size(made):
     found, written = made
     explained, blocks = [], []
     for room in (0.29, 0.28, 0.27, 0.26, 0.2, 0.1):
-        small = write_report(found.tables[0], found.folder / "s.html", galleries=found.galleries[:1], max_mb=room)
+        small = write_report(
+            found.tables[0], found.folder / "s.html", galleries=found.galleries[:1], max_mb=room
+        )
         assert small.bytes <= room * 1e6
         d = document(small.path)
         explained.append(small.explained)

@@ -166,9 +166,7 @@ def test_offline_is_asked_for_by_the_environment(monkeypatch, capsys, value, mea
     if value is not None:
         monkeypatch.setenv("LRP_OFFLINE", value)
     assert support.offline() is meant
-    assert support.models(["alexnet", "vgg19"]) == (
-        ["efficientnet_lite0"] if meant else ["alexnet", "vgg19"]
-    )
+    assert support.models(["alexnet", "vgg19"]) == (["efficientnet_lite0"] if meant else ["alexnet", "vgg19"])
     instead = (
         "Offline (LRP_OFFLINE=1): efficientnet_lite0, which comes in a package, instead of alexnet, vgg19.\n"
     )

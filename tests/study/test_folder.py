@@ -17,7 +17,6 @@ import test_evaluate
 from PIL import Image
 
 from lrp.cli import main, tables
-from lrp.data.data_set import DataSet
 from lrp.errors import PredictionsError
 from lrp.study import folder as study
 from lrp.study.accuracy import accuracy as measured

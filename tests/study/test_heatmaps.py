@@ -411,10 +411,14 @@ def test_requests_that_contradict_themselves(data):
     assert str(caught.value) == (
         "the photos of one batch ask for 1 and 2 heatmaps: give each as many, or take batch_size=1."
     )
-    assert [r.status for r in replace(made, options=ExplainOptions(batch_size=1)).run(found, Path("out"))] == ["ok", "ok"]
+    assert [
+        r.status for r in replace(made, options=ExplainOptions(batch_size=1)).run(found, Path("out"))
+    ] == ["ok", "ok"]
     # As many for each will do, however they are asked for.
     wanted["1.png"] = Request("top2", count=2)
-    chosen, ranked = (r.facts for r in replace(made, options=ExplainOptions(overwrite=True)).run(found, Path("out")))
+    chosen, ranked = (
+        r.facts for r in replace(made, options=ExplainOptions(overwrite=True)).run(found, Path("out"))
+    )
     assert [p["target_index"] for p in chosen["panels"]] == [0, 1]
     assert [p["target_index"] for p in ranked["panels"]] == [c["index"] for c in ranked["top5"][:2]]
 
