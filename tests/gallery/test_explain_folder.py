@@ -108,7 +108,7 @@ def test_targets(photos):
         lrp.explain_folder(photos[0], "out", small_model(), [lrp.Contrast("parrot", 1)])
 
 
-def test_what_cannot_be_is_said_by_the_call(photos):
+def test_what_cannot_be_is_an_error_of_the_call_itself(photos):
     Path("empty").mkdir()
     for paths, message in (
         ("empty", "no files below empty."),
