@@ -56,7 +56,8 @@ def export(
             target_input=target_input, options=options, overwrite=overwrite,
         )  # fmt: skip
     except TargetError as error:
-        raise typer.BadParameter(f"--target: {error}") from error
+        colon = "" if str(error).startswith(f"{target}: ") else ":"
+        raise typer.BadParameter(f"--target{colon} {error}") from error
     crop = f"[N, 3, {made.size[0]}, {made.size[1]}]"
     print(
         f"{made.path}: {made.bytes / 1e6:.0f} MB; image {crop}{' and target [N]' if target_input else ''} -> "
