@@ -21,7 +21,7 @@ from torch import Tensor
 
 import lrp
 import page
-from lrp.engine.onnx.export import export
+from lrp.engine.onnx.export import write_onnx
 from lrp.models.catalogue import PACKAGED
 from precision import photos
 
@@ -46,7 +46,7 @@ def row(name: str, folder: Path) -> list[str]:
     model, pre, _ = lrp.load_model(name, pretrained=name == PACKAGED)
     x = torch.stack([pre(lrp.open_photo(path).pixels) for path in photos(None, 3)])
     explainer = lrp.Explainer(model, "epsilon_plus_flat")
-    file = export(explainer, x[:1], folder / f"{name}.onnx")
+    file = write_onnx(explainer, x[:1], folder / f"{name}.onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file.path, options, providers=["CPUExecutionProvider"])

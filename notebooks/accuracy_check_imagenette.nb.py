@@ -18,11 +18,9 @@
 # a few free ones that come in packages. They show what to expect to see, and nothing about VGG19 or Imagenette; run the cells for that.*
 
 # %%
-from lrp import DataSet, notebook
-from lrp.cli import tables
-from lrp.cli.common import device
-from lrp.study import plots
-from lrp.study.accuracy import measure
+import support
+
+import lrp
 
 # %% tags=["parameters"]
 MODELS = ["alexnet", "vgg16", "vgg19", "resnet50"]  # downloaded once: 233, 528, 548 and 98 MB
@@ -30,8 +28,8 @@ DATA = "imagenette"
 SIZE = "320px"  # 342 MB to download; "160px" is 99 MB, "full" 1.6 GB
 
 # %%
-models = notebook.models(MODELS)
-data = DataSet.open(notebook.photos(DATA, SIZE))
+models = support.models(MODELS)
+data = lrp.DataSet.open(support.photos(DATA, SIZE))
 print(f"{data.split}/: {sum(1 for _ in data):,} photos of {len(data.categories)} classes")
 
 # %% [markdown]
@@ -39,34 +37,28 @@ print(f"{data.split}/: {sum(1 for _ in data):,} photos of {len(data.categories)}
 # is there is not computed again.
 
 # %%
-bar = notebook.progress("evaluating")
+bar = support.progress("evaluating")
 found = list(
-    measure(
-        data,
-        models,
-        f"accuracy/{DATA}",
-        device=device("auto"),
-        advance=lambda model, done, total: bar(done, total, model),
-    )
+    lrp.accuracy(data, models, f"accuracy/{DATA}", advance=lambda model, done, total: bar(done, total, model))
 )
 for one in found:
     if one.error:
         print(f"{one.model}: {one.error}")
 measured = {one.model: one.accuracy for one in found if one.accuracy}
-tables.show(
+support.table(
     "Accuracy",
     ("model", ">photos", ">top-1 (95 % interval)", ">top-5 (95 % interval)", ">mean loss"),
     [
-        [model, f"{a.counted:,}", str(a.top1 or ""), str(a.top5 or ""), tables.number(a.loss)]
+        [model, f"{a.counted:,}", str(a.top1 or ""), str(a.top5 or ""), support.number(a.loss)]
         for model, a in measured.items()
     ],
 )
 
 # %%
-notebook.show(plots.accuracy_bars(measured))
+support.show(lrp.plot_accuracy(measured))
 
 # %% [markdown]
 # And class by class:
 
 # %%
-notebook.show(plots.class_accuracy_bars(measured))
+support.show(lrp.plot_class_accuracy(measured))

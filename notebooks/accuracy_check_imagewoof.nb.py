@@ -18,11 +18,9 @@
 # a few free ones that come in packages. They show what to expect to see, and nothing about VGG19 or dogs; run the cells for that.*
 
 # %%
-from lrp import DataSet, notebook
-from lrp.cli import tables
-from lrp.cli.common import device
-from lrp.study import plots
-from lrp.study.accuracy import measure
+import support
+
+import lrp
 
 # %% tags=["parameters"]
 MODEL = "vgg19"  # downloaded once: 548 MB
@@ -30,33 +28,32 @@ DATA = "imagewoof"
 SIZE = "320px"  # 329 MB to download; "160px" is 93 MB, "full" 1.3 GB
 
 # %%
-model = notebook.model(MODEL)
-data = DataSet.open(notebook.photos(DATA, SIZE))
+model = support.model(MODEL)
+data = lrp.DataSet.open(support.photos(DATA, SIZE))
 print(f"{data.split}/: {sum(1 for _ in data):,} photos of {len(data.categories)} classes")
 
 # %%
 measured = {}
 for competing, words in (("model", "all its classes compete"), ("data", "only the data's classes compete")):
-    folder, bar = f"accuracy/{DATA}_{competing}", notebook.progress(words)
-    for one in measure(
-        data, [model], folder, classes=competing, device=device("auto"),
-        advance=lambda model, done, total, bar=bar: bar(done, total),
-    ):  # fmt: skip
+    folder, bar = f"accuracy/{DATA}_{competing}", support.progress(words)
+    for one in lrp.accuracy(
+        data, model, folder, classes=competing, advance=lambda model, done, total, bar=bar: bar(done, total)
+    ):
         if one.error:
             print(f"{one.model}: {one.error}")
         if one.accuracy:
             measured[f"{model}, {words}"] = one.accuracy
-tables.show(
+support.table(
     "Accuracy",
     ("", ">photos", ">top-1 (95 % interval)", ">top-5 (95 % interval)"),
     [[words, f"{a.counted:,}", str(a.top1 or ""), str(a.top5 or "")] for words, a in measured.items()],
 )
 
 # %%
-notebook.show(plots.accuracy_bars(measured))
+support.show(lrp.plot_accuracy(measured))
 
 # %% [markdown]
 # Which classes gain by it:
 
 # %%
-notebook.show(plots.class_accuracy_bars(measured))
+support.show(lrp.plot_class_accuracy(measured))

@@ -18,12 +18,10 @@
 # a few free ones that come in packages. They show what to expect to see, and nothing about VGG19 or Imagenette; run the cells for that.*
 
 # %%
+import support
 from IPython.display import display
 
-from lrp import notebook
-from lrp.cli import confidence
-from lrp.cli.common import device
-from lrp.study import folder as study
+import lrp
 
 # %% tags=["parameters"]
 MODEL = "vgg19"  # downloaded once, if the table is not there: 548 MB
@@ -34,13 +32,18 @@ COUNT = 2  # of each kind: over all, and of each class
 INPUT = "input"
 
 # %%
-folder = notebook.photos(DATA, SIZE)
-results = notebook.results(RESULTS, notebook.model(MODEL), folder, device("auto"))
+folder = support.photos(DATA, SIZE)
+results = support.results(RESULTS, support.model(MODEL), folder)
 
 # %%
-found = study.confidence(results, "output/confidence", count=COUNT, copy_to=INPUT)
-confidence.show("Correct and surest", found.picks.overall.highest)
-confidence.show("Correct and least sure", found.picks.overall.lowest)
+found = lrp.confidence(results, "output/confidence", count=COUNT, copy_to=INPUT)
+overall = found.picks.overall
+for title, rows in (("Correct and surest", overall.highest), ("Correct and least sure", overall.lowest)):
+    support.table(
+        title,
+        (">confidence", "class", "photo"),
+        [[support.percent(row.predicted_confidence), row.true_label, row.path] for row in rows],
+    )
 print(f"{len(found.copied)} photos are in {INPUT}/ now.")
 
 # %% [markdown]
@@ -49,4 +52,4 @@ print(f"{len(found.copied)} photos are in {INPUT}/ now.")
 # %%
 sheets = [name for name in found.written.files if name.endswith(".png")]
 for sheet in sheets[:2]:
-    display(notebook.show(f"{found.written.folder}/{sheet}"))
+    display(support.show(f"{found.written.folder}/{sheet}"))

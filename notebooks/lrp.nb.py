@@ -18,15 +18,11 @@
 # a few free ones that come in packages. They show what to expect to see, and nothing about VGG19 or Imagenette; run the cells for that.*
 
 # %%
-from pathlib import Path
-
+import support
 import torch
 from IPython.display import display
 
 import lrp
-from lrp import notebook
-from lrp.cli import demo, explain
-from lrp.cli.common import load
 
 # %% tags=["parameters"]
 MODEL = "vgg19"  # downloaded once: 548 MB
@@ -36,33 +32,44 @@ OUTPUT = "output"
 SHOWN = 3  # pictures, of all that are made
 
 # %%
-model = notebook.model(MODEL)
-if not Path(DATA).is_dir():
-    demo.write_photos(Path(DATA))
-    print(f"Nothing is in {DATA}/ yet: here are the photos of `lrp demo`.")
+model = support.model(MODEL)
+support.demo_photos(DATA)
 
 # %% [markdown]
 # Every photo gives one line, and a picture at the same place below `output/`.
 
 # %%
-counts = explain.run([Path(DATA)], Path(OUTPUT), model, size=SIZE)
+pictures = []
+for result in lrp.explain_folder(DATA, OUTPUT, model, options=lrp.ExplainOptions(size=SIZE)):
+    if result.error:
+        print(f"skipped {result.path}: {result.error}")
+        continue
+    pictures.append(result.output)
+    print(f"{result.output}: {result.facts['predicted']} {support.percent(result.facts['confidence'])}")
 
 # %% [markdown]
 # Above each heatmap stands how much of the class's logit reached the pixels, and where the rest went: mostly to the biases of a
 # deep net. The hatched part was cropped away before the model saw the photo.
 
 # %%
-pictures = sorted(Path(OUTPUT, photo.relative.with_suffix(".png")) for photo in lrp.find_photos([DATA]))
 step = max(1, len(pictures) // SHOWN)
 for picture in pictures[::step][:SHOWN]:
-    display(notebook.show(picture))
+    display(support.show(picture))
 
 # %% [markdown]
 # The same in Python, for two of the photos at once:
 
 # %%
-net, preprocessing, class_names = load(model, SIZE)
-explainer = lrp.Explainer(net, class_names=class_names)
+net, preprocessing, class_names = lrp.load_model(model)
+preprocessing = preprocessing.with_size(SIZE) if SIZE else preprocessing
+explainer = lrp.Explainer(net, class_names=class_names, preprocessing=preprocessing)
 photos = [lrp.open_photo(found.path) for found in lrp.find_photos([DATA])]
 x = torch.stack([preprocessing(photo.pixels) for photo in (photos[0], photos[-1])])
-explainer(x)
+explanation = explainer(x)
+explanation
+
+# %% [markdown]
+# As `lrp explain` draws it, on the whole photo; `explanation.save("picture.png", photos[-1], index=1)` writes it to a file:
+
+# %%
+support.show(explanation.heatmap(photos[-1], index=1), width=560)

@@ -22,13 +22,10 @@
 # %%
 from dataclasses import dataclass
 
+import numpy as np
+import support
+
 import lrp
-from lrp import notebook
-from lrp.cli import tables
-from lrp.cli.common import load
-from lrp.engine.affine import Branch
-from lrp.engine.rules import AffineRule
-from lrp.pictures import heatmap
 
 # %% tags=["parameters"]
 MODEL = "vgg19"  # downloaded once: 548 MB
@@ -43,16 +40,17 @@ PRESETS = ["epsilon", "epsilon_plus_flat", "epsilon_gamma_box"]
 # of each pixel for the class that it predicts, and whether all that is computed correctly.
 
 # %%
-model, preprocessing, class_names = load(notebook.model(MODEL), SIZE)
-photo = lrp.open_photo(DATA or notebook.source("coffee.png"))
+model, preprocessing, class_names = lrp.load_model(support.model(MODEL))
+preprocessing = preprocessing.with_size(SIZE) if SIZE else preprocessing
+photo = lrp.open_photo(DATA or support.source("coffee.png"))
 x = preprocessing(photo.pixels)[None]
 
-explainer = lrp.Explainer(model, class_names=class_names)
+explainer = lrp.Explainer(model, class_names=class_names, preprocessing=preprocessing)
 e = explainer(x)
 e
 
 # %% [markdown]
-# Relevance is counted in logits, and its sum over the pixels is what reached them:
+# `e.save("espresso.png", photo)` writes the picture that `lrp explain` makes, on the whole photo. Relevance is counted in logits, and its sum over the pixels is what reached them:
 
 # %%
 print(f"shape {list(e.relevance.shape)}, sum {float(e.relevance.sum()):.4f}")
@@ -78,7 +76,7 @@ def panel(explanation, title):
     """The relevance of each pixel, with how much of the start reached them."""
     values = explanation.relevance[0].sum(0).numpy()
     account = f"{values.sum():.3g} of {float(explanation.start[0].sum()):.3g} logits reached the pixels"
-    return heatmap.Panel(values, title, account, limit=heatmap.scale([values]))
+    return lrp.Panel(values, title, account, limit=float(np.percentile(abs(values), 99.5)))
 
 
 seen = preprocessing.geometry.apply(photo.pixels)
@@ -87,9 +85,7 @@ for name in PRESETS:
     preset = lrp.preset(name, low=preprocessing.low, high=preprocessing.high)
     panels.append(panel(lrp.explain(model, x, composite=preset), name))
 predicted = class_names[int(e.target[0])]
-notebook.show(
-    heatmap.draw(seen, panels, title=predicted, subtitle="predicted; the photo as the model saw it")
-)
+support.show(lrp.draw(seen, panels, title=predicted, subtitle="predicted; the photo as the model saw it"))
 
 # %% [markdown]
 # ## 4. Why this and not that
@@ -111,7 +107,7 @@ several
 
 # %%
 rows = sorted(e.ledger, key=lambda row: -abs(float(row.bias[0])))[:8]
-tables.show(
+support.table(
     "Accounts, in logits",
     ("module", "operation", "rule", ">in", ">out", ">bias", ">unexplained"),
     [
@@ -132,7 +128,7 @@ print(f"start {totals['start']:.3f} = pixels {totals['input']:.3f} + biases {tot
 # %%
 ignoring = lrp.explain(model, x, composite=lrp.preset("epsilon_gamma_wsquare", bias="ignore"))
 panels = [panel(e, "the default: biases keep their share"), panel(ignoring, "biases ignored")]
-notebook.show(heatmap.draw(seen, panels, title=predicted, subtitle="predicted"))
+support.show(lrp.draw(seen, panels, title=predicted, subtitle="predicted"))
 
 # %% [markdown]
 # ## 6. A rule of your own
@@ -144,15 +140,15 @@ notebook.show(heatmap.draw(seen, panels, title=predicted, subtitle="predicted"))
 
 # %%
 @dataclass(frozen=True)
-class BySize(AffineRule):
+class BySize(lrp.AffineRule):
     """In proportion to the size of the contributions."""
 
     def branches(self):
         size, negative_size = (lambda w: w.abs()), (lambda w: -w.abs())
-        return (Branch((("a+", size), ("a-", negative_size)), bias=size, sign=1),)
+        return (lrp.Branch((("a+", size), ("a-", negative_size)), bias=size, sign=1),)
 
 
 composite = lrp.Composite([(lrp.family("conv"), BySize()), (lrp.first, lrp.WSquare())], name="by_size")
 own = lrp.explain(model, x, composite=composite)
 print(own.health)
-notebook.show(heatmap.draw(seen, [panel(own, "by_size")], title=predicted, subtitle="predicted"), width=560)
+support.show(lrp.draw(seen, [panel(own, "by_size")], title=predicted, subtitle="predicted"), width=560)

@@ -20,11 +20,9 @@
 # %%
 from pathlib import Path
 
-from lrp import DataSet, load_model, notebook, read_predictions
-from lrp.cli import tables
-from lrp.cli.common import device
-from lrp.study import analysis, plots
-from lrp.study.evaluate import evaluate
+import support
+
+import lrp
 
 # %% tags=["parameters"]
 MODEL = "vgg19"  # downloaded once: 548 MB
@@ -33,27 +31,26 @@ SIZE = "320px"  # 342 MB to download; "160px" is 99 MB, "full" 1.6 GB
 RESULTS = "vgg19_results_original.csv"
 
 # %%
-model = notebook.model(MODEL)
-data = DataSet.open(notebook.photos(DATA, SIZE))
+model = support.model(MODEL)
+data = support.photos(DATA, SIZE)
 
 # %% [markdown]
 # One row for each file. Stopped, the same cell goes on where it was; and what is up to date is not computed again.
 
 # %%
-advance = notebook.progress("evaluating")
-found = evaluate(data, load_model(model), RESULTS, name=model, device=device("auto"), advance=advance)
+found = lrp.evaluate(data, model, RESULTS, advance=support.progress("evaluating"))
 ok = found.counts.get("ok", 0)
 print(f"{found.output}: {found.total:,} files, {ok:,} of them predicted, {found.correct:,} correctly")
 
 # %%
-rows = read_predictions(RESULTS)
-tables.show(
+rows = lrp.read_predictions(RESULTS)
+support.table(
     "A few of the rows",
     ("photo", "true", "predicted", ">confidence", ">of the true class", "correct"),
     [
         [
-            Path(row.path).name, row.true_label, row.predicted_label, tables.percent(row.predicted_confidence),
-            tables.percent(row.true_confidence), str(row.correct),
+            Path(row.path).name, row.true_label, row.predicted_label, support.percent(row.predicted_confidence),
+            support.percent(row.true_confidence), str(row.correct),
         ]
         for row in rows[:: max(1, len(rows) // 10)]
     ],
@@ -63,4 +60,4 @@ tables.show(
 # How often it is right, class by class:
 
 # %%
-notebook.show(plots.class_accuracy_bars({model: analysis.accuracy(rows)}))
+support.show(lrp.plot_class_accuracy({model: found.accuracy}))

@@ -18,19 +18,10 @@
 # a few free ones that come in packages. They show what to expect to see, and nothing about VGG19 or Imagenette; run the cells for that.*
 
 # %%
-from pathlib import Path
-
+import support
 from IPython.display import display
 
-from lrp import DataSet, load_model, notebook
-from lrp.cli import compare, tables
-from lrp.cli.common import device
-from lrp.cli.table_model import gallery
-from lrp.study import folder as study
-from lrp.study import plots
-from lrp.study.evaluate import evaluate
-from lrp.study.heatmaps import explain_changes
-from lrp.train.retrain import retrain
+import lrp
 
 # %% tags=["parameters"]
 MODEL = "vgg19"  # downloaded once: 548 MB
@@ -39,11 +30,11 @@ SIZE = "320px"  # 342 MB to download; "160px" is 99 MB, "full" 1.6 GB
 ORIGINAL = "vgg19_results_original.csv"
 RETRAINED = "vgg19_results_retrained.csv"
 COUNT = 4  # photos in the tables and sheets
-EXPLAINED = 1  # of them with heatmaps
+EXPLAINED = 1  # pictures shown, of those with heatmaps
 
 # %%
-model = notebook.model(MODEL)
-folder = notebook.photos(DATA, SIZE)
+model = support.model(MODEL)
+folder = support.photos(DATA, SIZE)
 weights = f"{model}_{DATA}.pth"
 
 # %% [markdown]
@@ -51,54 +42,46 @@ weights = f"{model}_{DATA}.pth"
 # The computing is the long part; a GPU is taken where there is one. Stopped, the same cell goes on.
 
 # %%
-trained = retrain(folder, weights, model, device=device("auto"), advance=notebook.progress("training"))
+trained = lrp.retrain(folder, weights, model, advance=support.progress("training"))
 
 # %%
 for note in trained.notes:
     print(note)
 print(f"{len(trained.history) - 1} epochs, the best is number {trained.metrics['epoch']}: "
-      f"{tables.percent(trained.metrics['val_accuracy'])} of val is right")  # fmt: skip
+      f"{support.percent(trained.metrics['val_accuracy'])} of val is right")  # fmt: skip
 
 # %%
-notebook.show(plots.training(trained.history, trained.metrics["epoch"]))
+support.show(lrp.plot_training(trained.history, trained.metrics["epoch"]))
 
 # %% [markdown]
 # The file of weights is a model like any other: every command takes it.
 
 # %%
-data, loaded = DataSet.open(folder), load_model(f"./{weights}")
-advance = notebook.progress("evaluating")
-found = evaluate(data, loaded, RETRAINED, name=f"./{weights}", device=device("auto"), advance=advance)
+found = lrp.evaluate(folder, f"./{weights}", RETRAINED, advance=support.progress("evaluating"))
 print(f"{found.output}: {found.correct:,} of {found.counts.get('ok', 0):,} are right")
 
 # %% [markdown]
 # ## Original against retrained
 
 # %%
-original = notebook.results(ORIGINAL, model, folder, device("auto"))
-changed = study.compare(original, RETRAINED, "output/comparison", count=COUNT)
-compare.show(changed.comparison, COUNT)
+original = support.results(ORIGINAL, model, folder)
+changed = lrp.compare(original, RETRAINED, "output/comparison", count=COUNT, explain=True)
+comparison = changed.comparison
+both = comparison.overall
+print(f"original {both.a}, retrained {both.b}: {both.gained} photos gained, {both.lost} lost\n")
+for title, twins in (("Gained", comparison.gained), ("Lost", comparison.lost)):
+    support.table(
+        f"{title}: {min(COUNT, len(twins))} of {len(twins)}",
+        ("true", "original", "retrained", "photo"),
+        [[t.a.true_label, t.a.predicted_label, t.b.predicted_label, t.a.path] for t in twins[:COUNT]],
+    )
 
 # %%
-notebook.show(plots.comparison(changed.comparison))
+support.show(lrp.plot_comparison(comparison))
 
 # %% [markdown]
 # What each model sees for the true class, in photos that the retrained one gained:
 
 # %%
-twins = changed.comparison.gained[:EXPLAINED]
-if twins:
-    galleries = (
-        gallery(original, [twin.a for twin in twins], None, None, None, "auto"),
-        gallery(RETRAINED, [twin.b for twin in twins], None, None, None, "auto"),
-    )
-    names = "original", "retrained"
-    made = explain_changes(
-        twins,
-        {path: Path(file) for path, file in changed.written.photos.items()},
-        galleries,
-        "output/comparison/gained",
-        names=names,
-    )
-    for one in made:
-        display(notebook.show(one.output) if one.output else one.error)
+for one in changed.explained[:EXPLAINED]:
+    display(support.show(one.output) if one.output else one.error)

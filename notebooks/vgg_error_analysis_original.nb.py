@@ -18,17 +18,10 @@
 # a few free ones that come in packages. They show what to expect to see, and nothing about VGG19 or Imagenette; run the cells for that.*
 
 # %%
-from pathlib import Path
-
+import support
 from IPython.display import display
 
-from lrp import notebook
-from lrp.cli import errors
-from lrp.cli.common import device
-from lrp.cli.table_model import gallery
-from lrp.study import folder as study
-from lrp.study import plots
-from lrp.study.heatmaps import explain_mistakes
+import lrp
 
 # %% tags=["parameters"]
 MODEL = "vgg19"  # downloaded once: 548 MB
@@ -36,47 +29,59 @@ DATA = "imagenette"
 SIZE = "320px"  # 342 MB to download; "160px" is 99 MB, "full" 1.6 GB
 RESULTS = "vgg19_results_original.csv"
 COUNT = 8  # mistakes in the tables
-EXPLAINED = 2  # of them with heatmaps
+EXPLAINED = 2  # pictures shown, of those with heatmaps
 
 # %%
-folder = notebook.photos(DATA, SIZE)
-results = notebook.results(RESULTS, notebook.model(MODEL), folder, device("auto"))
+folder = support.photos(DATA, SIZE)
+results = support.results(RESULTS, support.model(MODEL), folder)
 
 # %%
-found = study.errors(results, "output/errors", count=COUNT)
-errors.show(found, COUNT)
+found = lrp.mistakes(results, "output/errors", count=COUNT, explain=True)
+worst = found.confusion.mistakes[:COUNT]
+print(
+    f"{found.accuracy.counted} images, {len(found.confusion.mistakes)} mistakes: top-1 {found.accuracy.top1}"
+)
+print(f"expected calibration error {support.percent(found.calibration.ece)}\n")
+support.table(
+    "Most often taken for another",
+    ("true", "predicted", ">images", ">of the class"),
+    [[p.true, p.predicted, str(p.count), support.percent(p.share)] for p in found.confusion.pairs[:COUNT]],
+)
+support.table(
+    "Most confident mistakes",
+    ("predicted", ">confidence", "true", ">its confidence", "photo"),
+    [
+        [
+            row.predicted_label, support.percent(row.predicted_confidence), row.true_label,
+            support.percent(row.true_confidence), row.path,
+        ]
+        for row in worst
+    ],
+)  # fmt: skip
 
 # %% [markdown]
 # Rows are the true classes, columns what they were taken for:
 
 # %%
-notebook.show(plots.confusion_matrix(found.confusion))
+support.show(lrp.plot_confusion(found.confusion))
 
 # %% [markdown]
 # Of the photos with a confidence of 70 %, 70 % should be right:
 
 # %%
-notebook.show(plots.reliability(found.calibration))
+support.show(lrp.plot_reliability(found.calibration))
 
 # %% [markdown]
 # The most confident mistakes:
 
 # %%
-worst = found.confusion.mistakes[:EXPLAINED]
 if worst:
-    display(notebook.show(f"{found.written.folder}/mistakes.png"))
+    display(support.show(f"{found.written.folder}/mistakes.png"))
 
 # %% [markdown]
 # Why the wrong class, why not the true one (its own heatmap: blue speaks against it), and the contrast of the two: what speaks for the
 # one rather than the other.
 
 # %%
-if worst:
-    made = explain_mistakes(
-        worst,
-        {path: Path(file) for path, file in found.written.photos.items()},
-        gallery(results, worst, None, None, None, "auto"),
-        "output/errors/mistakes",
-    )
-    for one in made:
-        display(notebook.show(one.output) if one.output else one.error)
+for one in found.explained[:EXPLAINED]:
+    display(support.show(one.output) if one.output else one.error)

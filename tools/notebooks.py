@@ -62,7 +62,9 @@ def kernel(folder: Path) -> Iterator[KernelManager]:
         manager = KernelManager(
             kernel_name="python3", transport="ipc", connection_file=str(Path(room, "kernel.json"))
         )
-        manager.start_kernel(cwd=str(folder), env=os.environ | OFFLINE)
+        # Elsewhere than in their own folder, they would not find support.py.
+        path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(FOLDER))))
+        manager.start_kernel(cwd=str(folder), env=os.environ | OFFLINE | {"PYTHONPATH": path})
         try:
             yield manager
         finally:
@@ -93,6 +95,9 @@ def _settled(outputs: list[nbformat.NotebookNode], number: int) -> Iterator[nbfo
         if "execution_count" in output:
             output["execution_count"] = number
         data = output.get("data", {})
+        # Of two forms of one result, the one that a page shows.
+        if "text/html" in data:
+            data.pop("image/png", None)
         # What stands for a picture or a page where neither can be shown: often an address in memory.
         if len(data) > 1 and "text/plain" in data:
             data["text/plain"] = "(a table)" if "text/html" in data else "(a picture)"

@@ -21,6 +21,10 @@ class CompositeError(LrpError):
     """A composite or preset does not fit the model it is applied to, or is itself malformed."""
 
 
+class OptionError(LrpError):
+    """An option was given a value that it cannot have. The message begins with the option's name."""
+
+
 class InputError(LrpError):
     """The images handed to an explainer cannot be explained: wrong shape, not finite, none at all."""
 

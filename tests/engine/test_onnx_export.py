@@ -19,7 +19,7 @@ import lrp
 from lrp.cli import main
 from lrp.cli.demo import write_photos
 from lrp.engine.onnx import export as module
-from lrp.engine.onnx.export import export
+from lrp.engine.onnx.export import write_onnx
 from lrp.models.weights import fingerprint
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def near(found, expected):
 def test_any_number_of_images_and_the_class_of_each(net, preset, tmp_path):
     model, x = made(net)
     explainer = lrp.Explainer(model, lrp.preset(preset, **BOX), class_names=list("abcde"))
-    file = export(explainer, x, tmp_path / "e.onnx", target_input=True)
+    file = write_onnx(explainer, x, tmp_path / "e.onnx", target_input=True)
     assert max(file.logits, file.relevance, file.pixel) < 1e-5
     assert file.bytes == file.path.stat().st_size and file.composite.startswith(preset)
     for target in ([4], [3, -1, 0, 2], [1] * 7):
@@ -72,14 +72,14 @@ def test_any_number_of_images_and_the_class_of_each(net, preset, tmp_path):
 def test_one_target_for_all(target, tmp_path):
     model, x = made(plain)
     explainer = lrp.Explainer(model, "epsilon_plus_flat", class_names=list("abcde"))
-    file = export(explainer, x, tmp_path / "new" / "e.onnx", target)
+    file = write_onnx(explainer, x, tmp_path / "new" / "e.onnx", target)
     assert near(run(file.path, x)[1], explainer(x, target).relevance)
 
 
 def test_a_seed_other_than_the_logit(tmp_path):
     model, x = made(plain)
     explainer = lrp.Explainer(model, "epsilon_plus_flat", seed="one")
-    file = export(explainer, x, tmp_path / "e.onnx")
+    file = write_onnx(explainer, x, tmp_path / "e.onnx")
     assert near(run(file.path, x)[1], explainer(x).relevance)
 
 
@@ -87,7 +87,7 @@ def test_the_explainer_stays_as_it_was(tmp_path):
     model, x = made(plain)
     explainer = lrp.Explainer(model, "epsilon_alpha2_beta1")
     before = explainer(x, 0).relevance
-    export(explainer, x, tmp_path / "e.onnx")
+    write_onnx(explainer, x, tmp_path / "e.onnx")
     assert torch.equal(explainer(x, 0).relevance, before)
     assert "rest" in str(explainer.program)  # the explainer's own program still subtracts
 
@@ -95,7 +95,7 @@ def test_the_explainer_stays_as_it_was(tmp_path):
 def test_a_mixed_explainer_gives_the_exact_file(tmp_path):
     model, x = made(plain)
     mixed = lrp.Explainer(model, "epsilon_plus_flat", precision="mixed")
-    file = export(mixed, x, tmp_path / "e.onnx", 0)
+    file = write_onnx(mixed, x, tmp_path / "e.onnx", 0)
     assert near(run(file.path, x)[1], lrp.explain(model, x, 0, "epsilon_plus_flat").relevance)
     assert not torch.equal(mixed(x, 0).relevance, lrp.explain(model, x, 0, "epsilon_plus_flat").relevance)
 
@@ -110,9 +110,9 @@ def test_a_file_that_exists(tmp_path):
     explainer = lrp.Explainer(model, "epsilon")
     sentence = f"{path} exists already: name another file, or say --overwrite (overwrite=True)."
     with pytest.raises(lrp.LrpError, match=re.escape(sentence)):
-        export(explainer, x, path)
+        write_onnx(explainer, x, path)
     assert path.read_text() == "mine"
-    assert export(explainer, x, path, overwrite=True).bytes > 1000
+    assert write_onnx(explainer, x, path, overwrite=True).bytes > 1000
 
 
 def refused(tmp_path, sentence, explainer=None, x=None):
@@ -122,7 +122,7 @@ def refused(tmp_path, sentence, explainer=None, x=None):
         explainer = lrp.Explainer(model, "epsilon")
     path = tmp_path / "e.onnx"
     with pytest.raises(lrp.LrpError) as caught:
-        export(explainer, x, path)
+        write_onnx(explainer, x, path)
     assert re.sub(r"\d\.\d(e.\d+)?", "#", str(caught.value).replace(str(path), "PATH")) == sentence
     assert not list(tmp_path.iterdir())
 
@@ -212,7 +212,7 @@ def test_no_folder_to_write_to_is_said_before_the_long_work(folder, reason, tmp_
     (tmp_path / "file").touch()
     path = tmp_path / folder / "e.onnx"
     with pytest.raises(lrp.LrpError) as caught:
-        export(lrp.Explainer(model, "epsilon"), x, path)
+        write_onnx(lrp.Explainer(model, "epsilon"), x, path)
     assert str(caught.value) == f"{path}: cannot be written: {reason}"
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 import lrp
 from lrp.gallery.gallery import Gallery
+from lrp.gallery.options import ExplainOptions
 from lrp.gallery.request import Request
 from lrp.models.loading import LoadedModel
 from lrp.models.preprocessing import Preprocessing
@@ -55,7 +56,7 @@ def tiny(weights: int, **settings: object) -> Gallery:
     )
     loaded = LoadedModel(model, preprocessing, CLASSES)
     return Gallery(
-        loaded, explainer, Request("predicted", ("predicted",)), identity={"composite": "epsilon_gamma_box"}
+        loaded, explainer, Request("predicted", ("predicted",)), {}, ExplainOptions("epsilon_gamma_box")
     )
 
 

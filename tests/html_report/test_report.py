@@ -15,13 +15,13 @@ import lrp
 from helpers.reporting import CLASSES, SIDE, document, study, tiny
 from lrp.cli import main
 from lrp.html_report.select import classes_to_explain, to_explain, to_show
-from lrp.html_report.write import report
+from lrp.html_report.write import write_report
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     found = study(tmp_path_factory.mktemp("study"))
-    return found, report(
+    return found, write_report(
         found.tables[0],
         found.folder / "r.html",
         galleries=found.galleries[:1],
@@ -32,7 +32,7 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     found = study(tmp_path_factory.mktemp("study2"))
-    written = report(
+    written = write_report(
         found.tables[0], found.folder / "r.html", retrained=found.tables[1], galleries=found.galleries
     )
     return found, written
@@ -158,7 +158,7 @@ def test_same_input_same_bytes(made, monkeypatch):
     found, _ = made
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     one, two = (
-        report(found.tables[0], found.folder / name, galleries=found.galleries[:1]).path
+        write_report(found.tables[0], found.folder / name, galleries=found.galleries[:1]).path
         for name in ("1.html", "2.html")
     )
     assert one.read_bytes() == two.read_bytes()
@@ -169,7 +169,9 @@ def test_it_keeps_to_its_size(made):
     found, written = made
     explained, blocks = [], []
     for room in (0.29, 0.28, 0.27, 0.26, 0.2, 0.1):
-        small = report(found.tables[0], found.folder / "s.html", galleries=found.galleries[:1], max_mb=room)
+        small = write_report(
+            found.tables[0], found.folder / "s.html", galleries=found.galleries[:1], max_mb=room
+        )
         assert small.bytes <= room * 1e6
         d = document(small.path)
         explained.append(small.explained)
@@ -192,13 +194,13 @@ def test_no_room_at_all(made):
         lrp.LrpError,
         match=r"the report is 0\.\d MB without any picture, and --max-mb allows 0\.01: list fewer photos \(--rows\), or allow more\.",
     ):
-        report(found.tables[0], place, max_mb=0.01)
+        write_report(found.tables[0], place, max_mb=0.01)
     assert not place.exists()
 
 
 def test_fewer_rows_are_listed_and_that_is_said(made):
     found, _ = made
-    few = report(found.tables[0], found.folder / "few.html", rows=5, explain=2)
+    few = write_report(found.tables[0], found.folder / "few.html", rows=5, explain=2)
     d = document(few.path)
     assert few.rows == len(d["rows"]["path"]) == 5 and d["models"][0]["total"] == 12
     assert "5 of 12 photos are listed, mistakes first; all numbers are of all photos." in few.notes
@@ -210,13 +212,13 @@ def test_photos_that_are_gone(made, tmp_path):
     table.write_text(
         found.tables[0].read_text(encoding="utf-8").replace(str(found.folder), "/nowhere"), encoding="utf-8"
     )
-    gone = report(table, tmp_path / "r.html", galleries=found.galleries[:1])
+    gone = write_report(table, tmp_path / "r.html", galleries=found.galleries[:1])
     assert gone.missing == 11 and gone.explained == 0
     assert re.match(
         r"11 of 12 photos are not where the table says, the first is /nowhere/photos/.*; --root says where the data is now\.",
         gone.notes[0],
     )
-    back = report(table, tmp_path / "r.html", galleries=found.galleries[:1], root=found.folder)
+    back = write_report(table, tmp_path / "r.html", galleries=found.galleries[:1], root=found.folder)
     assert back.missing == 0 and back.explained == 10
 
 
@@ -225,14 +227,14 @@ def test_what_cannot_be_written_leaves_what_was_there(made, tmp_path):
     place = tmp_path / "folder.html"
     place.mkdir()
     with pytest.raises(lrp.LrpError, match=re.escape(f"{place}: cannot be written: ")):
-        report(found.tables[0], place)
+        write_report(found.tables[0], place)
     assert list(tmp_path.iterdir()) == [place]
 
 
 def test_a_softmax_start_is_refused(made, tmp_path):
     found, _ = made
     with pytest.raises(lrp.CompositeError, match="expected rules that explain one class"):
-        report(found.tables[0], tmp_path / "r.html", galleries=[tiny(0, seed="softmax")])
+        write_report(found.tables[0], tmp_path / "r.html", galleries=[tiny(0, seed="softmax")])
 
 
 def test_what_is_explained():

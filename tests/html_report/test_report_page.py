@@ -10,7 +10,7 @@ import pytest
 
 import lrp
 from helpers.reporting import CLASSES, SIDE, document, study
-from lrp.html_report.write import report
+from lrp.html_report.write import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -28,7 +28,7 @@ def browser():
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
     found = study(tmp_path_factory.mktemp("study"))
-    return found, report(
+    return found, write_report(
         found.tables[0], found.folder / "r.html", galleries=found.galleries[:1], explain=8
     ).path
 
@@ -36,7 +36,7 @@ def single(tmp_path_factory):
 @pytest.fixture(scope="module")
 def double(tmp_path_factory):
     found = study(tmp_path_factory.mktemp("study2"))
-    return found, report(
+    return found, write_report(
         found.tables[0], found.folder / "r.html", retrained=found.tables[1], galleries=found.galleries
     ).path
 
@@ -345,7 +345,7 @@ def test_thousands_of_rows_do_not_stall(tmp_path, opened):
         for i in range(4000)
     ]
     write_predictions(tmp_path / "t.csv", rows)
-    path = report(tmp_path / "t.csv", tmp_path / "r.html").path
+    path = write_report(tmp_path / "t.csv", tmp_path / "r.html").path
     page = opened(path, "#photos")
     page.wait_for_timeout(100)
     assert page.locator("#found").inner_text() == "4,000 photos of 4,000"

@@ -1,5 +1,6 @@
 """The notebooks run offline, one after the other, and both files of each say the same; results show themselves."""
 
+import ast
 import base64
 import io
 import re
@@ -16,15 +17,15 @@ from PIL import Image
 from torch import nn
 
 import lrp
-from lrp import notebook
 from lrp.pictures import heatmap
 
 pytest.importorskip("nbclient")
 import nbformat
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "notebooks")]
 import notebooks  # noqa: E402
+import support  # noqa: E402
 
 HOSTILE = ['<img src=x onerror="alert(1)">', "a & b </td>'\"", "\u202eevil", "🐈 <script>alert(1)</script>"]
 
@@ -46,7 +47,8 @@ def run(tmp_path_factory):
 
 
 def test_the_eight_notebooks_are_there_and_each_has_both_files():
-    names = {path.name.partition(".")[0] for path in notebooks.FOLDER.iterdir()} - {"", "ruff"}
+    names = {path.name.partition(".")[0] for path in notebooks.FOLDER.iterdir() if path.is_file()}
+    names -= {"", "ruff", "support"}
     assert names == set(notebooks.NAMES)
     assert len(notebooks.NAMES) == 8
     assert not [name for name in notebooks.NAMES if notebooks.differing(name)]
@@ -102,7 +104,7 @@ def test_a_notebook_runs_offline(run, name):
     outputs = [output for cell in done[name].cells for output in cell.get("outputs", [])]
     assert outputs
     assert not [o for o in outputs if o.output_type == "error"]
-    # Of the same kinds as those kept: the kept ones are of this notebook.
+    # Of the same kinds as those kept: the kept ones are of this support.
     kept = nbformat.read(notebooks.kept(name), as_version=4)
     kinds = [[sorted(o.get("data", {"": ""})) for o in c.get("outputs", [])] for c in done[name].cells]
     assert kinds == [[sorted(o.get("data", {"": ""})) for o in c.get("outputs", [])] for c in kept.cells]
@@ -152,7 +154,7 @@ def test_the_weights_load_into_the_plain_architecture(run):
 
     folder, _, _ = run
     state = torch.load(folder / "efficientnet_lite0_imagenette.pth", weights_only=True)
-    timm.create_model("tf_efficientnet_lite0", num_classes=len(notebook.SOURCES)).load_state_dict(state)
+    timm.create_model("tf_efficientnet_lite0", num_classes=len(support.SOURCES)).load_state_dict(state)
 
 
 # --- what the notebooks need ------------------------------------------------------------------------------
@@ -163,37 +165,47 @@ def test_offline_is_asked_for_by_the_environment(monkeypatch, capsys, value, mea
     monkeypatch.delenv("LRP_OFFLINE", raising=False)
     if value is not None:
         monkeypatch.setenv("LRP_OFFLINE", value)
-    assert notebook.offline() is meant
-    assert notebook.models(["alexnet", "vgg19"]) == (
-        ["efficientnet_lite0"] if meant else ["alexnet", "vgg19"]
-    )
+    assert support.offline() is meant
+    assert support.models(["alexnet", "vgg19"]) == (["efficientnet_lite0"] if meant else ["alexnet", "vgg19"])
     instead = (
         "Offline (LRP_OFFLINE=1): efficientnet_lite0, which comes in a package, instead of alexnet, vgg19.\n"
     )
     assert capsys.readouterr().out == (instead if meant else "")
 
 
-def test_with_a_network_the_data_set_is_obtained(monkeypatch, tmp_path, capsys):
-    from lrp.data.imagenette import ARCHIVES, Obtained
-
+def test_with_a_network_the_data_set_is_downloaded(monkeypatch, tmp_path, capsys):
     asked = []
 
-    def obtain(archive, root, say):
-        asked.append((archive, root))
+    def download_data(*place, say):
+        asked.append(place)
         say("so many bytes")
-        return Obtained(root / "there", True, 1, 1, "")
+        return tmp_path / "there"
 
     monkeypatch.delenv("LRP_OFFLINE", raising=False)
-    monkeypatch.setattr(notebook, "obtain", obtain)
-    assert notebook.photos("imagewoof", "160px", tmp_path) == tmp_path / "there"
-    assert asked == [(ARCHIVES["imagewoof", "160px"], tmp_path)]
+    monkeypatch.setattr(lrp, "download_data", download_data)
+    assert support.photos("imagewoof", "160px", tmp_path) == tmp_path / "there"
+    assert asked == [("imagewoof", "160px", tmp_path)]
     assert capsys.readouterr().out == "so many bytes\n"
-    with pytest.raises(lrp.DataError) as error:
-        notebook.photos("imagenet", "160px", tmp_path)
-    assert str(error.value) == (
-        "no data set 'imagenet' of size '160px': expected one of imagenette full, imagenette 320px, imagenette 160px, "
-        "imagewoof full, imagewoof 320px, imagewoof 160px."
-    )
+
+
+SOURCES = [*(ROOT / "notebooks").glob("*.nb.py"), ROOT / "notebooks" / "support.py"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_notebooks_use_the_public_api_alone(path):
+    """`import lrp` and names in lrp.__all__; of others' packages what they like."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert not [a.name for a in node.names if a.name.startswith("lrp.")]
+            assert not [a.name for a in node.names if a.name == "lrp" and a.asname]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and node.module.partition(".")[0] != "lrp"
+    used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "lrp"}
+    assert used and used <= set(lrp.__all__)
+    # Nor what is private of anything.
+    private = re.compile(r"_(?!_)")
+    assert not [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and private.match(n.attr)]
 
 
 def test_stated_sizes_are_those_that_are_downloaded():
@@ -218,21 +230,21 @@ def test_stated_sizes_are_those_that_are_downloaded():
 
 
 def test_the_photos_made_are_the_same_each_time(tmp_path):
-    a, b = (notebook.made(tmp_path / name, seed=3) for name in ("a", "b"))
-    c = notebook.made(tmp_path / "c", seed=4)
+    a, b = (support.made(tmp_path / name, seed=3) for name in ("a", "b"))
+    c = support.made(tmp_path / "c", seed=4)
     files = sorted(path.relative_to(a) for path in a.rglob("*.jpg"))
-    assert len(files) == len(notebook.SOURCES) * sum(notebook.COUNTS.values())
+    assert len(files) == len(support.SOURCES) * sum(support.COUNTS.values())
     assert sorted(path.relative_to(b) for path in b.rglob("*.jpg")) == files
     assert all((a / file).read_bytes() == (b / file).read_bytes() for file in files)
     assert any((a / file).read_bytes() != (c / file).read_bytes() for file in files)
     assert len({(a / file).read_bytes() for file in files}) == len(files)
     data = lrp.DataSet.open(a)
     assert data.splits == ("val", "train")
-    assert set(data.categories) == set(notebook.SOURCES.values())
+    assert set(data.categories) == set(support.SOURCES.values())
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     # What is there stays as it is.
     (a / files[0]).write_bytes(b"mine")
-    notebook.made(a, seed=3)
+    support.made(a, seed=3)
     assert (a / files[0]).read_bytes() == b"mine"
     assert sorted(path.relative_to(a) for path in a.rglob("*.jpg")) == files
 
@@ -240,11 +252,11 @@ def test_the_photos_made_are_the_same_each_time(tmp_path):
 def test_photos_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(lrp.DataError) as error:
-        notebook.made(tmp_path / "file" / "data")
+        support.made(tmp_path / "file" / "data")
     assert str(error.value) == f"{tmp_path}/file/data: cannot be written: File exists."
     monkeypatch.setitem(sys.modules, "skimage.data", None)
     with pytest.raises(lrp.ImageError) as missing:
-        notebook.made(tmp_path / "data")
+        support.made(tmp_path / "data")
     assert str(missing.value) == (
         "coffee.png comes with skimage.data, which is not there: pip install 'lrp[demo,study]'."
     )
@@ -253,7 +265,7 @@ def test_photos_that_cannot_be_made(tmp_path, monkeypatch):
 
 def test_progress_counts_each_step_from_its_beginning(monkeypatch, capsys):
     monkeypatch.delenv("LRP_OFFLINE", raising=False)
-    advance = notebook.progress("evaluating")
+    advance = support.progress("evaluating")
     for done in (0, 1, 0, 1):
         advance(done, 2)
     advance(3, 4, "training, loss 0.3")
@@ -266,7 +278,7 @@ def test_progress_counts_each_step_from_its_beginning(monkeypatch, capsys):
     # Each covers the one before it.
     assert {len(line.rstrip("\n")) for line in shown.split("\r")[1:]} == {60}
     monkeypatch.setenv("LRP_OFFLINE", "1")
-    notebook.progress("evaluating")(1, 1)
+    support.progress("evaluating")(1, 1)
     assert capsys.readouterr().out == ""
 
 
@@ -274,15 +286,15 @@ def test_pictures_are_shown_small(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (300, 1000, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     for given in (tmp_path / "noise.png", str(tmp_path / "noise.png"), Image.fromarray(noise)):
-        shown = notebook.show(given, width=400)._repr_mimebundle_()
+        shown = support.show(given, width=400)._repr_mimebundle_()
         [(kind, content)] = shown.items()
         image = Image.open(io.BytesIO(base64.b64decode(content)))
         assert (kind, image.format, image.size) == ("image/jpeg", "JPEG", (400, 120))
-    small = notebook.show(Image.fromarray(noise[:20, :30]))
+    small = support.show(Image.fromarray(noise[:20, :30]))
     assert Image.open(io.BytesIO(small.content)).size == (30, 20)  # never enlarged
     from lrp.pictures.figures import new_figure
 
-    figure = notebook.show(new_figure(9, 2), width=300)
+    figure = support.show(new_figure(9, 2), width=300)
     assert figure.kind == "image/png"
     assert Image.open(io.BytesIO(figure.content)).width == 300
 

@@ -17,10 +17,11 @@ import test_evaluate
 from PIL import Image
 
 from lrp.cli import main, tables
-from lrp.data.data_set import DataSet
 from lrp.errors import PredictionsError
 from lrp.study import folder as study
-from lrp.study.accuracy import file_name, measure, outputs
+from lrp.study import written
+from lrp.study.accuracy import accuracy as measured
+from lrp.study.accuracy import file_name, outputs
 from lrp.study.locate import class_folders, copy, locate
 from lrp.study.predictions import Prediction, read_predictions, write_predictions
 from lrp.values import percent
@@ -311,13 +312,13 @@ def test_a_thousand_classes_have_no_thousand_sheets(tmp_path, monkeypatch):
 
 
 def test_names_of_classes_become_names_of_files():
-    assert study._file_names(["a/b", "a:b", "A_b", "..", "", "crane (bird)", "é", "x" * 300]) == [
+    assert written.file_names(["a/b", "a:b", "A_b", "..", "", "crane (bird)", "é", "x" * 300]) == [
         "a_b", "a_b.2", "A_b.3", "_", "_.2", "crane (bird)", "é", "x" * 80,
     ]  # fmt: skip
 
 
 def test_a_table_runs_no_formula(tmp_path):
-    study.write_table(tmp_path / "t.csv", ("=a", "b"), [("=1+1", -0.5), ("@x", None), ("a,b", 3)])
+    written.write_table(tmp_path / "t.csv", ("=a", "b"), [("=1+1", -0.5), ("@x", None), ("a,b", 3)])
     assert (tmp_path / "t.csv").read_text() == "'=a,b\n'=1+1,-0.5\n'@x,\n\"a,b\",3\n"
 
 
@@ -475,8 +476,8 @@ def test_models_share_no_table():
 def test_the_function(checkpoints):
     told = []
     found = list(
-        measure(
-            DataSet.open("data"), ["good"], "out/deep", load=checkpoints,
+        measured(
+            "data", {"good": checkpoints("good")}, "out/deep",
             advance=lambda *facts: told.append(facts), batch_size=4,
         )
     )  # fmt: skip

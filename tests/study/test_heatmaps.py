@@ -15,6 +15,7 @@ import lrp
 from lrp.cli import main
 from lrp.errors import CompositeError, ModelError, TargetError
 from lrp.gallery.gallery import Gallery
+from lrp.gallery.options import ExplainOptions
 from lrp.gallery.request import Request
 from lrp.models.loading import LoadedModel
 from lrp.models.preprocessing import Preprocessing
@@ -42,7 +43,8 @@ def loaded(seed: int, side: int = 16, names=NAMES) -> LoadedModel:
 
 def gallery(model: LoadedModel, **options) -> Gallery:
     explainer = lrp.Explainer(model.model, "epsilon_gamma_wsquare", class_names=model.class_names)
-    return Gallery(model, explainer, Request("predicted", ("predicted",)), {"model": "m"}, **options)
+    request = Request("predicted", ("predicted",))
+    return Gallery(model, explainer, request, {"model": "m"}, ExplainOptions(**options))
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def test_both_models_on_one_scale(data, monkeypatch):
         heatmap, "colours", lambda r, limit, colour=heatmap.colours: limits.append(limit) or colour(r, limit)
     )
     files = {t.a.path: Path(t.a.path) for t in twins}
-    sides = gallery(before, save_npz=True), gallery(after)
+    sides = gallery(before, save=("png", "npz")), gallery(after)
     names = ("A old", "B new")
     for target in ("true", "predicted"):
         drawn.clear()
@@ -330,7 +332,7 @@ def test_several_targets_in_one_picture(data):
             Request.parse(text, NAMES)
         assert str(caught.value) == message
     model = loaded(1)
-    made = replace(gallery(model, save_npz=True), request=request)
+    made = replace(gallery(model, save=("png", "npz")), request=request)
     (result, *_) = made.run(find_photos([Path("data")]), Path("out"))
     panels = result.facts["panels"]
     assert len(panels) == 3 and panels[1]["target"] == "cat"
@@ -409,10 +411,14 @@ def test_requests_that_contradict_themselves(data):
     assert str(caught.value) == (
         "the photos of one batch ask for 1 and 2 heatmaps: give each as many, or take batch_size=1."
     )
-    assert [r.status for r in replace(made, batch_size=1).run(found, Path("out"))] == ["ok", "ok"]
+    assert [
+        r.status for r in replace(made, options=ExplainOptions(batch_size=1)).run(found, Path("out"))
+    ] == ["ok", "ok"]
     # As many for each will do, however they are asked for.
     wanted["1.png"] = Request("top2", count=2)
-    chosen, ranked = (r.facts for r in replace(made, overwrite=True).run(found, Path("out")))
+    chosen, ranked = (
+        r.facts for r in replace(made, options=ExplainOptions(overwrite=True)).run(found, Path("out"))
+    )
     assert [p["target_index"] for p in chosen["panels"]] == [0, 1]
     assert [p["target_index"] for p in ranked["panels"]] == [c["index"] for c in ranked["top5"][:2]]
 

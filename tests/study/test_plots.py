@@ -47,11 +47,11 @@ ROWS = table()
 def every_figure():
     results = {"vgg19": accuracy(ROWS), "alexnet": accuracy(table(seed=1, skill=0.4))}
     return {
-        "accuracy": plots.accuracy_bars(results),
-        "classes": plots.class_accuracy_bars(results),
-        "confusion": plots.confusion_matrix(confusion(ROWS)),
-        "reliability": plots.reliability(calibration(ROWS)),
-        "comparison": plots.comparison(compare(ROWS, table(seed=1, skill=0.9))),
+        "accuracy": plots.plot_accuracy(results),
+        "classes": plots.plot_class_accuracy(results),
+        "confusion": plots.plot_confusion(confusion(ROWS)),
+        "reliability": plots.plot_reliability(calibration(ROWS)),
+        "comparison": plots.plot_comparison(compare(ROWS, table(seed=1, skill=0.9))),
     }
 
 
@@ -70,7 +70,7 @@ def bars(axes):
 
 def test_accuracy_bars_show_the_numbers():
     results = {"vgg19": accuracy(ROWS), "alexnet": accuracy(table(seed=1, skill=0.4))}
-    figure = plots.accuracy_bars(results, title="On Imagenette")
+    figure = plots.plot_accuracy(results, title="On Imagenette")
     axes = figure.axes[0]
     expected = [100 * share.value for one in results.values() for share in (one.top1, one.top5)]
     assert [length for length, _ in bars(axes)] == pytest.approx(expected)
@@ -87,19 +87,19 @@ def test_accuracy_bars_show_the_numbers():
 
 
 def test_accuracy_bars_without_top5():
-    figure = plots.accuracy_bars({"m": accuracy([replace(r, top5={}) for r in ROWS])})
+    figure = plots.plot_accuracy({"m": accuracy([replace(r, top5={}) for r in ROWS])})
     assert len(bars(figure.axes[0])) == 1 and not figure.legends
     assert figure.axes[0].get_xlabel() == "top-1 accuracy, % of images"
 
 
 def test_accuracy_bars_of_models_on_different_numbers_of_images():
-    figure = plots.accuracy_bars({"a": accuracy(ROWS), "b": accuracy(ROWS[:17])})
+    figure = plots.plot_accuracy({"a": accuracy(ROWS), "b": accuracy(ROWS[:17])})
     assert "17 to 60 images, with 95 % intervals" in texts(figure)
 
 
 def test_class_bars_are_grouped_and_sorted():
     one, two = accuracy(ROWS), accuracy(table(seed=1, skill=0.4))
-    figure = plots.class_accuracy_bars({"one": one, "two": two})
+    figure = plots.plot_class_accuracy({"one": one, "two": two})
     axes = figure.axes[0]
     value = {c.label: (c.top1.value, d.top1.value) for c, d in zip(one.classes, two.classes, strict=True)}
     labels = [t.get_text() for t in axes.get_yticklabels()]
@@ -115,7 +115,7 @@ def test_class_bars_are_grouped_and_sorted():
 def test_of_many_classes_those_least_often_right_are_shown():
     labels = [f"class {i}" for i in range(30)]
     got = accuracy(table(labels))
-    figure = plots.class_accuracy_bars({"m": got}, classes=7)
+    figure = plots.plot_class_accuracy({"m": got}, classes=7)
     shown = {t.get_text() for t in figure.axes[0].get_yticklabels()}
     worst = sorted(c.top1.value for c in got.classes)[:7]
     assert sorted(c.top1.value for c in got.classes if c.label in shown) == worst
@@ -123,13 +123,13 @@ def test_of_many_classes_those_least_often_right_are_shown():
 
 
 def test_a_class_that_one_model_was_not_given_has_no_bar():
-    figure = plots.class_accuracy_bars({"a": accuracy(ROWS), "b": accuracy(ROWS[:6])})
+    figure = plots.plot_class_accuracy({"a": accuracy(ROWS), "b": accuracy(ROWS[:6])})
     assert sum(length > 0 for length, _ in bars(figure.axes[0])) <= 11
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 20])
 def test_every_model_has_a_colour_of_its_own(count):
-    figure = plots.class_accuracy_bars({f"m{i}": accuracy(ROWS[:6]) for i in range(count)})
+    figure = plots.plot_class_accuracy({f"m{i}": accuracy(ROWS[:6]) for i in range(count)})
     assert len({colour for _, colour in bars(figure.axes[0])}) == count
 
 
@@ -147,7 +147,7 @@ def cells(axes):
 
 def test_confusion_counts_and_colours():
     whole = confusion(ROWS)
-    figure = plots.confusion_matrix(whole)
+    figure = plots.plot_confusion(whole)
     axes = figure.axes[0]
     matrix = np.array(whole.view(50).matrix)
     assert cells(axes) == {tuple(map(int, at)): str(matrix[tuple(at)]) for at in np.argwhere(matrix)}
@@ -164,13 +164,13 @@ def test_confusion_counts_and_colours():
 
 
 def test_text_on_a_deep_cell_is_white():
-    axes = plots.confusion_matrix(confusion(table(skill=1.0))).axes[0]
+    axes = plots.plot_confusion(confusion(table(skill=1.0))).axes[0]
     assert {t.get_color() for t in axes.texts if t.get_text().isdigit()} == {"white"}
 
 
 def test_of_many_classes_names_stay_and_counts_go():
     labels = [f"class {i}" for i in range(200)]
-    figure = plots.confusion_matrix(confusion(table(labels, per=3)))
+    figure = plots.plot_confusion(confusion(table(labels, per=3)))
     axes = figure.axes[0]
     assert cells(axes) == {} and len(axes.get_yticklabels()) == 50
     assert any("the 50 of 200 classes with most mistakes" in t for t in texts(figure))
@@ -179,7 +179,7 @@ def test_of_many_classes_names_stay_and_counts_go():
 
 def test_predicted_classes_beside_the_true_ones():
     rows = table(TEN[:3], per=40, more=[f"other {i}" for i in range(25)])
-    axes = plots.confusion_matrix(confusion(rows)).axes[0]
+    axes = plots.plot_confusion(confusion(rows)).axes[0]
     columns = [t.get_text() for t in axes.get_xticklabels()]
     assert len(columns) == 14 and columns[:3] == sorted(TEN[:3]) and columns[-1].endswith(" other classes")
     assert sum(int(t) for t in cells(axes).values()) == 120
@@ -190,7 +190,7 @@ def test_predicted_classes_beside_the_true_ones():
 
 def test_reliability_shows_bins_gaps_and_the_histogram():
     got = calibration(ROWS, 10)
-    figure = plots.reliability(got, title="vgg19")
+    figure = plots.plot_reliability(got, title="vgg19")
     axes, below = figure.axes
     filled = [b for b in got.bins if b.count]
     assert [p.get_height() for p in below.patches] == pytest.approx([100 * b.count / 60 for b in filled])
@@ -207,7 +207,7 @@ def test_reliability_shows_bins_gaps_and_the_histogram():
 
 def test_reliability_says_which_way_the_model_is_off():
     rows = [replace(r, predicted_confidence=0.99) for r in table(per=20, skill=0.4)]
-    assert any(t.endswith(": overconfident") for t in texts(plots.reliability(calibration(rows))))
+    assert any(t.endswith(": overconfident") for t in texts(plots.plot_reliability(calibration(rows))))
 
 
 # --- comparison -------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_reliability_says_which_way_the_model_is_off():
 
 def test_comparison_shows_every_image_once():
     got = compare(ROWS, table(seed=1, skill=0.9), names=("before.csv", "after.csv"))
-    figure = plots.comparison(got, title="Imagenette")
+    figure = plots.plot_comparison(got, title="Imagenette")
     scatter = figure.axes[0]
     made = {c.get_label().split(" (")[0]: c for c in scatter.collections}
     o = got.overall
@@ -241,7 +241,7 @@ def test_comparison_shows_every_image_once():
 
 def test_comparison_of_different_class_sets_shows_both_accuracies():
     got = compare(table(more=["sock", "shoe"]), table(seed=1))
-    figure = plots.comparison(got)
+    figure = plots.plot_comparison(got)
     r = got.restricted.overall
     lengths = [length for length, _ in bars(figure.axes[1])]
     assert lengths[2:] == pytest.approx([100 * r.a.value, 100 * r.b.value])
@@ -256,8 +256,8 @@ def test_all_axes_are_labelled_and_no_word_is_cut_off(tmp_path):
     labels = (long, *TEN[:3])
     results = {"a model of a very long name / with.a_path": accuracy(table(labels))}
     some = [
-        plots.accuracy_bars(results), plots.class_accuracy_bars(results),
-        plots.confusion_matrix(confusion(table(labels))), *every_figure().values(),
+        plots.plot_accuracy(results), plots.plot_class_accuracy(results),
+        plots.plot_confusion(confusion(table(labels))), *every_figure().values(),
     ]  # fmt: skip
     for number, figure in enumerate(some):
         plots.save(figure, tmp_path / f"{number}.png")
@@ -291,8 +291,8 @@ def test_any_class_name_can_be_drawn(name, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for kind in ("png", "svg"):
-            plots.save(plots.class_accuracy_bars({name: accuracy(rows)}), tmp_path / f"a.{kind}")
-        plots.save(plots.confusion_matrix(confusion(rows)), tmp_path / "b.svg")
+            plots.save(plots.plot_class_accuracy({name: accuracy(rows)}), tmp_path / f"a.{kind}")
+        plots.save(plots.plot_confusion(confusion(rows)), tmp_path / "b.svg")
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
@@ -321,7 +321,7 @@ def test_no_pyplot_and_no_matplotlib_before_it_is_needed():
     code = (
         "import sys, lrp.study.plots; early = 'matplotlib' in sys.modules; from lrp.study.analysis import accuracy; "
         "from lrp.study.predictions import Prediction; "
-        "lrp.study.plots.accuracy_bars({'m': accuracy([Prediction('p', 'a', 'a', 1.0, 1.0, True)])}); "
+        "lrp.study.plots.plot_accuracy({'m': accuracy([Prediction('p', 'a', 'a', 1.0, 1.0, True)])}); "
         "print(early, 'matplotlib.pyplot' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -360,12 +360,12 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("make, what", [
-    (lambda: plots.accuracy_bars({}), "at least one image that counts"),
-    (lambda: plots.accuracy_bars({"m": accuracy([])}), "at least one image that counts"),
-    (lambda: plots.class_accuracy_bars({"m": accuracy([])}), "at least one image that counts"),
-    (lambda: plots.confusion_matrix(confusion([])), "at least one image"),
-    (lambda: plots.reliability(calibration([])), "at least one image"),
-    (lambda: plots.comparison(compare([], [])), "at least one image that counts in both files"),
+    (lambda: plots.plot_accuracy({}), "at least one image that counts"),
+    (lambda: plots.plot_accuracy({"m": accuracy([])}), "at least one image that counts"),
+    (lambda: plots.plot_class_accuracy({"m": accuracy([])}), "at least one image that counts"),
+    (lambda: plots.plot_confusion(confusion([])), "at least one image"),
+    (lambda: plots.plot_reliability(calibration([])), "at least one image"),
+    (lambda: plots.plot_comparison(compare([], [])), "at least one image that counts in both files"),
 ])  # fmt: skip
 def test_nothing_to_plot_is_said(make, what):
     with pytest.raises(LrpError) as caught:
@@ -378,7 +378,7 @@ def test_without_matplotlib_one_sentence(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(LrpError) as caught:
-        plots.accuracy_bars({"m": accuracy(ROWS)})
+        plots.plot_accuracy({"m": accuracy(ROWS)})
     assert str(caught.value) == "this needs matplotlib: pip install 'lrp[study]'."
 
 

@@ -9,4 +9,4 @@ from lrp.train.heads import adapted, split
 
 torch.set_num_threads(1)
 split(adapted(test_retrain.TINY, 2, pretrained=False).model, torch.zeros(2, 3, 32, 32))
-curves.training([{"epoch": 0, "val_loss": 1.0, "val_accuracy": 0.5}], 0)
+curves.plot_training([{"epoch": 0, "val_loss": 1.0, "val_accuracy": 0.5}], 0)

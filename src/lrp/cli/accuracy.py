@@ -64,22 +64,21 @@ def accuracy(
 ) -> None:
     """How often models are right: top-1, top-5, loss, images/s; each with its table of predictions."""
     from lrp.models.checkpoints import is_file
-    from lrp.study import accuracy as measure
+    from lrp.study import accuracy as study
 
     for file in (csv, plot):
         if file and file.is_dir():
             raise typer.BadParameter(f"{file} is a folder: --csv and --plot take a file's name, or none.")
-    names = list(dict.fromkeys(model or measure.MODELS))
+    names = list(dict.fromkeys(model or study.MODELS))
     files = [name for name in names if is_file(name)]
     if (arch or labels) and not files:
         raise typer.BadParameter("--arch and --labels are for files of weights, and no --model is a file.")
-    opened, chosen = evaluate.opened(data, split, follow_links), common.device(device)
+    opened = evaluate.opened(data, split, follow_links)
     found: list[Measured] = []
     with common.progress("loading", quiet) as advance:
-        for one in measure.measure(
-            opened, names, output, load=lambda name: common.load(name, size, *((arch, labels) if name in files else ())),
-            advance=lambda name, done, total: advance(done, total, name),
-            classes=classes.value, device=chosen, batch_size=batch_size, max_megapixels=max_megapixels,
+        for one in study.accuracy(
+            opened, names, output, arch=arch, labels=labels, advance=lambda name, done, total: advance(done, total, name),
+            classes=classes.value, size=size, device=device, batch_size=batch_size, max_megapixels=max_megapixels,
             overwrite=overwrite,
         ):  # fmt: skip
             found.append(one)
@@ -144,20 +143,20 @@ def show(found: list[Measured]) -> None:
 
 
 def _write(found: list[Measured], csv: Path | None, plot: Path | None) -> list[Path]:
-    from lrp.study import folder as study
     from lrp.study import plots
     from lrp.study.accuracy import COLUMNS, table
+    from lrp.study.written import write_table
 
     measured = {one.model: one.accuracy for one in found if one.accuracy and one.accuracy.counted}
     files: list[Path] = []
     if csv:
-        study.write_table(csv, COLUMNS, table(found))
+        write_table(csv, COLUMNS, table(found))
         files.append(csv)
     if plot and measured:
         per_class = plot.with_name(f"{plot.stem}_classes{plot.suffix}")
         for place, figure in (
-            (plot, plots.accuracy_bars(measured)),
-            (per_class, plots.class_accuracy_bars(measured)),
+            (plot, plots.plot_accuracy(measured)),
+            (per_class, plots.plot_class_accuracy(measured)),
         ):
             for file in dict.fromkeys((place, place.with_suffix(".svg"))):
                 plots.save(figure, file)

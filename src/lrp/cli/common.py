@@ -1,25 +1,21 @@
-"""What the commands share: how they complain, load models and choose a device and a composite."""
+"""What the commands share: options, how they complain, and a bar."""
 
 from __future__ import annotations
 
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lrp.errors import CompositeError, LrpError
+from lrp.errors import CompositeError, LrpError, OptionError, TargetError
 
 if TYPE_CHECKING:
-    import torch
-
-    from lrp.models.loading import LoadedModel
-    from lrp.models.preprocessing import Preprocessing
+    from lrp.gallery.options import ExplainOptions
+    from lrp.gallery.results import Result
 
 
 class Skipped(Exception):
@@ -38,6 +34,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
             sys.stdout.flush()
+        except OptionError as error:
+            raise typer.BadParameter(f"--{error}") from error
         except LrpError as error:
             complain(str(error))
             raise typer.Exit(1) from error
@@ -55,13 +53,16 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def usage(*kinds: type[LrpError]) -> Iterator[None]:
-    """Errors of these kinds are about the arguments: exit code 2. Not where the disk refused: that is exit code 1.
-
-    A path that leads nowhere is a wrong argument, too.
+    """Errors of these kinds are about the arguments: exit code 2; always of a preset or a class that does not exist.
+    Not where the disk refused: that is exit code 1. A path that leads nowhere is a wrong argument, too.
     """
     try:
         yield
-    except kinds as error:
+    except TargetError as error:
+        raise typer.BadParameter(f"--target: {error}") from error
+    except LrpError as error:
+        if not isinstance(error, (CompositeError, *kinds)):
+            raise
         refused = isinstance(error.__cause__, OSError)
         if refused and not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             raise
@@ -101,14 +102,31 @@ SIZE = typer.Option(
 )
 
 
-def load(
-    name: str, size: int | None = None, arch: str | None = None, labels: Path | None = None
-) -> LoadedModel:
-    from lrp.models.loading import load_model
+EXPLAIN = typer.Option("--explain", help="Also draw the heatmaps.")
 
-    said = {"arch": arch, "labels": labels}
-    loaded = load_model(name, **{option: value for option, value in said.items() if value is not None})  # type: ignore[arg-type]
-    return loaded if size is None else loaded._replace(preprocessing=loaded.preprocessing.with_size(size))
+
+def explain_options(
+    wanted: bool, composite: str | None, size: int | None, device: str
+) -> ExplainOptions | None:
+    """Of the commands that explain the photos of a table; None where nothing is to be explained."""
+    if not wanted:
+        return None
+    from lrp.gallery.options import ExplainOptions
+
+    with usage():
+        return ExplainOptions(composite=composite, size=size, device=device)
+
+
+def complain_about(results: Iterable[Result]) -> None:
+    """Say which pictures were skipped, are not trustworthy, or are predicted otherwise than their table says."""
+    for result in results:
+        if result.status == "skipped":
+            complain(f"skipped {result.path}: {result.error}")
+        for facts in (result.facts, result.facts.get("a") or {}, result.facts.get("b") or {}):
+            if "differs" in facts:
+                complain(facts["differs"])
+            if facts.get("health") and not facts["health"]["ok"]:
+                complain(f"{result.path}: NOT TRUSTWORTHY: {facts['health']['problems'][0]}")
 
 
 class progress:
@@ -146,38 +164,3 @@ class progress:
 
     def __exit__(self, *_: Any) -> None:
         self.bar.stop()
-
-
-def device(name: str) -> torch.device:
-    """The device of that name; auto: a GPU where there is one."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(name)
-        torch.zeros(1, device=chosen)
-        return chosen
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise typer.BadParameter(f"--device {name}: {reason} (auto, cpu and cuda are usual)") from error
-
-
-def composite(
-    name: str | None, preprocessing: Preprocessing, bias: str | None, epsilon: float | None, top_k: float
-) -> Any:
-    """The preset of that name for inputs so preprocessed; None: chosen for the architecture."""
-    from lrp.engine.default_preset import default
-    from lrp.engine.presets import preset
-
-    options: dict[str, Any] = {"low": preprocessing.low, "high": preprocessing.high}
-    options |= {"epsilon": epsilon, "top_k": top_k}
-    if bias is not None:
-        options["bias"] = bias
-    try:
-        named = preset(
-            name or "epsilon_gamma_box", **options
-        )  # without a name, only to check the options now
-        return named if name else partial(default, **options)
-    except CompositeError as error:
-        raise typer.BadParameter(str(error)) from error

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrp.cli import common, table_model, tables
+from lrp.cli import common, tables
 from lrp.cli.confidence import ROOT, end
 from lrp.cli.evaluate import JSON, QUIET
 
 if TYPE_CHECKING:
-    from lrp.gallery.gallery import Result
     from lrp.study.comparison import Comparison, Twin
     from lrp.study.intervals import Paired
 
@@ -41,7 +40,7 @@ def compare(
         typer.Option("--output", "-o", help="Folder for tables and pictures; none: one beside A."),
     ] = None,
     root: Annotated[Path | None, ROOT] = None,
-    explain: Annotated[bool, table_model.EXPLAIN] = False,
+    explain: Annotated[bool, common.EXPLAIN] = False,
     target: Annotated[
         Target,
         typer.Option(help="With --explain: the photo's true class, or the one that each model predicts."),
@@ -58,33 +57,20 @@ def compare(
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Set B against A: accuracy, photos gained and lost, where confidence moved most."""
-    from lrp.study import folder as study
+    from lrp.study.folder import compare as compared
 
-    found = study.compare(a, b, output, count=count, root=root)
-    pictures: list[Result] = []
-    groups = {"gained": found.comparison.gained[:count], "lost": found.comparison.lost[:count]}
-    if explain and any(groups.values()):
-        from lrp.study.heatmaps import explain_changes
-
-        twins = found.comparison.twins
-        galleries = (
-            table_model.gallery(a, [t.a for t in twins], model_a, composite, size_a, device, "--model-a"),
-            table_model.gallery(b, [t.b for t in twins], model_b, composite, size_b, device, "--model-b"),
-        )
-        photos = {path: Path(file) for path, file in found.written.photos.items()}
-        for name, group in groups.items():
-            if not group:
-                continue
-            folder = Path(found.written.folder, name)
-            made = explain_changes(group, photos, galleries, folder, target=target.value)
-            pictures += table_model.told(made, len(group), f"explaining {name}", quiet)
+    options = tuple(common.explain_options(explain, composite, size, device) for size in (size_a, size_b))
+    with common.progress("explaining", quiet) as advance:
+        found = compared(
+            a, b, output, count=count, root=root, explain=explain, target=target.value, models=(model_a, model_b),
+            options=options, advance=advance,
+        )  # fmt: skip
+    common.complain_about(found.explained)
     if as_json:
-        print(
-            json.dumps(found.to_dict() | {"explained": [p.to_dict() for p in pictures]}, ensure_ascii=False)
-        )
+        print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
         show(found.comparison, count)
-    end(found.written, as_json or quiet, pictures)
+    end(found.written, as_json or quiet, found.explained)
 
 
 def show(c: Comparison, count: int) -> None:

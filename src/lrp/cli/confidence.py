@@ -15,10 +15,10 @@ from lrp.cli.evaluate import JSON, QUIET
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lrp.gallery.gallery import Result
+    from lrp.gallery.results import Result
     from lrp.study.analysis import Surest
-    from lrp.study.folder import Written
     from lrp.study.predictions import Prediction
+    from lrp.study.written import Written
 
 RESULTS = typer.Argument(
     help="A table that `lrp evaluate` wrote.", metavar="RESULTS.csv", exists=True, dir_okay=False
@@ -44,9 +44,9 @@ def confidence(
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Pick the correct predictions with the highest and the lowest confidence, over all and per class."""
-    from lrp.study import folder as study
+    from lrp.study.folder import confidence as picked
 
-    found = study.confidence(results, output, count=count, root=root, copy_to=copy_to)
+    found = picked(results, output, count=count, root=root, copy_to=copy_to)
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:

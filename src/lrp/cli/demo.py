@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from lrp.cli import common, evaluate, explain, report
+from lrp.cli import common, explain
 from lrp.errors import ImageError
 
+PACKAGED = "efficientnet_lite0"
 # scikit-image's own photos: file -> the ImageNet class of what is on it.
 PHOTOS = {
     "chelsea.png": "tiger cat",
@@ -26,15 +27,15 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("output"),
 ) -> None:
     """Write a few photos to input/<class>/ and explain them with the packaged model; nothing is downloaded."""
+    import lrp
+
     places = write_photos(photos)
-    counts = explain.run(places, output, save_npz=False, report=False)
+    with common.progress("explaining") as advance:
+        counts = explain.show(lrp.explain_folder(places, output, advance=advance))
     print(f"Look at {output}/: each photo with the pixels that made the model decide, red for, blue against.")
     table, page = output / "results.csv", output / "report.html"
-    evaluate.run(
-        evaluate.opened(photos, None, False), "efficientnet_lite0", table, "model", None, "auto", 32, 100.0, True, True,
-        None, None,
-    )  # fmt: skip
-    made = report.run(table, page, command=f"lrp report {table} -o {page}", quiet=True)
+    lrp.evaluate(photos, PACKAGED, table, overwrite=True)
+    made = lrp.report(table, page, command=f"lrp report {table} -o {page}")
     for note in made.notes:
         common.complain(note)
     print(f"The same and more as one page, to be opened in a browser: {made.path}")

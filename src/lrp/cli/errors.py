@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrp.cli import common, table_model, tables
+from lrp.cli import common, tables
 from lrp.cli.confidence import OUTPUT, RESULTS, ROOT, end
 from lrp.cli.evaluate import JSON, QUIET
 
 if TYPE_CHECKING:
-    from lrp.gallery.gallery import Result
-    from lrp.study.folder import Errors
+    from lrp.study.folder import Mistakes
 
 PAIRS, CLASSES = 10, 30
+MODEL = typer.Option(
+    "--model", "-m", help="With --explain: the table's model, if it is not where its rows say."
+)
 
 
 @common.example("lrp errors vgg19_results.csv --explain")
@@ -29,8 +31,8 @@ def errors(
     bins: Annotated[int, typer.Option(min=1, help="Bins of the reliability plot.")] = 15,
     output: Annotated[Path | None, OUTPUT] = None,
     root: Annotated[Path | None, ROOT] = None,
-    explain: Annotated[bool, table_model.EXPLAIN] = False,
-    model: Annotated[str | None, table_model.MODEL] = None,
+    explain: Annotated[bool, common.EXPLAIN] = False,
+    model: Annotated[str | None, MODEL] = None,
     composite: Annotated[str | None, common.COMPOSITE] = None,
     size: Annotated[int | None, common.SIZE] = None,
     device: Annotated[str, common.DEVICE] = "auto",
@@ -38,30 +40,25 @@ def errors(
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Show what is taken for what, the most confident mistakes, calibration, precision and recall."""
-    from lrp.study import folder as study
+    from lrp.study.folder import mistakes
 
-    found = study.errors(results, output, count=count, bins=bins, root=root)
-    pictures: list[Result] = []
-    mistakes = found.confusion.mistakes[:count]
-    if explain and mistakes:
-        from lrp.study.heatmaps import explain_mistakes
-
-        gallery = table_model.gallery(results, mistakes, model, composite, size, device)
-        photos = {path: Path(file) for path, file in found.written.photos.items()}
-        made = explain_mistakes(mistakes, photos, gallery, Path(found.written.folder, "mistakes"))
-        pictures = list(table_model.told(made, len(photos), "explaining", quiet))
+    options = common.explain_options(explain, composite, size, device)
+    with common.progress("explaining", quiet) as advance:
+        found = mistakes(
+            results, output, count=count, bins=bins, root=root, explain=explain, model=model, options=options,
+            advance=advance,
+        )  # fmt: skip
+    common.complain_about(found.explained)
     if as_json:
-        print(
-            json.dumps(found.to_dict() | {"explained": [p.to_dict() for p in pictures]}, ensure_ascii=False)
-        )
+        print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
         show(found, count)
     if not (as_json or quiet):
         print(f"A page to look through: lrp report {shlex.quote(str(results))}")
-    end(found.written, as_json or quiet, pictures)
+    end(found.written, as_json or quiet, found.explained)
 
 
-def show(found: Errors, count: int) -> None:
+def show(found: Mistakes, count: int) -> None:
     from lrp.values import percent
 
     accuracy, confusion, calibration = found.accuracy, found.confusion, found.calibration

@@ -57,12 +57,16 @@ def evaluate(
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Predict every photo of a data set: one CSV row per file. Stopped, the same command goes on."""
-    from lrp.study.accuracy import outputs
+    from lrp.study.accuracy import file_name, outputs
+    from lrp.study.evaluate import evaluate
 
-    found = run(
-        opened(data, split, follow_links), model, output or outputs([model], ".")[0], classes.value,
-        size, device, batch_size, max_megapixels, overwrite, quiet, arch, labels,
-    )  # fmt: skip
+    read = opened(data, split, follow_links)
+    with common.usage(DataError, PredictionsError), common.progress(file_name(model), quiet) as advance:
+        found = evaluate(
+            read, model, output or outputs([model], ".")[0], classes=classes.value, size=size, arch=arch, labels=labels,
+            batch_size=batch_size, device=device, max_megapixels=max_megapixels, overwrite=overwrite, advance=advance,
+        )  # fmt: skip
+    say_unmatched(model, found.unmatched)
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
@@ -79,35 +83,6 @@ def opened(data: Path, split: str | None, follow_links: bool) -> DataSet:
     if split is None and len(found.splits) > 1:
         others = ", ".join(s for s in found.splits if s != found.split)
         common.complain(f"{data}: reading {found.split}/; --split takes {others} or all.")
-    return found
-
-
-def run(
-    data: DataSet,
-    model: str,
-    output: Path,
-    classes: str = "model",
-    size: int | None = None,
-    device: str = "auto",
-    batch_size: int = 32,
-    max_megapixels: float = 100.0,
-    overwrite: bool = False,
-    quiet: bool = False,
-    arch: str | None = None,
-    labels: Path | None = None,
-) -> Evaluation:
-    """Evaluate with a bar on stderr; folders that are no class are named there."""
-    from lrp.study.accuracy import file_name
-    from lrp.study.evaluate import evaluate
-
-    chosen = common.device(device)
-    loaded = common.load(model, size, arch, labels)
-    with common.usage(DataError, PredictionsError), common.progress(file_name(model), quiet) as advance:
-        found = evaluate(
-            data, loaded, output, name=model, classes=classes, batch_size=batch_size, device=chosen,
-            max_megapixels=max_megapixels, overwrite=overwrite, advance=advance,
-        )  # fmt: skip
-    say_unmatched(model, found.unmatched)
     return found
 
 

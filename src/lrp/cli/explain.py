@@ -8,12 +8,17 @@ import sys
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lrp.cli import common
-from lrp.errors import ImageError, TargetError
+from lrp.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lrp.gallery.results import Result
 
 
 class Style(StrEnum):
@@ -28,7 +33,9 @@ class Precision(StrEnum):
 
 
 class Save(StrEnum):
+    png = "png"
     npz = "npz"
+    heatmap = "heatmap"
 
 
 @common.example("lrp explain input -o output --model vgg19 --target top3")
@@ -70,7 +77,12 @@ def explain(
     ] = Precision.exact,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos that go through the model together.")] = 8,
     max_megapixels: Annotated[float, typer.Option(min=0, help="Larger photos are skipped unread.")] = 100.0,
-    save: Annotated[Save | None, typer.Option(help="Also write the relevance itself.")] = None,
+    save: Annotated[
+        list[Save] | None,
+        typer.Option(
+            help="Also npz: relevance as arrays; heatmap: it alone, transparent. As often as wanted."
+        ),
+    ] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object per file on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only what was skipped.")] = False,
     overwrite: Annotated[
@@ -78,112 +90,57 @@ def explain(
     ] = False,
 ) -> None:
     """Show which pixels made the model decide: for each photo a picture with its heatmap beside it."""
-    counts = run(
-        paths or [Path("input")], output, model, composite, target, bias, epsilon, top_k, style.value, percentile,
-        shared_scale, size, device, batch_size, max_megapixels, save is not None, json_lines, quiet, overwrite, arch, labels,
-        precision=precision.value,
-    )  # fmt: skip
+    from lrp.gallery.explain_folder import explain_folder
+    from lrp.gallery.options import ExplainOptions
+
+    given = paths or [Path("input")]
+    with common.progress("explaining", quiet) as advance:
+        with common.usage():
+            options = ExplainOptions(
+                composite, bias, epsilon, top_k, style.value, percentile, shared_scale, size, device, precision.value,
+                batch_size, max_megapixels, ("png", *dict.fromkeys(one.value for one in save or ())), overwrite, arch,
+                labels,
+            )  # fmt: skip
+            try:
+                with common.usage(ImageError):
+                    results = explain_folder(given, output, model, target, options, advance=advance)
+            except typer.BadParameter as error:
+                raise typer.BadParameter(_not_found(error.message, given)) from error
+        counts = show(results, json_lines, quiet)
+    if not quiet and len(given) == 1 and given[0].is_dir():
+        data, table = shlex.quote(str(given[0])), shlex.quote(str(output / "results.csv"))
+        place = sys.stderr if json_lines else sys.stdout
+        print(f"A page to look through: lrp evaluate {data} -o {table}; lrp report {table}", file=place)
     if counts["skipped"]:
         raise common.Skipped
 
 
-def run(
-    paths: list[Path],
-    output: Path,
-    model: str = "efficientnet_lite0",
-    composite: str | None = None,
-    target: str = "predicted",
-    bias: str | None = None,
-    epsilon: float | None = None,
-    top_k: float = 0.0,
-    style: str = "heatmap",
-    percentile: float = 99.5,
-    shared_scale: bool = False,
-    size: int | None = None,
-    device: str = "auto",
-    batch_size: int = 8,
-    max_megapixels: float = 100.0,
-    save_npz: bool = False,
-    json_lines: bool = False,
-    quiet: bool = False,
-    overwrite: bool = False,
-    arch: str | None = None,
-    labels: Path | None = None,
-    report: bool = True,
-    precision: str = "exact",
-) -> Counter[str]:
-    """Explain and print; returns how many files ended with which status. `report`: say how to make one."""
-    from lrp.engine.explainer import Explainer
-    from lrp.gallery.gallery import Drawing, Gallery, find
-    from lrp.gallery.request import Request
-
-    try:
-        with common.usage(ImageError):
-            found = find(paths, output)
-    except typer.BadParameter as error:
-        hint = " `lrp demo` fills input/ with photos to try." if paths == [Path("input")] else ""
-        raise typer.BadParameter(f"{error.message}.{hint}") from error
-    if not found:
-        raise typer.BadParameter(f"no files below {', '.join(map(str, paths))}.")
-    chosen = common.device(device)
-    loaded = common.load(model, size, arch, labels)
-    try:
-        request = Request.parse(target, loaded.class_names)
-    except TargetError as error:
-        raise typer.BadParameter(f"--target: {error}") from error
-    rules = common.composite(composite, loaded.preprocessing, bias, epsilon, top_k)
-    loaded.model.to(chosen)
-    gallery = Gallery(
-        loaded,
-        Explainer(loaded.model, rules, precision=precision, class_names=loaded.class_names),
-        request,
-        identity={
-            "model": model,
-            "weights": _weights(loaded),
-            "composite": _named(composite, bias, epsilon, top_k),
-            "precision": precision,
-        },
-        drawing=Drawing(style, percentile, shared_scale),
-        device=chosen,
-        batch_size=batch_size,
-        max_megapixels=max_megapixels,
-        save_npz=save_npz,
-        overwrite=overwrite,
+def _not_found(message: str, given: list[Path]) -> str:
+    if message.endswith("."):
+        return message
+    return f"{message}." + (
+        " `lrp demo` fills input/ with photos to try." if given == [Path("input")] else ""
     )
+
+
+def show(results: Iterable[Result], json_lines: bool = False, quiet: bool = False) -> Counter[str]:
+    """Print each result as it comes, and their sum; returns how many files ended with which status."""
     counts: Counter[str] = Counter()
-    with common.progress("explaining", quiet) as advance:
-        for result in gallery.run(found, output):
-            counts[result.status] += 1
-            if json_lines:
-                print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
-            elif not quiet:
-                print(_line(result), flush=True)
-            if result.status == "skipped" and (json_lines or quiet):
-                common.complain(f"skipped {result.path}: {result.error}")
-            advance(1, len(found))
+    for result in results:
+        counts[result.status] += 1
+        if json_lines:
+            print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
+        elif not quiet:
+            print(_line(result), flush=True)
+        if result.status == "skipped" and (json_lines or quiet):
+            common.complain(f"skipped {result.path}: {result.error}")
     if not quiet:
-        total = (
-            f"{len(found)} found = {counts['ok']} ok + {counts['kept']} kept + {counts['skipped']} skipped"
-        )
-        place = sys.stderr if json_lines else sys.stdout
-        print(total, file=place)
-        if report and len(paths) == 1 and paths[0].is_dir():
-            data, table = shlex.quote(str(paths[0])), shlex.quote(str(output / "results.csv"))
-            print(f"A page to look through: lrp evaluate {data} -o {table}; lrp report {table}", file=place)
+        total = f"{counts.total()} found = {counts['ok']} ok + {counts['kept']} kept + {counts['skipped']} skipped"
+        print(total, file=sys.stderr if json_lines else sys.stdout)
     return counts
 
 
-def _weights(loaded: Any) -> str:
-    from lrp.models.weights import fingerprint
-
-    return fingerprint(loaded.model)
-
-
-def _named(composite: str | None, bias: str | None, epsilon: float | None, top_k: float) -> list[Any]:
-    return [composite, bias, epsilon, top_k]
-
-
-def _line(result: Any) -> str:
+def _line(result: Result) -> str:
     """One line of result: what became of a file."""
     if result.status == "skipped":
         return f"skipped  {result.path}: {result.error}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -39,42 +39,29 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write one ONNX file from images to logits and relevance, for any number of images."""
-    import torch
+    from lrp.gallery.export import export as write
+    from lrp.gallery.options import ExplainOptions
 
-    import lrp
-    from lrp.engine.explainer import Explainer
-    from lrp.engine.onnx.export import export as write
-    from lrp.gallery.request import Request
-    from lrp.models.weights import fingerprint
-
-    loaded = common.load(model, size, arch, labels)
-    preprocessing, names = loaded.preprocessing, loaded.class_names
-    try:
-        request = Request.parse(target, names)
-    except TargetError as error:
-        raise typer.BadParameter(f"--target: {error}") from error
-    if len(request.parts) != 1 or request.needs_folder:
-        raise typer.BadParameter(
-            f"--target {target}: one target for every image: predicted, a class, or A-vs-B."
-        )
     if target_input and target != "predicted":
         raise typer.BadParameter(
             f"--target {target} settles the class, --target-input leaves it open: give one of them."
         )
-    chosen = common.composite(composite, preprocessing, bias, epsilon, top_k)
-    explainer = Explainer(loaded.model, chosen, class_names=names)
-    crop = preprocessing.geometry.crop
-    facts: dict[str, Any] = {
-        "producer": f"lrp {lrp.__version__}", "model": model, "weights": fingerprint(loaded.model),
-        "target": "input" if target_input else target, "classes": list(names), "preprocessing": preprocessing.to_dict(),
-    }  # fmt: skip
-    made = write(
-        explainer, torch.zeros(1, 3, *crop), output or Path(f"{Path(model).stem.replace(':', '_')}_explain.onnx"),
-        request.parts[0], target_input, facts, overwrite,
-    )  # fmt: skip
+    with common.usage():
+        options = ExplainOptions(
+            composite, bias, epsilon, top_k, size=size, device="cpu", arch=arch, labels=labels
+        )
+    try:
+        made = write(
+            model, output or Path(f"{Path(model).stem.replace(':', '_')}_explain.onnx"), target=target,
+            target_input=target_input, options=options, overwrite=overwrite,
+        )  # fmt: skip
+    except TargetError as error:
+        colon = "" if str(error).startswith(f"{target}: ") else ":"
+        raise typer.BadParameter(f"--target{colon} {error}") from error
+    crop = f"[N, 3, {made.size[0]}, {made.size[1]}]"
     print(
-        f"{made.path}: {made.bytes / 1e6:.0f} MB; image [N, 3, {crop[0]}, {crop[1]}]{' and target [N]' if target_input else ''} -> "
-        f"logits [N, {len(names)}] and relevance [N, 3, {crop[0]}, {crop[1]}], by {made.composite}"
+        f"{made.path}: {made.bytes / 1e6:.0f} MB; image {crop}{' and target [N]' if target_input else ''} -> "
+        f"logits [N, {made.classes}] and relevance {crop}, by {made.composite}"
     )
     if made.logits is None:
         print("not checked: onnxruntime is not installed (pip install 'lrp[export]')")

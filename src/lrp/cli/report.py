@@ -5,16 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from lrp.cli import common, table_model
+from lrp.cli import common
 from lrp.cli.confidence import RESULTS, ROOT
 from lrp.cli.evaluate import QUIET
-
-if TYPE_CHECKING:
-    from lrp.html_report.write import Report
 
 OUTPUT = typer.Option("--output", "-o", help="The HTML file; none: RESULTS_report.html beside the table.")
 
@@ -52,10 +49,14 @@ def report(
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Write one HTML file that shows the results, photo by photo, with heatmaps; it needs nothing else to be opened."""
-    made = run(
-        results, output or beside(results), compare, explain, (model, compare_model), composite, size, device, rows, max_mb,
-        root, shlex.join(["lrp", *sys.argv[1:]]), quiet,
-    )  # fmt: skip
+    from lrp.html_report.report import report as write
+
+    options = common.explain_options(explain > 0, composite, size, device)
+    with common.progress("reading photos", quiet) as advance:
+        made = write(
+            results, output, compare=compare, explain=explain, models=(model, compare_model), options=options, rows=rows,
+            max_mb=max_mb, root=root, command=shlex.join(["lrp", *sys.argv[1:]]), advance=advance,
+        )  # fmt: skip
     for note in made.notes:
         common.complain(note)
     if not quiet:
@@ -64,44 +65,3 @@ def report(
         )
     if made.missing:
         raise common.Skipped
-
-
-def beside(results: Path) -> Path:
-    return results.with_name(f"{results.stem}_report.html")
-
-
-def run(
-    results: Path,
-    output: Path,
-    compare: Path | None = None,
-    explain: int = 200,
-    models: tuple[str | None, str | None] = (None, None),
-    composite: str | None = None,
-    size: int | None = None,
-    device: str = "auto",
-    rows: int = 4000,
-    max_mb: float = 25.0,
-    root: Path | None = None,
-    command: str = "",
-    quiet: bool = False,
-) -> Report:
-    """Load the models that the tables name, and write."""
-    from lrp.html_report.write import report as write
-    from lrp.study.predictions import read_predictions
-
-    galleries = []
-    if explain:
-        for table, named, option in zip(
-            (results, compare), models, ("--model", "--compare-model"), strict=True
-        ):
-            if table is not None:
-                galleries.append(
-                    table_model.gallery(
-                        table, read_predictions(table), named, composite, size, device, option
-                    )
-                )
-    with common.progress("reading photos", quiet) as advance:
-        return write(
-            results, output, retrained=compare, galleries=galleries, explain=explain, rows=rows, max_mb=max_mb,
-            root=root, command=command, progress=advance,
-        )  # fmt: skip

@@ -125,7 +125,6 @@ def retrain(
         heard.append(_board(Path(f"{place}.tensorboard")))
     quiet = quiet or (devices * nodes > 1 and _not_the_first())
     silent = quiet or as_json
-    chosen = common.device(device)
     told: list[str] = []
 
     def on_data(material: TrainingData) -> None:
@@ -140,7 +139,7 @@ def retrain(
             found = run(
                 data, output, model, arch=arch, train=train.value, **settings, size=size, val_share=val_share, seed=seed,
                 max_skip_rate=max_skip_rate, max_megapixels=max_megapixels, follow_links=follow_links,
-                pretrained=not from_scratch, device=chosen, devices=devices, nodes=nodes, workers=workers,
+                pretrained=not from_scratch, device=device, devices=devices, nodes=nodes, workers=workers,
                 batch_size=batch_size, cache=cache, overwrite=overwrite, on_epoch=heard,
                 on_data=on_data, advance=advance,
             )  # fmt: skip

@@ -35,10 +35,16 @@ def rules(
     import torch
 
     from lrp.engine.explainer import Explainer
+    from lrp.gallery.options import ExplainOptions
     from lrp.models.loading import load_model
 
+    with common.usage():
+        options = ExplainOptions(composite, bias, epsilon, top_k)
     named: dict[str, Any] = {} if arch is None else {"arch": arch}
     loaded = load_model(model or "efficientnet_lite0", pretrained=False, **named)  # weights change no rule
     preprocessing = loaded.preprocessing.with_size(size) if size else loaded.preprocessing
-    chosen = common.composite(composite, preprocessing, bias, epsilon, top_k)
-    print(Explainer(loaded.model, chosen).rules(torch.zeros(2, 3, *preprocessing.geometry.crop)))
+    print(
+        Explainer(loaded.model, options.rules(preprocessing)).rules(
+            torch.zeros(2, 3, *preprocessing.geometry.crop)
+        )
+    )

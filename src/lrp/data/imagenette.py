@@ -121,6 +121,29 @@ class Obtained:
     """Of the archive it came from; "" where that is not recorded."""
 
 
+def download_data(
+    name: str,
+    size: str = "320px",
+    root: str | Path = "data",
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Path:
+    """The folder of a data set, with train/ and val/ in it, downloaded, verified and unpacked if need be.
+
+    Args:
+        name: "imagenette" or "imagewoof".
+        size: the photos' shorter side: "full" (1.5 GB), "320px" (0.3 GB) or "160px" (0.1 GB).
+        root: folder for the data set's folder and its archive.
+        say: called with what is going on, a sentence at a time, as `print` is.
+
+    Raises:
+        DataError: there is no such data set; or what `obtain` raises.
+    """
+    if (name, size) not in ARCHIVES:
+        known = ", ".join(f"{n} {s}" for n, s in ARCHIVES)
+        raise DataError(f"no data set {name!r} of size {size!r}: expected one of {known}.")
+    return obtain(ARCHIVES[name, size], Path(root), say=say).folder
+
+
 def obtain(
     archive: Archive,
     root: Path,

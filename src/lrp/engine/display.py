@@ -1,27 +1,42 @@
-"""Results -> HTML, as a notebook shows them: photo, heatmap, target and health of an explanation; a table of rules.
+"""Results -> pictures and HTML: photo, heatmap, target and health of an explanation; a table of rules.
 
-Only inline styles, no colours of text or background: it is read on light and dark pages. All names are escaped.
+The HTML has only inline styles, and no colours of text or background: it is read on light and dark pages. All names are
+escaped.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import sys
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageShow
 
-from lrp.errors import LrpError
+from lrp.engine.account import account, reached
+from lrp.errors import ImageError, InputError, LrpError
 from lrp.pictures import heatmap
+from lrp.pictures.photos import Geometry, Photo, open_photo
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lrp.engine.explanation import Explanation
     from lrp.engine.rules_table import RulesTable
+
+
+class Geometrical(Protocol):
+    """What knows where a photo's pixels went: a `Preprocessing`."""
+
+    @property
+    def geometry(self) -> Geometry: ...
+
+
+PhotoLike = str | Path | Photo | Image.Image | np.ndarray
 
 IMAGES = 4
 """Of more images than this, the first are shown."""
@@ -30,16 +45,12 @@ _LEFT = "text-align: left; padding-right: 1em"
 _CELL = "text-align: left; vertical-align: top; padding: 2px 12px 2px 0"
 
 
-def explanation(e: Explanation) -> str:
+def explanations(entries: Sequence[Explanation]) -> str:
     """The first images: each as the model saw it, its heatmap, what was asked, what reached the pixels, and health.
 
-    The health of more than `IMAGES` is computed on request only (`e.health`): it takes a pass for each image.
+    Of several explanations, the first few of an image stand below each other. The health of more than `IMAGES` images is
+    computed on request only (`e.health`): it takes a pass for each.
     """
-    return explanations([e])
-
-
-def explanations(entries: Sequence[Explanation]) -> str:
-    """Of the first images, each with the first few of its explanations below each other."""
     images, count = len(entries[0]), len(entries)
     rows = "".join(
         _row(e, i, with_photo=e is entries[0]) for i in range(min(images, IMAGES)) for e in entries[:IMAGES]
@@ -64,6 +75,127 @@ def rules(table: RulesTable) -> str:
         f'<div style="max-height: 30em; overflow: auto"><table><thead><tr>{head}</tr></thead>'
         f'<tbody style="font-family: monospace; white-space: pre">{body}</tbody></table></div></div>'
     )
+
+
+# --- pictures ---------------------------------------------------------------------------------------------
+
+
+def picture(
+    entries: Sequence[Explanation],
+    photo: PhotoLike | None = None,
+    index: int = 0,
+    preprocessing: Geometrical | None = None,
+) -> Image.Image:
+    """The photo, and on its right a heatmap for each explanation; arguments and errors as of `Explanation.heatmap`."""
+    e = entries[0]
+    if not -len(e) <= index < len(e):
+        raise InputError(f"index={index}: expected one of {len(e)} images, 0 to {len(e) - 1}.")
+    i = index % len(e)
+    if e.relevance.dim() != 4:
+        raise InputError(
+            f"relevance of shape {list(e.relevance.shape)} is no picture: expected images [N, C, H, W]."
+        )
+    if photo is None:
+        pixels, name = _seen(e._images[i]), "what the model saw; its brightness is stretched"
+        if pixels is None:
+            raise InputError(
+                f"an input of {e._images.shape[1]} channels cannot be shown as a photo: give one, heatmap(photo)."
+            )
+        geometry = None
+    else:
+        pixels, file = _pixels(photo)
+        name = f"predicted for {file}" if file else "predicted"
+        geometry = preprocessing or e._explainer.preprocessing
+    best = int(e.logits[i].argmax())
+    return heatmap.draw(
+        pixels, [_panel(e, i, pixels, geometry) for e in entries],
+        title=_titled(_class(e, best), _probability(e, i, best)), subtitle=name, unit=e.unit,
+    )  # fmt: skip
+
+
+def _panel(e: Explanation, i: int, pixels: np.ndarray, preprocessing: Geometrical | None) -> heatmap.Panel:
+    values = e.relevance[i].detach().double().sum(0).cpu().numpy()
+    if preprocessing is not None:
+        values = preprocessing.geometry.to_photo(values, *pixels.shape[:2])
+    elif values.shape != pixels.shape[:2]:
+        (height, width), (rows, columns) = pixels.shape[:2], values.shape
+        raise InputError(
+            f"the photo is {width} x {height} pixels and the model's input {columns} x {rows}: which part of it the model "
+            "saw is not known; give preprocessing=, here or to Explainer(...)."
+        )
+    return heatmap.Panel(values, _titled(*_target(e, i)), _account(e, i))
+
+
+def _titled(words: str, probability: float | None) -> str:
+    return words if probability is None else f"{words}  {100 * probability:.1f} %"
+
+
+def _account(e: Explanation, i: int) -> str:
+    if len(e) > IMAGES and "health" not in e.__dict__:  # it takes a pass for each image
+        return _reached(e, i)
+    try:
+        health = e.health
+    except LrpError as error:
+        return f"{_reached(e, i)}; health unknown: {error}"
+    relevance, start = float(e.relevance[i].double().sum()), float(e.ledger.totals["start"][i])
+    shares = {name: float(values[i]) for name, values in health.shares.items()}
+    return account(relevance, start, e.unit, shares, health.problems)
+
+
+def _pixels(photo: PhotoLike) -> tuple[np.ndarray, str]:
+    """uint8 [H, W, 3], and the file's name where it has one."""
+    if isinstance(photo, str | Path):
+        photo = open_photo(photo)
+    if isinstance(photo, Photo):
+        return photo.pixels, photo.path.name
+    if isinstance(photo, Image.Image):
+        return np.asarray(photo.convert("RGB")), ""
+    if isinstance(photo, np.ndarray):
+        return photo, ""  # `draw` looks at its shape
+    raise InputError(
+        f"photo: expected a path, a Photo, a PIL image or an array uint8 [H, W, 3], got {type(photo).__name__}."
+    )
+
+
+def save(
+    entries: Sequence[Explanation], path: Path, photo: PhotoLike | None, index: int, preprocessing: Any
+) -> Path:
+    if path.suffix.lower() != ".png":
+        raise ImageError(
+            f"{path}: expected a name that ends in .png; for another format: e.heatmap(photo).save({path.name!r})."
+        )
+    heatmap.save_png(picture(entries, photo, index, preprocessing), path, {})
+    return path
+
+
+def show(image: Image.Image) -> None:
+    """Below a notebook's cell, or in the image viewer."""
+    interactive = sys.modules.get("IPython")
+    shell = interactive.get_ipython() if interactive else None
+    if hasattr(shell, "kernel"):  # a notebook, and no terminal
+        from IPython.display import display
+
+        display(image)
+    elif not ImageShow.show(image):
+        raise ImageError("there is no image viewer here: e.save('heatmap.png') writes a file.")
+
+
+def png(entries: Sequence[Explanation]) -> bytes | None:
+    """The first image's picture, of 256 colours to be small."""
+    e = entries[0]
+    if (
+        e.relevance.dim() != 4
+        or e._images.shape[1] not in (1, 3)
+        or not bool(e.relevance[0].isfinite().all())
+    ):
+        return None
+    return _png(picture(entries[:IMAGES]).quantize(256, dither=Image.Dither.NONE))
+
+
+def _png(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "PNG", optimize=True)
+    return content.getvalue()
 
 
 # --- one image --------------------------------------------------------------------------------------------
@@ -94,9 +226,7 @@ def _heatmap(values: np.ndarray, limit: float) -> Image.Image:
 
 
 def _cell(image: Image.Image, title: str) -> str:
-    content = io.BytesIO()
-    image.save(content, "PNG", optimize=True)
-    source = base64.b64encode(content.getvalue()).decode("ascii")
+    source = base64.b64encode(_png(image)).decode("ascii")
     shown = f'width="{max(1, round(SIDE * image.width / max(image.size)))}"'
     style = "image-rendering: pixelated; max-width: none"
     return (
@@ -118,15 +248,14 @@ def _seen(image: Tensor) -> np.ndarray | None:
     return shades.transpose(1, 2, 0).repeat(3 // shades.shape[0], axis=2)
 
 
+def _reached(e: Explanation, i: int) -> str:
+    relevance, start = float(e.relevance[i].double().sum()), float(e.start[i].double().sum())
+    return reached(relevance, start, e.unit, relevance / start if start else None, ".2g")
+
+
 def _words(e: Explanation, i: int) -> list[str]:
     """Lines of HTML."""
-    start, reached = float(e.start[i].double().sum()), float(e.relevance[i].double().sum())
-    share = f" ({100 * reached / start:.2g} %)" if start else ""
-    unit = "of the softmax" if e._explainer.seed == "softmax" else "logits"
-    lines = [
-        f"<b>{escape(_asked(e, i))}</b>",
-        f"{reached:.3g} of {start:.3g} {unit}{share} reached the pixels",
-    ]
+    lines = [f"<b>{escape(_asked(e, i))}</b>", _reached(e, i)]
     if len(e) > IMAGES and "health" not in e.__dict__:
         return [*lines, "health: not computed for so many images; ask for e.health"]
     try:
@@ -142,22 +271,32 @@ def _words(e: Explanation, i: int) -> list[str]:
 
 
 def _asked(e: Explanation, i: int) -> str:
-    """The target in words: "espresso 95.1 %", "espresso, not cup"."""
-    names, target = e._explainer.class_names, int(e.target[i])
+    """The target in words: "espresso (probability 95.1 %)", "espresso, not cup"."""
+    words, probability = _target(e, i)
+    return words if probability is None else f"{words} (probability {100 * probability:.3g} %)"
 
-    def named(index: int) -> str:
-        return str(names[index]) if names is not None and index < len(names) else f"class {index}"
 
+def _target(e: Explanation, i: int) -> tuple[str, float | None]:
+    """The target in words, and of a single class its probability."""
+    target = int(e.target[i])
     if bool(e._request.given[i].any()):
         classes = int((e.start[i] != 0).sum())
-        return f"a start relevance at {classes:,} classes, most at {named(target)}"
+        return f"a start relevance at {classes:,} classes, most at {_class(e, target)}", None
     if e._explainer.seed == "softmax":
-        return "the softmax of all classes"
+        return "the softmax of all classes", None
     against = (e._request.weight[i] < 0).nonzero().flatten().tolist()
     if e._request.predicted[i] < 0:
         against = [int(e.logits[i].argmax())]
     if against:
-        return f"{named(target)}, not {named(against[0])}"
-    if e.logits.shape[1] == 1:
-        return named(target)
-    return f"{named(target)} (probability {100 * float(e.logits[i].double().softmax(0)[target]):.3g} %)"
+        return f"{_class(e, target)}, not {_class(e, against[0])}", None
+    return _class(e, target), _probability(e, i, target)
+
+
+def _class(e: Explanation, index: int) -> str:
+    names = e._explainer.class_names
+    return str(names[index]) if names is not None and index < len(names) else f"class {index}"
+
+
+def _probability(e: Explanation, i: int, index: int) -> float | None:
+    """None for a model with one logit."""
+    return float(e.logits[i].double().softmax(0)[index]) if e.logits.shape[1] > 1 else None

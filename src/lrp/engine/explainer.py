@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -31,6 +31,9 @@ from lrp.engine.speed.plan import Plan
 from lrp.engine.speed.shared_forward import halves
 from lrp.engine.targets import Start, resolve
 from lrp.errors import CaptureError, CompositeError, InputError, LrpError
+
+if TYPE_CHECKING:
+    from lrp.engine.display import Geometrical
 
 # What was captured of a model serves every explainer of it: fifteen presets need one capture.
 _Captures = dict[Any, tuple[Captured, Stamp]]
@@ -77,6 +80,7 @@ class Explainer:
             these to go down one after the other. None: the only tensor, or the one called "logits".
         optimise: False computes every denominator and share as the rules' equations say, by `affine.hand_down` alone:
             slower, for comparison. In float64 the relevance is the same to rounding; "mixed" has no effect then.
+        preprocessing: how a photo became the input, as `load_model` gives it; for `Explanation.heatmap(photo)`.
 
     A softmax or sigmoid that the model ends in is left out: its input, the logits, is explained. DataParallel
     and torch.compile wrappers are looked through. The model is captured at the first call, once per input shape; any number of images goes through. If
@@ -94,6 +98,7 @@ class Explainer:
         class_names: Sequence[str] | None = None,
         output: Output = None,
         optimise: bool = True,
+        preprocessing: Geometrical | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise LrpError(f"Explainer takes a torch.nn.Module, got {type(model).__name__}.")
@@ -117,6 +122,7 @@ class Explainer:
         model = _unwrapped(model)
         self.model, self.composite, self.seed, self.output = model, composite, seed, output
         self.precision, self.compile, self.class_names = precision, compile, class_names
+        self.preprocessing = preprocessing
         floating = [t for t in model.parameters() if t.is_floating_point()]
         own = floating[0].dtype if floating else torch.float32
         self.dtype = dtype or (own if own in (torch.float32, torch.float64) else torch.float32)

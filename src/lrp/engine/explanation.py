@@ -1,25 +1,100 @@
-"""What an explainer returns: relevance, logits, target; ledger and health on first access."""
+"""What an explainer returns: relevance, logits, target; ledger and health on first access; and how it shows itself."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lrp.engine.account import reached
 from lrp.engine.ledger import Health, Ledger, judge
 from lrp.engine.model_state import Stamp, version
 from lrp.engine.targets import Start
 from lrp.errors import LedgerError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from lrp.engine.display import Geometrical, PhotoLike
     from lrp.engine.explainer import Explainer
 
 
-@dataclass
-class Explanation:
+class _Pictures:
+    """What one explanation and several of the same images have in common: they can be drawn."""
+
+    def _entries(self) -> Sequence[Explanation]:
+        raise NotImplementedError
+
+    def heatmap(
+        self, photo: PhotoLike | None = None, index: int = 0, preprocessing: Geometrical | None = None
+    ) -> Image.Image:
+        """The photo with the heatmap beside it, one for each target: red speaks for the target, blue against it.
+
+        Args:
+            photo: the photo that was explained: a path, a `Photo`, a PIL image, or uint8 [H, W, 3]. None: what the
+                model saw, its brightness stretched.
+            index: which of the images.
+            preprocessing: how that photo became the model's input, so that the heatmap lies where it belongs; None:
+                the explainer's. Not needed for a photo of the input's size.
+
+        Returns:
+            A PIL image, as `lrp explain` writes it.
+
+        Raises:
+            InputError: no such image; nothing to show it on; it is not known which part of the photo the model saw.
+            ImageError: the photo cannot be read.
+        """
+        from lrp.engine import display  # only where there is something to show
+
+        return display.picture(self._entries(), photo, index, preprocessing)
+
+    def save(
+        self,
+        path: str | Path,
+        photo: PhotoLike | None = None,
+        index: int = 0,
+        preprocessing: Geometrical | None = None,
+    ) -> Path:
+        """Write `heatmap(photo, index, preprocessing)` as a PNG file, whole or not at all; returns its path.
+
+        Raises:
+            ImageError: the name does not end in .png, or the file cannot be written.
+        """
+        from lrp.engine import display
+
+        return display.save(self._entries(), Path(path), photo, index, preprocessing)
+
+    def show(
+        self, photo: PhotoLike | None = None, index: int = 0, preprocessing: Geometrical | None = None
+    ) -> None:
+        """Show `heatmap(photo, index, preprocessing)`: in a notebook below the cell, elsewhere in an image viewer.
+
+        Raises:
+            ImageError: there is neither.
+        """
+        from lrp.engine import display
+
+        display.show(self.heatmap(photo, index, preprocessing))
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: photo, heatmap, target and health of the first images."""
+        from lrp.engine import display
+
+        return display.explanations(self._entries())
+
+    def _repr_png_(self) -> bytes | None:
+        """The first image's picture, for what shows no HTML; None where the input is no picture."""
+        from lrp.engine import display
+
+        return display.png(self._entries())
+
+
+@dataclass(repr=False)
+class Explanation(_Pictures):
     """What of the targets' logits reached the pixels.
 
     Attributes:
@@ -34,11 +109,11 @@ class Explanation:
     logits: Tensor
     target: Tensor
     start: Tensor
-    _explainer: Explainer = field(repr=False)
-    _images: Tensor = field(repr=False)
-    _images_version: int = field(repr=False)
-    _stamp: Stamp = field(repr=False)
-    _request: Start = field(repr=False)
+    _explainer: Explainer
+    _images: Tensor
+    _images_version: int
+    _stamp: Stamp
+    _request: Start
 
     def __len__(self) -> int:
         return len(self.relevance)
@@ -68,24 +143,33 @@ class Explanation:
         output = self._explainer._as_output(self.logits)
         return judge(ledger, self.logits, output, own, self.relevance, negative, self._explainer.coarse)
 
+    @property
+    def unit(self) -> str:
+        """What relevance is counted in: "logits", or "shares of the softmax" where that is the start."""
+        return "shares of the softmax" if self._explainer.seed == "softmax" else "logits"
+
+    def __repr__(self) -> str:
+        shape = list(self.relevance.shape[1:])
+        if len(self) == 1:
+            return f"Explanation(1 image {shape}, {self._line(0)})"
+        classes = ", ".join(str(int(k)) for k in self.target[:4]) + (", ..." if len(self) > 4 else "")
+        return f"Explanation({len(self)} images {shape}, classes {classes})"
+
     def __str__(self) -> str:
-        reached = self.relevance.flatten(1).sum(1)
-        lines = [
-            f"image {i}: class {int(self.target[i])}, logit {float(self.logits[i, self.target[i]]):.4g}, "
-            f"reached the pixels: {float(reached[i]):.4g} of {float(self.start[i].sum()):.4g}"
-            for i in range(len(self))
-        ]
-        return "\n".join(lines)
+        return "\n".join(f"image {i}: {self._line(i)}" for i in range(len(self)))
 
-    def _repr_html_(self) -> str:
-        """How a notebook shows it: photo, heatmap, target and health of the first images."""
-        from lrp.engine import display  # only where there is something to show
+    def _line(self, i: int) -> str:
+        target = int(self.target[i])
+        relevance, start = float(self.relevance[i].double().sum()), float(self.start[i].double().sum())
+        words = reached(relevance, start, self.unit, relevance / start if start else None)
+        return f"class {target}, logit {float(self.logits[i, target]):.4g}, {words}"
 
-        return display.explanation(self)
+    def _entries(self) -> Sequence[Explanation]:
+        return [self]
 
 
-@dataclass
-class Explanations(Sequence[Explanation]):
+@dataclass(repr=False)
+class Explanations(_Pictures, Sequence[Explanation]):
     """T explanations of the same images; `relevance` is [T, N, C, H, W]."""
 
     relevance: Tensor
@@ -100,7 +184,16 @@ class Explanations(Sequence[Explanation]):
     def __getitem__(self, place: Any) -> Any:
         return self.entries[place]
 
-    def _repr_html_(self) -> str:
-        from lrp.engine import display
+    def __repr__(self) -> str:
+        count = len(self.logits)
+        return (
+            f"Explanations({len(self)} of {count} image{'s' * (count != 1)} {list(self.relevance.shape[2:])})"
+        )
 
-        return display.explanations(self.entries)
+    def __str__(self) -> str:
+        return "\n".join(
+            f"explanation {i}: {line}" for i, e in enumerate(self.entries) for line in str(e).splitlines()
+        )
+
+    def _entries(self) -> Sequence[Explanation]:
+        return self.entries

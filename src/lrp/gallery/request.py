@@ -48,6 +48,20 @@ class Request:
         return self.count or len(self.parts)
 
     @staticmethod
+    def of(target: Any, class_names: Sequence[str]) -> Request:
+        """Of text as the command line writes it, an index, a `Contrast`, or a list of these; or a request as it is.
+
+        Raises:
+            TargetError: no such class, or something else.
+        """
+        if isinstance(target, Request):
+            return target
+        if isinstance(target, str):
+            return Request.parse(target, class_names)
+        parts = tuple(target) if isinstance(target, list | tuple) else (target,)
+        return Request(repr(target), tuple(_resolved(part, class_names) for part in parts))
+
+    @staticmethod
     def parse(text: str, class_names: Sequence[str]) -> Request:
         """Read predicted, true, CLASS, INDEX, topK, A-vs-B, or several but topK with commas between them.
 
@@ -86,6 +100,18 @@ class Request:
     @property
     def needs_folder(self) -> bool:
         return any("true" in ((p.a, p.b) if isinstance(p, Contrast) else (p,)) for p in self.parts)
+
+
+def _resolved(part: Any, class_names: Sequence[str]) -> Any:
+    if isinstance(part, Contrast):
+        return Contrast(_resolved(part.a, class_names), _resolved(part.b, class_names))
+    if isinstance(part, str):
+        return _part(part, class_names)
+    if isinstance(part, int) and not isinstance(part, bool):
+        return _part(str(part), class_names)
+    raise TargetError(
+        f"target: expected text, an index, a Contrast, or a list of these, got {type(part).__name__}."
+    )
 
 
 def _part(text: str, class_names: Sequence[str]) -> Any:

@@ -1,4 +1,4 @@
-"""The report: from tables to the file."""
+"""From tables, and galleries that explain their models, to the file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Report:
     notes: tuple[str, ...]
 
 
-def report(
+def write_report(
     results: str | os.PathLike[str],
     output: str | os.PathLike[str] = "report.html",
     *,
@@ -238,7 +238,7 @@ def _made(tables: Sequence[summary.Table], galleries: Sequence[Gallery], command
         said.append([f"Model{letter}", f"{some.model or 'not named'}, weights {some.weights or 'not named'}"])
     for i, gallery in enumerate(galleries):
         letter = f" {'AB'[i]}" if len(galleries) > 1 else ""
-        preset = gallery.identity.get("composite") or "the default for the architecture"
+        preset = gallery.options.composite_name or "the default for the architecture"
         height, width = gallery.loaded.preprocessing.geometry.crop
         said.append([f"Preset{letter}", f"{preset}, on {width} x {height} pixels"])
     said += [

@@ -146,6 +146,29 @@ def draw(
     return _sheet(blocks, limits[0] if one_scale else None, note, unseen)
 
 
+def transparent(maps: Sequence[np.ndarray], limit: float) -> Image.Image:
+    """Heatmaps alone, side by side: the stronger the relevance, the less of what is behind shows through.
+
+    Args:
+        maps: each [H, W]; what is 0 or NaN is transparent.
+        limit: of the scale; from there on it is opaque.
+    """
+    height, width = maps[0].shape
+    gap = max(1, width // 20)
+    sheet = Image.new("RGBA", (len(maps) * (width + gap) - gap, height))
+    for number, relevance in enumerate(maps):
+        share = np.nan_to_num(relevance).clip(-limit, limit) / limit
+        alpha = np.rint(255 * np.abs(share) ** 0.7)[..., None]
+        picture = np.concatenate([_strong(share), alpha.astype(np.uint8)], axis=2)
+        sheet.paste(Image.fromarray(picture), (number * (width + gap), 0))
+    return sheet
+
+
+def _strong(share: np.ndarray) -> np.ndarray:
+    """Colours of [H, W] from -1 to 1, the faint ones left out: near white, they would only fog what they lie on."""
+    return colours(np.sign(share) * (0.55 + 0.45 * np.abs(share)), 1)
+
+
 def save_png(
     image: Image.Image, path: Path | str, metadata: Mapping[str, str], error: type[LrpError] = ImageError
 ) -> None:
@@ -249,9 +272,7 @@ def _heatmap(photo: np.ndarray, relevance: np.ndarray, limit: float) -> np.ndarr
 def _overlay(photo: np.ndarray, relevance: np.ndarray, limit: float) -> np.ndarray:
     share = (np.nan_to_num(relevance).clip(-limit, limit) / limit)[..., None]
     alpha = 0.9 * np.abs(share) ** 0.7
-    # Faint colours are near white and would only fog the photo: here the strong ones thin out instead.
-    strong = colours((np.sign(share) * (0.55 + 0.45 * np.abs(share)))[..., 0], 1)
-    picture = (255 - 0.75 * (255 - _grey(photo))) * (1 - alpha) + strong * alpha
+    picture = (255 - 0.75 * (255 - _grey(photo))) * (1 - alpha) + _strong(share[..., 0]) * alpha
     return np.where(np.isnan(relevance)[..., None], _dimmed(photo), picture).astype(np.uint8)
 
 

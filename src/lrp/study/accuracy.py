@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,11 +10,11 @@ from typing import Any
 
 from lrp.data.data_set import DataSet
 from lrp.errors import DataError, LrpError, PredictionsError
-from lrp.models.loading import LoadedModel, load_model
-from lrp.study.analysis import Accuracy, accuracy
+from lrp.models.checkpoints import is_file
+from lrp.models.loading import LoadedModel
+from lrp.study.analysis import Accuracy
 from lrp.study.evaluate import evaluate
 from lrp.study.intervals import Share
-from lrp.study.predictions import read_predictions
 from lrp.values import Plain
 
 MODELS = ("alexnet", "vgg16", "vgg19", "resnet50")
@@ -49,46 +49,65 @@ class Measured(Plain):
     no_class: bool = False
 
 
-def measure(
-    data: DataSet,
-    models: Sequence[str] = MODELS,
-    folder: Path | str = ".",
+def accuracy(
+    data: DataSet | str | Path,
+    models: str | Sequence[str] | Mapping[str, LoadedModel] = MODELS,
+    output: Path | str = ".",
     *,
-    load: Callable[[str], LoadedModel] = load_model,
+    arch: str | None = None,
+    labels: str | Path | Sequence[str] | None = None,
     advance: Callable[[str, int, int], None] = lambda model, done, total: None,
     **options: Any,
 ) -> Iterator[Measured]:
-    """Evaluate the models one after the other, only one in memory; gives each one's numbers as it is done.
+    """Evaluate the models one after the other, only one in memory; yields each one's numbers as it is done.
 
-    The tables are `folder/<model>_results.csv`, the names that `lrp evaluate` uses: what is there and up to date is
+    The tables are `output/<model>_results.csv`, the names that `lrp evaluate` uses: what is there and up to date is
     not computed again, and what was stopped goes on. A model that fails has its `error`; the others go on.
 
     Args:
-        load: name -> model.
+        data: a folder, as `DataSet.open` reads it, or a `DataSet`.
+        models: names as `load_model` takes them, or name -> what it returns.
+        output: folder of the tables.
+        arch, labels: for those that are files of weights without sidecar.
         advance: called with the model's name, the files done since the last call, and the number of files.
-        options: of `evaluate`, such as classes="data", batch_size, device, overwrite.
+        options: of `evaluate`, such as classes="data", size, batch_size, device, overwrite.
 
     Raises:
+        DataError: the data cannot be read.
         PredictionsError: the folder cannot be made.
     """
-    folder = Path(folder)
+    opened = data if isinstance(data, DataSet) else DataSet.open(data)
+    names = [models] if isinstance(models, str) else list(models)
+    given = models if isinstance(models, Mapping) else {}
+    folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PredictionsError(f"{folder}: cannot be made: {error.strerror}") from error
-    for name, output in zip(models, outputs(models, folder), strict=True):
-        try:
-            found = evaluate(data, load(name), output, name=name, advance=partial(advance, name), **options)
-            fresh = found.total - found.resumed
-            yield Measured(
-                name,
-                str(output),
-                accuracy(read_predictions(output)),
-                fresh / found.seconds if fresh else None,
-                {folder: list(near) for folder, near in found.unmatched.items()},
+
+    def measured() -> Iterator[Measured]:
+        for name, place in zip(names, outputs(names, folder), strict=True):
+            bare: dict[str, Any] = (
+                {"arch": arch, "labels": labels} if name not in given and is_file(name) else {}
             )
-        except LrpError as error:
-            yield Measured(name, error=str(error), no_class=isinstance(error, DataError))
+            try:
+                found = evaluate(
+                    opened,
+                    given.get(name, name),
+                    place,
+                    name=name,
+                    advance=partial(advance, name),
+                    **bare,
+                    **options,
+                )
+                fresh = found.total - found.resumed
+                unmatched = {folder: list(near) for folder, near in found.unmatched.items()}
+                pace = fresh / found.seconds if fresh else None
+                yield Measured(name, str(place), found.accuracy, pace, unmatched)
+            except LrpError as error:
+                yield Measured(name, error=str(error), no_class=isinstance(error, DataError))
+
+    return measured()
 
 
 def outputs(models: Sequence[str], folder: Path | str) -> list[Path]:

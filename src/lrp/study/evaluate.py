@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ from lrp.data.data_set import DataSet, Sample, match_classes
 from lrp.data.prefetch import read_ahead
 from lrp.errors import DataError, ImageError, ModelError, PredictionsError
 from lrp.models.loading import LoadedModel
+from lrp.models.resolve import model_name, resolve_device, resolve_model
 from lrp.models.weights import fingerprint
 from lrp.pictures.photos import PhotoError, open_photo
+from lrp.study.analysis import Accuracy, accuracy
 from lrp.study.journal import Journal, journal_of
-from lrp.study.predictions import Prediction, iterate_predictions, write_predictions
+from lrp.study.predictions import Prediction, iterate_predictions, read_predictions, write_predictions
 
 CLASSES = ("model", "data")
 BATCH = 32
@@ -154,20 +157,28 @@ class Evaluation:
     def total(self) -> int:
         return sum(self.counts.values())
 
+    @cached_property
+    def accuracy(self) -> Accuracy:
+        """The numbers of the table, over all and per class; read from it at the first use."""
+        return accuracy(read_predictions(self.output))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self) | {"output": str(self.output), "total": self.total}
 
 
 def evaluate(
-    data: DataSet,
-    loaded: LoadedModel,
+    data: DataSet | str | Path,
+    model: str | Path | LoadedModel,
     output: Path | str,
     *,
     name: str = "",
     classes: str = "model",
+    size: int | None = None,
+    arch: str | None = None,
+    labels: str | Path | Sequence[str] | None = None,
     batch_size: int = BATCH,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
     workers: int | None = None,
     max_megapixels: float = 100.0,
     overwrite: bool = False,
@@ -179,25 +190,35 @@ def evaluate(
     cut at the same places. On a GPU the model runs in float16 where it may (`torch.autocast`).
 
     Args:
-        data: a `lrp.data.data_set.DataSet`.
-        loaded: a `load_model`; its model is moved to `device`, with channels last in memory.
+        data: a folder, as `DataSet.open` reads it, or a `DataSet`.
+        model: a name as `load_model` takes it, or what it returns; it is moved to `device`, with channels last in memory.
         output: the CSV; while it is being made, `<output>.journal` stands beside it.
-        name: how the model was asked for, for the column "model".
+        name: for the column "model"; "": the model's name, where it was given by name.
         classes: "model": all the model's classes compete; "data": only those of the data set.
+        size: side of the model's input; None: what it was trained with.
+        arch, labels: for a file of weights without sidecar, as `load_model` takes them.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
+        batch_size: photos that go through the model together.
         workers: threads that decode; None: one per core, eight at most.
+        max_megapixels: larger photos are not read.
+        overwrite: start over, replacing what is there.
         advance: called with the number of files done since the last call, and of all files.
 
     Raises:
-        DataError: no folder is a class of the model.
+        DataError: the data cannot be read, or no folder is a class of the model.
+        ModelError: the model cannot be loaded.
         PredictionsError: the output cannot be written, is being written, or belongs to another run.
+        OptionError: there is no such device.
     """
     if classes not in CLASSES:
         raise DataError(f"classes={classes!r}: expected 'model' or 'data'.")
-    output, device = Path(output), torch.device(device)
+    output, device, name = Path(output), resolve_device(device), name or model_name(model)
+    data = data if isinstance(data, DataSet) else DataSet.open(data)
+    loaded = resolve_model(model, size, arch, labels)
     matched = match_classes(data.categories, loaded.class_names)
-    model = loaded.model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = loaded.model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     classifier = Classifier(
-        loaded._replace(model=model), matched.indices, name, fingerprint(model)[:16], classes == "data", device,
+        loaded._replace(model=net), matched.indices, name, fingerprint(net)[:16], classes == "data", device,
         half=device.type == "cuda", max_megapixels=max_megapixels,
     )  # fmt: skip
     begin, digest, total = time.perf_counter(), hashlib.sha256(), 0

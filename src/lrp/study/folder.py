@@ -6,69 +6,77 @@ A photo that is not where the table says is named, and stops nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lrp.errors import PredictionsError
-from lrp.pictures import heatmap
-from lrp.pictures.contact_sheet import Entry, contact_sheet
-from lrp.storage.atomic import os_errors, write_whole
 from lrp.study import analysis, comparison, plots
 from lrp.study.analysis import Accuracy, Calibration, Confusion, Picks, Surest
 from lrp.study.comparison import Comparison, Twin
-from lrp.study.locate import class_folders, copy, locate
-from lrp.study.predictions import Prediction, csv_line, neutral, read_predictions
+from lrp.study.locate import class_folders, copy
+from lrp.study.predictions import Prediction, read_predictions
+from lrp.study.written import StudyFolder, Written, file_names
 from lrp.values import Plain, percent
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from lrp.gallery.options import ExplainOptions
+    from lrp.gallery.results import Result
+    from lrp.models.loading import LoadedModel
+    from lrp.pictures.contact_sheet import Entry
+
+Advance = Callable[[int, int, str], None]
 
 SHEETS = 50
 """Of more classes than this, there is no contact sheet of each."""
 
 
 @dataclass(frozen=True)
-class Written(Plain):
-    """What a study left.
+class Confidence(Plain):
+    """What `confidence` found.
 
     Attributes:
-        folder: where.
-        files: their names in it.
-        photos: of the rows shown, path -> file.
-        missing: paths of rows shown whose photo is not there.
-        notes: what could not be made, and what helps; a sentence each.
+        picks: the surest and the least sure of the correct predictions.
+        written: the files.
+        copied: where the copies are, in the order of the picks.
     """
 
-    folder: str
-    files: tuple[str, ...]
-    photos: Mapping[str, str]
-    missing: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Confidence(Plain):
     picks: Picks
     written: Written
     copied: tuple[str, ...]
-    """Where the copies are, in the order of the picks."""
 
 
 @dataclass(frozen=True)
-class Errors(Plain):
+class Mistakes(Plain):
+    """What `mistakes` found.
+
+    Attributes:
+        accuracy, confusion, calibration: the numbers; `confusion.mistakes` are the wrong rows, the most confident first.
+        written: the files.
+        explained: a result for each mistake with heatmaps, where they were asked for.
+    """
+
     accuracy: Accuracy
     confusion: Confusion
     calibration: Calibration
     written: Written
+    explained: tuple[Result, ...] = ()
 
 
 @dataclass(frozen=True)
 class Compared(Plain):
+    """What `compare` found.
+
+    Attributes:
+        comparison: the numbers.
+        written: the files.
+        explained: a result for each photo gained or lost with heatmaps, where they were asked for.
+    """
+
     comparison: Comparison
     written: Written
+    explained: tuple[Result, ...] = ()
 
 
 # --- confidence -------------------------------------------------------------------------------------------
@@ -100,7 +108,7 @@ def confidence(
     found = analysis.picks(rows, count)
     every = [found.overall, *found.classes]
     picked = list({row.path: row for one in every for row in (*one.highest, *one.lowest)}.values())
-    folder = _Folder(output or _beside(results, "confidence"), picked, root)
+    folder = StudyFolder(output or _beside(results, "confidence"), picked, root)
     folder.table(
         "confidence.csv",
         ("class", "kind", "rank", "path", "label", "confidence"),
@@ -115,7 +123,7 @@ def confidence(
         "confidence.png", _surest(folder, found.overall), f"Correct predictions of {Path(results).name}"
     )
     if len(found.classes) <= SHEETS:
-        for name, one in zip(_file_names([c.label for c in found.classes]), found.classes, strict=True):
+        for name, one in zip(file_names([c.label for c in found.classes]), found.classes, strict=True):
             folder.sheet(f"classes/{name}.png", _surest(folder, one), one.label)
     copied: tuple[str, ...] = ()
     if copy_to is not None:
@@ -123,7 +131,7 @@ def confidence(
     return Confidence(found, folder.written(), copied)
 
 
-def _surest(folder: _Folder, one: Surest) -> dict[str, list[Entry]]:
+def _surest(folder: StudyFolder, one: Surest) -> dict[str, list[Entry]]:
     kinds = {"Surest": one.highest, "Least sure": one.lowest}
     return {
         kind: [folder.entry(row, row.true_label, percent(row.predicted_confidence or 0)) for row in group]
@@ -131,17 +139,21 @@ def _surest(folder: _Folder, one: Surest) -> dict[str, list[Entry]]:
     }
 
 
-# --- errors -----------------------------------------------------------------------------------------------
+# --- mistakes ---------------------------------------------------------------------------------------------
 
 
-def errors(
+def mistakes(
     results: Path | str,
     output: Path | str | None = None,
     *,
     count: int = 20,
     bins: int = 15,
     root: Path | str | None = None,
-) -> Errors:
+    explain: bool = False,
+    model: str | Path | LoadedModel | None = None,
+    options: ExplainOptions | None = None,
+    advance: Advance = lambda done, total, what: None,
+) -> Mistakes:
     """Where a model is wrong, what it takes for what, and whether its confidences are worth their name.
 
     Writes classes.csv, confusion.csv, pairs.csv, mistakes.csv, calibration.csv, a contact sheet mistakes.png
@@ -150,15 +162,22 @@ def errors(
     Args:
         results, output, root: as in `confidence`.
         bins: of the reliability plot.
+        explain: also draw, for each of these mistakes, mistakes/NN_<name>.png: why the predicted class, why not the true
+            one, and the contrast of the two.
+        model: with `explain`, what made the table, if it is not where its rows say: a name, or what `load_model` returns.
+        options: with `explain`, how to explain and draw.
+        advance: with `explain`, called with (1, number of photos, what is done) after each.
 
     Raises:
         PredictionsError: the table is none, or the output cannot be written.
+        ModelError: with `explain`, the table's model cannot be loaded, or is another now.
+        CompositeError: with `explain`, rules whose heatmap is the same for every class.
     """
     rows = read_predictions(results)
     accuracy, confusion = analysis.accuracy(rows), analysis.confusion(rows)
     calibration = analysis.calibration(rows, bins)
     shown = confusion.mistakes[:count]
-    folder = _Folder(output or _beside(results, "errors"), shown, root)
+    folder = StudyFolder(output or _beside(results, "errors"), shown, root)
     folder.table(
         "classes.csv",
         ("class", "images", "predicted", "precision", "recall", "f1", "top5", "mean_loss", "mean_confidence"),
@@ -199,9 +218,31 @@ def errors(
         f"The most confident mistakes of {Path(results).name}",
     )
     if accuracy.counted:
-        folder.plot("confusion", lambda: plots.confusion_matrix(confusion))
-        folder.plot("reliability", lambda: plots.reliability(calibration))
-    return Errors(accuracy, confusion, calibration, folder.written())
+        folder.plot("confusion", lambda: plots.plot_confusion(confusion))
+        folder.plot("reliability", lambda: plots.plot_reliability(calibration))
+    written = folder.written()
+    made: tuple[Result, ...] = ()
+    if explain and shown:
+        made = tuple(_explained_mistakes(results, shown, written, model, options, advance))
+    return Mistakes(accuracy, confusion, calibration, written, made)
+
+
+def _explained_mistakes(
+    results: Path | str,
+    rows: Sequence[Prediction],
+    written: Written,
+    model: str | Path | LoadedModel | None,
+    options: ExplainOptions | None,
+    advance: Advance,
+) -> Iterator[Result]:
+    from lrp.gallery.options import ExplainOptions  # torch, only where it is needed
+    from lrp.study.heatmaps import explain_mistakes
+    from lrp.study.table_model import table_gallery
+
+    gallery = table_gallery(results, rows, model, options or ExplainOptions())
+    for result in explain_mistakes(rows, written.files_of, gallery, Path(written.folder, "mistakes")):
+        advance(1, len(written.photos), "explaining")
+        yield result
 
 
 def _sure(row: Prediction) -> str:
@@ -222,6 +263,11 @@ def compare(
     *,
     count: int = 10,
     root: Path | str | None = None,
+    explain: bool = False,
+    target: str = "true",
+    models: tuple[str | Path | LoadedModel | None, str | Path | LoadedModel | None] = (None, None),
+    options: ExplainOptions | tuple[ExplainOptions | None, ...] | None = None,
+    advance: Advance = lambda done, total, what: None,
 ) -> Compared:
     """Two models on the same photos: what B gained and lost, and where its confidence moved most.
 
@@ -232,16 +278,25 @@ def compare(
         a, b: CSVs of `lrp evaluate`, such as before and after retraining.
         output: a folder; None: one beside A.
         root: where the photos are now, if they have moved.
+        explain: also draw both models' heatmaps of the photos gained and lost, on one scale: gained/NN_<name>.png and
+            lost/NN_<name>.png.
+        target: with `explain`, "true": the photo's true class; "predicted": the one that each model predicts.
+        models: with `explain`, what made A and B, if they are not where the rows say.
+        options: with `explain`, how to explain and draw; two for two models whose inputs differ in size, say.
+        advance: with `explain`, called with (1, number of photos, what is done) after each.
 
     Raises:
         PredictionsError: a table is none, they have no photo in common, or the output cannot be written.
+        ModelError: with `explain`, a table's model cannot be loaded, or is another now.
+        CompositeError: with `explain`, rules whose heatmap is the same for every class.
+        TargetError: another target.
     """
     names = _names(Path(a), Path(b))
     rows_a, rows_b = read_predictions(a), read_predictions(b)
     found = comparison.compare(rows_a, rows_b, count=count, names=names)
     groups = (found.gained[:count], found.lost[:count], found.rose, found.fell)
     shown = list({t.a.path: t.a for t in chain.from_iterable(groups)}.values())
-    folder = _Folder(output or _beside(a, f"vs_{Path(b).stem}"), shown, root)
+    folder = StudyFolder(output or _beside(a, f"vs_{Path(b).stem}"), shown, root)
     folder.table(
         "images.csv",
         ("path", "true", "predicted_a", "confidence_a", "true_confidence_a", "predicted_b", "confidence_b",
@@ -269,11 +324,47 @@ def compare(
         f"{names[0]} -> {names[1]}",
     )
     if found.twins:
-        folder.plot("comparison", lambda: plots.comparison(found))
-    return Compared(found, folder.written())
+        folder.plot("comparison", lambda: plots.plot_comparison(found))
+    written = folder.written()
+    made: tuple[Result, ...] = ()
+    if explain:
+        changed = {"gained": found.gained[:count], "lost": found.lost[:count]}
+        made = tuple(_explained_changes((a, b), found, changed, written, target, models, options, advance))
+    return Compared(found, written, made)
 
 
-def _change(folder: _Folder, twin: Twin) -> Entry:
+def _explained_changes(
+    tables: tuple[Path | str, Path | str],
+    found: Comparison,
+    groups: Mapping[str, Sequence[Twin]],
+    written: Written,
+    target: str,
+    models: tuple[str | Path | LoadedModel | None, str | Path | LoadedModel | None],
+    options: ExplainOptions | tuple[ExplainOptions | None, ...] | None,
+    advance: Advance,
+) -> Iterator[Result]:
+    if not any(groups.values()):
+        return
+    from lrp.gallery.options import ExplainOptions  # torch, only where it is needed
+    from lrp.study.heatmaps import explain_changes
+    from lrp.study.table_model import table_gallery
+
+    each = [
+        one or ExplainOptions() for one in (options if isinstance(options, tuple) else (options, options))
+    ]
+    rows = [t.a for t in found.twins], [t.b for t in found.twins]
+    galleries = (
+        table_gallery(tables[0], rows[0], models[0], each[0], "--model-a"),
+        table_gallery(tables[1], rows[1], models[1], each[1], "--model-b"),
+    )
+    for name, group in groups.items():
+        folder = Path(written.folder, name)
+        for result in explain_changes(group, written.files_of, galleries, folder, target=target):
+            advance(1, len(group), f"explaining {name}")
+            yield result
+
+
+def _change(folder: StudyFolder, twin: Twin) -> Entry:
     a, b = twin.a, twin.b
     said = f"{_sure(a)} -> {_sure(b)}"
     if a.predicted_label == b.predicted_label:
@@ -286,102 +377,9 @@ def _names(a: Path, b: Path) -> tuple[str, str]:
     return (a.stem, b.stem) if a.stem != b.stem else (str(a), str(b))
 
 
-def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A CSV, whole or not at all: numbers with ten digits, texts as no spreadsheet runs them.
-
-    Raises:
-        PredictionsError: it cannot be written.
-    """
-    write_whole(
-        path, (csv_line([_cell(value) for value in row]) for row in chain([header], rows)), PredictionsError
-    )
-
-
 # --- the folder -------------------------------------------------------------------------------------------
 
 
 def _beside(results: Path | str, what: str) -> Path:
     results = Path(results)
     return results.with_name(f"{results.stem}_{what}")
-
-
-class _Folder:
-    """Where a study writes; remembers what. Each file appears whole or not at all."""
-
-    def __init__(self, folder: Path | str, shown: Sequence[Prediction], root: Path | str | None) -> None:
-        self.folder = Path(folder)
-        self.files: list[str] = []
-        paths = [row.path for row in shown]
-        self.photos = locate(paths, root)
-        self.missing = tuple(path for path in paths if path not in self.photos)
-        self.notes: list[str] = []
-        if self.missing:
-            moved = "" if root else "; --root says where the data is now"
-            self.notes.append(
-                f"{len(self.missing):,} of the {len(paths):,} photos shown are not there, the first is "
-                f"{self.missing[0]}{f' below {root}' if root else ''}{moved}."
-            )
-
-    def written(self) -> Written:
-        photos = {path: str(file) for path, file in self.photos.items()}
-        return Written(str(self.folder), tuple(self.files), photos, self.missing, tuple(self.notes))
-
-    def entry(self, row: Prediction, title: str, subtitle: str) -> Entry:
-        return self.photos.get(row.path, Path(row.path)), title, subtitle
-
-    def table(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        self._write(name, lambda place: write_table(place, header, rows))
-
-    def sheet(self, name: str, entries: Sequence[Entry] | Mapping[str, Sequence[Entry]], title: str) -> None:
-        """Nothing where there is no photo to show: an older one would not be true any more."""
-        groups = entries.values() if isinstance(entries, Mapping) else [entries]
-        there = set(self.photos.values())
-        if not any(file in there for group in groups for file, *_ in group):
-            self._remove(name)
-            return
-        picture = contact_sheet(entries, title)
-        self._write(name, lambda place: heatmap.save_png(picture, place, {}, PredictionsError))
-
-    def plot(self, name: str, make: Callable[[], Figure]) -> None:
-        try:
-            import matplotlib  # noqa: F401
-        except ModuleNotFoundError:
-            self.notes.append(f"no plot of {name}: it needs matplotlib: pip install 'lrp[study]'.")
-            return
-        figure = make()
-        for suffix in (".png", ".svg"):
-            self._write(name + suffix, lambda place: plots.save(figure, place, PredictionsError))
-
-    def _write(self, name: str, write: Callable[[Path], None]) -> None:
-        place = self.folder / name
-        with os_errors(place, "written", PredictionsError):
-            place.parent.mkdir(parents=True, exist_ok=True)
-        write(place)
-        self.files.append(name)
-
-    def _remove(self, name: str) -> None:
-        with os_errors(self.folder / name, "removed", PredictionsError):
-            (self.folder / name).unlink(missing_ok=True)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.10g}"
-    return neutral(value) if isinstance(value, str) else str(value)
-
-
-def _file_names(labels: Sequence[str]) -> list[str]:
-    """A file's name for each label; different ones, also where capitals do not tell files apart."""
-    names: list[str] = []
-    taken: set[str] = set()
-    for label in labels:
-        name = "".join(c if c.isalnum() or c in " ._-()," else "_" for c in label)[:80].strip(" .") or "_"
-        number, chosen = 1, name
-        while chosen.casefold() in taken:
-            number += 1
-            chosen = f"{name}.{number}"
-        taken.add(chosen.casefold())
-        names.append(chosen)
-    return names

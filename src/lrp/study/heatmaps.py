@@ -10,8 +10,10 @@ from typing import TypeVar
 from lrp.classes import class_index, classes_meant
 from lrp.engine.targets import Contrast
 from lrp.errors import CompositeError, ModelError, TargetError
-from lrp.gallery.gallery import Gallery, Result, Sheet, outputs
+from lrp.gallery.gallery import Gallery
 from lrp.gallery.request import Request
+from lrp.gallery.results import Result, outputs
+from lrp.gallery.sheet import Sheet
 from lrp.pictures.photos import Found
 from lrp.study.comparison import Twin
 from lrp.study.predictions import Prediction
@@ -91,13 +93,15 @@ def explain_changes(
             file: _change(getattr(twin, side), name, target, classes) for file, twin in ranked.items()
         }
         # Nothing is kept: what lies there is a picture of both.
-        made = replace(gallery, request=requests.__getitem__, overwrite=True)
+        options = replace(gallery.options, overwrite=True, save=("png",))
+        made = replace(gallery, request=requests.__getitem__, options=options)
         sides.append(made.explained(found, places))
+    writer = replace(galleries[0], options=replace(galleries[0].options, save=("png",)))
     for twin, a, b in zip(ranked.values(), *sides, strict=True):
         if isinstance(a, Sheet) and isinstance(b, Sheet):
             for sheet, row, gallery in zip((a, b), (twin.a, twin.b), galleries, strict=True):
                 _check(sheet.facts, row, gallery.loaded.class_names)
-            yield galleries[0].write(_joined(a, b, twin, names))
+            yield writer.write(_joined(a, b, twin, names))
         else:
             yield a if isinstance(a, Result) else b
 
@@ -143,7 +147,7 @@ def _joined(a: Sheet, b: Sheet, twin: Twin, names: tuple[str, str]) -> Sheet:
         facts={"a": a.facts, "b": b.facts},
         maps=[*a.maps, *b.maps],
         heading=(f"truly {_short(twin.a.true_label)}", f"{', '.join(said)}; {Path(twin.a.path).name}"),
-        npz=None,
+        arrays=None,
     )
 
 

@@ -40,7 +40,7 @@ _ORANGES, _BLUES = ("#ffffff", "#f6bb80", "#a84c00"), ("#ffffff", "#8ab8e0", "#0
 # --- accuracy ---------------------------------------------------------------------------------------------
 
 
-def accuracy_bars(results: Mapping[str, Accuracy], *, title: str = "Accuracy") -> Figure:
+def plot_accuracy(results: Mapping[str, Accuracy], *, title: str = "Accuracy") -> Figure:
     """Top-1 and top-5 of each model, by its name, with their 95 % intervals.
 
     Raises:
@@ -67,7 +67,7 @@ def accuracy_bars(results: Mapping[str, Accuracy], *, title: str = "Accuracy") -
     return figure
 
 
-def class_accuracy_bars(
+def plot_class_accuracy(
     results: Mapping[str, Accuracy], *, title: str = "Accuracy per class", classes: int = 40
 ) -> Figure:
     """Top-1 of each model on each class, with 95 % intervals; the classes most often right above.
@@ -147,7 +147,7 @@ def _colours(count: int) -> list[Any]:
 # --- confusion --------------------------------------------------------------------------------------------
 
 
-def confusion_matrix(
+def plot_confusion(
     confusion: Confusion, *, title: str = "What is taken for what", classes: int = 50
 ) -> Figure:
     """True classes as rows, predicted ones as columns: blue on the diagonal, where right, orange beside it.
@@ -225,7 +225,7 @@ def _scale(*shades: str) -> Any:
 # --- calibration ------------------------------------------------------------------------------------------
 
 
-def reliability(calibration: Calibration, *, title: str = "Reliability") -> Figure:
+def plot_reliability(calibration: Calibration, *, title: str = "Reliability") -> Figure:
     """How often right at each confidence, with 95 % intervals, and below how many images have which.
 
     Raises:
@@ -281,7 +281,7 @@ def _verdict(c: Calibration) -> str:
 # --- comparison -------------------------------------------------------------------------------------------
 
 
-def comparison(comparison: Comparison, *, title: str = "") -> Figure:
+def plot_comparison(comparison: Comparison, *, title: str = "") -> Figure:
     """The true class's confidence before and after, image by image; and both accuracies.
 
     Raises:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def training(history: Sequence[Mapping[str, Any]], best: int, *, title: str = "Training") -> Figure:
+def plot_training(history: Sequence[Mapping[str, Any]], best: int, *, title: str = "Training") -> Figure:
     """Loss and accuracy by epoch, of the photos trained on and of those kept back; the best epoch is marked.
 
     Raises:

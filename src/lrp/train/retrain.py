@@ -19,6 +19,7 @@ from lrp.errors import CaptureError, ModelError, TrainingError
 from lrp.models.catalogue import PACKAGED, build
 from lrp.models.checkpoints import SUFFIXES
 from lrp.models.preprocessing import Preprocessing
+from lrp.models.resolve import resolve_device
 from lrp.models.weights import fingerprint
 from lrp.pictures.photos import Photo, open_photo
 from lrp.storage.atomic import os_errors
@@ -61,7 +62,7 @@ def retrain(
     max_megapixels: float = 100.0,
     follow_links: bool = False,
     pretrained: bool = True,
-    device: torch.device | str = "cpu",
+    device: torch.device | str = "auto",
     devices: int = 1,
     nodes: int = 1,
     workers: int | None = None,
@@ -87,11 +88,12 @@ def retrain(
         head, net: how; `seed` is theirs too.
         size: side of the model's input; None: what it was trained with. It is written to the output's sidecar.
         pretrained: False begins with random weights.
-        device: "cpu", "cuda", "cuda:1"; for "all" also `devices` of them on each of `nodes` machines.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1"; for "all" also `devices` of them on each of `nodes` machines.
         workers: that decode; None: one per core, eight at most.
         batch_size: photos that go through the trunk together.
         cache: folder of the features; None: .lrp_features beside the output.
         overwrite: start over, whatever is there.
+        arch: for a model that is a file without sidecar, as `load_model` takes it.
         on_data: called when the data is read.
         on_epoch: each called after each epoch.
         advance: called with the number done since the last call, of how many, and words: what is done, and after a
@@ -115,9 +117,10 @@ def retrain(
         if train == "head"
         else (net or NetSettings(seed=seed, keep_statistics=pretrained))
     )
-    fabric = launch(str(device), devices, nodes) if train == "all" else None
+    chosen = resolve_device(device)
+    fabric = launch(str(chosen), devices, nodes) if train == "all" else None
     first = fabric is None or fabric.is_global_zero
-    where = fabric.device if fabric else torch.device(device)
+    where = fabric.device if fabric else chosen
     model_: nn.Module
     run: Run
 

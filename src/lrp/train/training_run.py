@@ -216,7 +216,7 @@ class Run:
 
             from lrp.train import curves
 
-            figure = curves.training(self.history, best_epoch(self.history), title=self.output.name)
+            figure = curves.plot_training(self.history, best_epoch(self.history), title=self.output.name)
             for place in self._curves():
                 curves.save(figure, place, TrainingError)
 

@@ -41,6 +41,7 @@ class Exported:
         path: where.
         bytes: its size.
         composite: the rules, as `lrp rules` names them.
+        classes: K of the logits, and `size`: height and width of the images.
         logits, relevance: the relative error (L2) of what onnxruntime computes to what torch does, from the same random
             images; None where onnxruntime is not installed.
         pixel: the largest difference at one pixel, as a part of the largest relevance. Where two inputs of a max pool
@@ -50,6 +51,8 @@ class Exported:
     path: Path
     bytes: int
     composite: str
+    classes: int
+    size: tuple[int, ...]
     logits: float | None = None
     relevance: float | None = None
     pixel: float | None = None
@@ -79,7 +82,7 @@ class _Asked(_Bound):
         return logits, relevance
 
 
-def export(
+def write_onnx(
     explainer: Explainer,
     x: Tensor,
     path: str | os.PathLike[str],
@@ -151,7 +154,7 @@ def export(
                 raise ExportError(
                     f"onnxruntime computes other {what} than torch, by {error:.1e} (limit {limit:.0e}): {path} was not written."
                 )
-    return Exported(path, path.stat().st_size, composite, *errors)
+    return Exported(path, path.stat().st_size, composite, classes, tuple(x.shape[2:]), *errors)
 
 
 def _inputs(x: Tensor, dtype: torch.dtype, images: int, target_input: bool) -> dict[str, Tensor]:

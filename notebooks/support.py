@@ -1,4 +1,4 @@
-"""What the notebooks need besides the package: photos and a model where there is no network, and small pictures.
+"""What the notebooks need besides `lrp`: photos and a model where there is no network, tables, small pictures.
 
 With LRP_OFFLINE=1 nothing is downloaded: the packaged model takes the place of any other, and photos made of a few that
 come with scikit-image and matplotlib take the place of a data set.
@@ -11,7 +11,7 @@ import io
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,19 +19,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from lrp.data.data_set import DataSet
-from lrp.data.imagenette import ARCHIVES, obtain
-from lrp.errors import DataError, ImageError
-from lrp.models.catalogue import PACKAGED
-from lrp.models.loading import load_model
-from lrp.pictures import figures
-from lrp.pictures.photos import open_photo
-from lrp.study.evaluate import evaluate
+import lrp
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.figure import Figure
 
+PACKAGED = "efficientnet_lite0"
 OFFLINE = "LRP_OFFLINE"
 SOURCES = {
     "coffee.png": "espresso",  # by Rachel Michetti, CC0
@@ -70,17 +63,10 @@ def photos(name: str, size: str, root: Path | str = "data") -> Path:
     """The folder of a data set, with train/ and val/ in it, downloaded if need be; offline one that is made.
 
     Args:
-        name, size: as `lrp data` takes them: "imagenette" or "imagewoof"; "full", "320px" or "160px".
-        root: where it goes.
-
-    Raises:
-        DataError: no such data set, or what `lrp.data.imagenette.obtain` raises.
+        name, size, root: as `lrp.download_data` takes them.
     """
-    if (name, size) not in ARCHIVES:
-        known = ", ".join(f"{n} {s}" for n, s in ARCHIVES)
-        raise DataError(f"no data set {name!r} of size {size!r}: expected one of {known}.")
     if not offline():
-        return obtain(ARCHIVES[name, size], Path(root), say=print).folder
+        return lrp.download_data(name, size, root, say=print)
     folder = made(Path(root, f"offline_{name}"), seed=zlib.crc32(name.encode()))
     total = len(SOURCES) * sum(COUNTS.values())
     print(
@@ -107,7 +93,7 @@ def made(folder: Path, seed: int = 0) -> Path:
         with tempfile.TemporaryDirectory(prefix=".lrp-", dir=folder.parent) as room:
             fresh = Path(room, folder.name)
             for file, category in SOURCES.items():
-                photo = Image.fromarray(open_photo(source(file)).pixels)
+                photo = Image.fromarray(lrp.open_photo(source(file)).pixels)
                 for split, count in COUNTS.items():
                     place = fresh / split / category
                     place.mkdir(parents=True)
@@ -115,22 +101,28 @@ def made(folder: Path, seed: int = 0) -> Path:
                         _altered(photo, random).save(place / f"{Path(file).stem}_{i:02d}.jpg", quality=92)
             fresh.rename(folder)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written: {error.strerror or error}.") from error
+        raise lrp.DataError(f"{folder}: cannot be written: {error.strerror or error}.") from error
     return folder
 
 
-def results(output: Path | str, model: str, folder: Path | str, device: torch.device | str = "cpu") -> Path:
-    """A table of predictions of a data set: the one that is there, or made now.
+def demo_photos(folder: Path | str) -> None:
+    """Photos to try, as <folder>/<class>/<file>, where there is no such folder yet."""
+    if Path(folder).is_dir():
+        return
+    for file, category in SOURCES.items():
+        place = Path(folder, category, file)
+        place.parent.mkdir(parents=True)
+        place.write_bytes(source(file).read_bytes())
+    print(f"Nothing is in {folder}/ yet: here are a few photos that come in packages.")
 
-    Raises:
-        LrpError: what `lrp.study.evaluate.evaluate` raises.
-    """
+
+def results(output: Path | str, model: str, folder: Path | str) -> Path:
+    """A table of predictions of a data set: the one that is there, or made now."""
     output = Path(output)
     if output.is_file():
         print(f"{output} is there.")
     else:
-        data = DataSet.open(folder)
-        evaluate(data, load_model(model), output, name=model, device=device, advance=progress(model))
+        lrp.evaluate(folder, model, output, advance=progress(model))
         print(f"{output} was not there: evaluated {folder} with {model}.")
     return output
 
@@ -169,7 +161,7 @@ def source(file: str) -> Path:
 
         return Path(skimage.data.__file__).with_name(file)
     except ImportError as error:
-        raise ImageError(
+        raise lrp.ImageError(
             f"{file} comes with {error.name}, which is not there: pip install 'lrp[demo,study]'."
         ) from error
 
@@ -183,6 +175,29 @@ def _altered(photo: Image.Image, random: np.random.Generator) -> Image.Image:
         part = ImageOps.mirror(part)
     part = ImageEnhance.Brightness(part).enhance(random.uniform(0.7, 1.3))
     return part.filter(ImageFilter.GaussianBlur(int(random.choice((0, 0, 0, 1, 2)))))
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; a column whose name begins with ">" is set to the right."""
+    right = [name.startswith(">") for name in columns]
+    lines = [[name.lstrip(">") for name in columns], *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print(title)
+    for line in lines:
+        cells = zip(line, widths, right, strict=True)
+        print("  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in cells).rstrip())
+    print()
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 # --- small pictures ---------------------------------------------------------------------------------------
@@ -203,21 +218,20 @@ def show(picture: Path | str | Image.Image | Figure, width: int = WIDTH) -> Pict
     """A picture of at most `width` pixels: a notebook keeps its outputs, and should stay small.
 
     Args:
-        picture: a figure of `lrp.study.plots`, shown as PNG; a file or a Pillow image with photos in it, shown as JPEG.
+        picture: a figure of matplotlib's, shown as PNG; a file or a Pillow image with photos in it, shown as JPEG.
 
     Raises:
         ImageError: the file is no picture that can be read.
     """
     content = io.BytesIO()
     if isinstance(picture, Path | str):
-        image = Image.fromarray(open_photo(picture).pixels)
+        image = Image.fromarray(lrp.open_photo(picture).pixels)
     elif isinstance(picture, Image.Image):
         image = picture.convert("RGB")
     else:
-        with tempfile.TemporaryDirectory() as room:
-            place = Path(room, "figure.png")
-            figures.save(picture, place)
-            image = Image.fromarray(open_photo(place).pixels)
+        drawn = io.BytesIO()
+        picture.savefig(drawn, format="png", bbox_inches="tight", pad_inches=0.12)
+        image = Image.open(drawn).convert("RGB")
         _narrow(image, width).quantize(256, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
         return Picture(content.getvalue(), "image/png")
     # Full colour resolution: a heatmap's red and blue dots are single pixels.

@@ -1,0 +1,76 @@
+"""What makes a result the same: the photo, the model, what is asked, and how it is drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lrp
+from lrp.errors import TargetError
+from lrp.gallery.formats import FORMATS
+from lrp.gallery.options import ExplainOptions
+from lrp.gallery.request import Request
+from lrp.models.loading import LoadedModel
+from lrp.pictures import heatmap
+from lrp.pictures.photos import Found, Photo
+
+
+def fingerprint(
+    identity: Mapping[str, Any],
+    loaded: LoadedModel,
+    options: ExplainOptions,
+    photo: Photo,
+    request: Request,
+    true: int | None,
+    together: str,
+) -> str:
+    """In hex; `true` is the class that the photo's folder names, `together` a digest of what shares its colour scale."""
+    facts = {
+        **identity,
+        "lrp": lrp.__version__,
+        "photo": photo.digest,
+        "target": request.text if _written(request, loaded.class_names) else repr(request),
+        "true": true,
+        "preprocessing": loaded.preprocessing.to_dict(),
+        "drawing": {
+            "style": options.style, "percentile": options.percentile, "shared_scale": options.shared_scale,
+        },
+        "all": together,
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _written(request: Request, class_names: Sequence[str]) -> bool:
+    """Whether its text says all of it: not where a caller chose the parts, or words of their own."""
+    try:
+        return Request.parse(request.text, class_names) == request
+    except TargetError:
+        return False
+
+
+def digest_of_all(found: Sequence[Found]) -> str:
+    """On one common scale, each picture depends on all photos."""
+    digest = hashlib.sha256()
+    for file in found:
+        try:
+            with open(file.path, "rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        except OSError:
+            digest.update(b"unreadable")
+    return digest.hexdigest()
+
+
+def kept_facts(place: Path, fingerprint: str, save: Sequence[str]) -> dict[str, Any] | None:
+    """The facts of an earlier result with this fingerprint, if all its files are there."""
+    if "png" not in save:
+        return None
+    metadata = heatmap.read_metadata(place)
+    if metadata.get("fingerprint") != fingerprint:
+        return None
+    others = [FORMATS[name] for name in save if name != "png"]
+    if any(one.fingerprint(place.with_suffix(one.suffix)) != fingerprint for one in others):
+        return None
+    return json.loads(metadata["facts"])

@@ -1,0 +1,142 @@
+"""How photos are explained, drawn and saved, as one value: shared by command line, library, study and report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lrp.engine import presets
+from lrp.engine.composite import Composite
+from lrp.engine.default_preset import default
+from lrp.engine.explainer import PRECISIONS
+from lrp.engine.graph.canonical import Graph
+from lrp.errors import OptionError
+from lrp.gallery.formats import FORMATS
+from lrp.models.preprocessing import Preprocessing
+from lrp.pictures.heatmap import STYLES
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """How photos are explained, drawn and saved.
+
+    Attributes:
+        composite: a preset's name, or a `Composite`; None: the preset that fits the architecture.
+        bias: "absorb" (biases keep their share of the relevance), "ignore" (they take none); None: as the preset has it.
+        epsilon: the stabiliser of every rule; None: as the preset has it.
+        top_k: keep this fraction of the largest relevance at each layer; 0 keeps all.
+        style: "heatmap", "overlay" or "both": what stands beside the photo.
+        percentile: of |relevance|, where the colour scale ends; above 0, up to 100.
+        shared_scale: one colour scale for all photos, so that they compare.
+        size: side of the model's input in pixels; None: what it was trained with.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
+        precision: "exact", or "mixed": sums of one sign in bfloat16.
+        batch_size: photos that go through the model together.
+        max_megapixels: larger photos are skipped unread.
+        save: what is written for each photo: "png" (the picture), "npz" (relevance and logits as arrays), "heatmap" (the
+            heatmap alone, transparent). A result is kept by a later run only if "png" is among them: the picture holds its
+            facts.
+        overwrite: make again what is up to date.
+        arch, labels: for a model that is a file without sidecar, as `load_model` takes them.
+
+    Raises:
+        OptionError: values that cannot be; all of them are named.
+        CompositeError: no such preset, or not with this bias, epsilon or top_k.
+    """
+
+    composite: str | Composite | None = None
+    bias: str | None = None
+    epsilon: float | None = None
+    top_k: float = 0.0
+    style: str = "heatmap"
+    percentile: float = 99.5
+    shared_scale: bool = False
+    size: int | None = None
+    device: str = "auto"
+    precision: str = "exact"
+    batch_size: int = 8
+    max_megapixels: float = 100.0
+    save: tuple[str, ...] = ("png",)
+    overwrite: bool = False
+    arch: str | None = None
+    labels: str | Path | Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.save, list):
+            object.__setattr__(self, "save", tuple(self.save))
+        wrong = [f"{name}={getattr(self, name)!r}: expected {words}" for name, words in self._wrong()]
+        if wrong:
+            raise OptionError("; ".join(wrong))
+        if not isinstance(self.composite, Composite):
+            self._preset(
+                self.composite or "epsilon_gamma_box", low=-1.0, high=1.0
+            )  # to check its settings now
+
+    def _wrong(self) -> list[tuple[str, str]]:
+        """(option, what was expected) of each value that cannot be."""
+        formats = isinstance(self.save, tuple) and self.save and all(name in FORMATS for name in self.save)
+        fits = {
+            "composite": (
+                self.composite is None or isinstance(self.composite, str | Composite),
+                "a preset's name, an lrp.Composite, or None",
+            ),
+            "style": (self.style in STYLES, _one_of(STYLES)),
+            "percentile": (_number(self.percentile) and 0 < self.percentile <= 100, "above 0 and up to 100"),
+            "size": (self.size is None or _whole(self.size), "a whole number of pixels from 1 on, or None"),
+            "device": (isinstance(self.device, str), "'auto', or a device's name"),
+            "precision": (self.precision in PRECISIONS, _one_of(PRECISIONS)),
+            "batch_size": (_whole(self.batch_size), "a whole number from 1 on"),
+            "max_megapixels": (
+                _number(self.max_megapixels) and self.max_megapixels >= 0,
+                "a number from 0 on",
+            ),
+            "save": (bool(formats), f"a tuple of at least one of {', '.join(map(repr, FORMATS))}"),
+        }
+        wrong = [(name, words) for name, (right, words) in fits.items() if not right]
+        if isinstance(self.composite, Composite):
+            wrong += [
+                (name, f"{default!r} beside a Composite, which has rules of its own")
+                for name, default in (("bias", None), ("epsilon", None), ("top_k", 0.0))
+                if getattr(self, name) != default
+            ]
+        return wrong
+
+    def _preset(self, name: str, **bounds: Any) -> Composite:
+        return presets.preset(name, **bounds, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        bias = {} if self.bias is None else {"bias": self.bias}
+        return {"epsilon": self.epsilon, "top_k": self.top_k} | bias
+
+    def rules(self, preprocessing: Preprocessing) -> Composite | Callable[[Graph], Composite]:
+        """The composite for inputs so preprocessed, as `Explainer` takes it."""
+        if isinstance(self.composite, Composite):
+            return self.composite
+        bounds: dict[str, Any] = {"low": preprocessing.low, "high": preprocessing.high}
+        if self.composite is None:
+            return partial(default, **bounds, **self._settings())
+        return self._preset(self.composite, **bounds)
+
+    @property
+    def composite_name(self) -> str | None:
+        """A preset's name; of a `Composite` its description; None: chosen for the architecture."""
+        return self.composite.describe() if isinstance(self.composite, Composite) else self.composite
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+DEFAULT_OPTIONS = ExplainOptions()

@@ -1,0 +1,138 @@
+"""The folder that a study writes: tables, plots, contact sheets, and where the photos of the rows shown are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lrp.errors import PredictionsError
+from lrp.pictures import heatmap
+from lrp.pictures.contact_sheet import Entry, contact_sheet
+from lrp.storage.atomic import os_errors, write_whole
+from lrp.study import plots
+from lrp.study.locate import locate
+from lrp.study.predictions import Prediction, csv_line, neutral
+from lrp.values import Plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Written(Plain):
+    """What a study left.
+
+    Attributes:
+        folder: where.
+        files: their names in it.
+        photos: of the rows shown, path -> file.
+        missing: paths of rows shown whose photo is not there.
+        notes: what could not be made, and what helps; a sentence each.
+    """
+
+    folder: str
+    files: tuple[str, ...]
+    photos: Mapping[str, str]
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def files_of(self) -> dict[str, Path]:
+        """The photos, path -> file."""
+        return {path: Path(file) for path, file in self.photos.items()}
+
+
+class StudyFolder:
+    """Where a study writes; remembers what. Each file appears whole or not at all."""
+
+    def __init__(self, folder: Path | str, shown: Sequence[Prediction], root: Path | str | None) -> None:
+        self.folder = Path(folder)
+        self.files: list[str] = []
+        paths = [row.path for row in shown]
+        self.photos = locate(paths, root)
+        self.missing = tuple(path for path in paths if path not in self.photos)
+        self.notes: list[str] = []
+        if self.missing:
+            moved = "" if root else "; --root says where the data is now"
+            self.notes.append(
+                f"{len(self.missing):,} of the {len(paths):,} photos shown are not there, the first is "
+                f"{self.missing[0]}{f' below {root}' if root else ''}{moved}."
+            )
+
+    def written(self) -> Written:
+        photos = {path: str(file) for path, file in self.photos.items()}
+        return Written(str(self.folder), tuple(self.files), photos, self.missing, tuple(self.notes))
+
+    def entry(self, row: Prediction, title: str, subtitle: str) -> Entry:
+        return self.photos.get(row.path, Path(row.path)), title, subtitle
+
+    def table(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        self._write(name, lambda place: write_table(place, header, rows))
+
+    def sheet(self, name: str, entries: Sequence[Entry] | Mapping[str, Sequence[Entry]], title: str) -> None:
+        """Nothing where there is no photo to show: an older one would not be true any more."""
+        groups = entries.values() if isinstance(entries, Mapping) else [entries]
+        there = set(self.photos.values())
+        if not any(file in there for group in groups for file, *_ in group):
+            self._remove(name)
+            return
+        picture = contact_sheet(entries, title)
+        self._write(name, lambda place: heatmap.save_png(picture, place, {}, PredictionsError))
+
+    def plot(self, name: str, make: Callable[[], Figure]) -> None:
+        try:
+            import matplotlib  # noqa: F401
+        except ModuleNotFoundError:
+            self.notes.append(f"no plot of {name}: it needs matplotlib: pip install 'lrp[study]'.")
+            return
+        figure = make()
+        for suffix in (".png", ".svg"):
+            self._write(name + suffix, lambda place: plots.save(figure, place, PredictionsError))
+
+    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+        place = self.folder / name
+        with os_errors(place, "written", PredictionsError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        write(place)
+        self.files.append(name)
+
+    def _remove(self, name: str) -> None:
+        with os_errors(self.folder / name, "removed", PredictionsError):
+            (self.folder / name).unlink(missing_ok=True)
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A CSV, whole or not at all: numbers with ten digits, texts as no spreadsheet runs them.
+
+    Raises:
+        PredictionsError: it cannot be written.
+    """
+    write_whole(
+        path, (csv_line([_cell(value) for value in row]) for row in chain([header], rows)), PredictionsError
+    )
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return neutral(value) if isinstance(value, str) else str(value)
+
+
+def file_names(labels: Sequence[str]) -> list[str]:
+    """A file's name for each label; different ones, also where capitals do not tell files apart."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for label in labels:
+        name = "".join(c if c.isalnum() or c in " ._-()," else "_" for c in label)[:80].strip(" .") or "_"
+        number, chosen = 1, name
+        while chosen.casefold() in taken:
+            number += 1
+            chosen = f"{name}.{number}"
+        taken.add(chosen.casefold())
+        names.append(chosen)
+    return names
