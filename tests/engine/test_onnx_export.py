@@ -291,8 +291,8 @@ def tiny(monkeypatch, tmp_path):
     """The command with a model that is quick to export."""
     monkeypatch.chdir(tmp_path)
     model, _ = made(plain)
-    preprocessing = lrp.Preprocessing(lrp.pictures.photos.Geometry(16, (16, 16)), (0.5,) * 3, (0.5,) * 3)
-    loaded = lrp.models.loading.LoadedModel(model, preprocessing, tuple("abcde"))
+    preprocessing = lrp.Preprocessing(lrp.Geometry(16, (16, 16)), (0.5,) * 3, (0.5,) * 3)
+    loaded = lrp.LoadedModel(model, preprocessing, tuple("abcde"))
     monkeypatch.setattr("lrp.models.loading.load_model", lambda name, **_: loaded)
 
 
