@@ -15,7 +15,9 @@ def lowest(requirements: list[str]) -> Iterator[str]:
     for requirement in requirements:
         name, version = NAME.match(requirement), LOWEST.search(requirement)
         if name is None or version is None:
-            raise SystemExit(f"pyproject.toml: {requirement!r} has no lower bound; write {requirement}>=VERSION")
+            raise SystemExit(
+                f"pyproject.toml: {requirement!r} has no lower bound; write {requirement}>=VERSION"
+            )
         yield f"{name[0]}=={version[1]}"
 
 
