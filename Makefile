@@ -2,8 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# The lowest versions that pyproject.toml allows: Python 3.11 has packages for all of them.
+OLDEST := .venv-oldest
+OLDEST_STAMP := $(OLDEST)/.installed
+USED := demo,study,report,train,export,notebooks,test
+INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test bench bench-gpu faithfulness notebooks docs clean
+.PHONY: test-oldest constraints dist
 
 demo: $(STAMP)  ## photos to input/, explained to output/
 	$(BIN)/lrp demo
@@ -33,11 +39,28 @@ notebooks: $(STAMP)  ## run them offline, and keep their outputs
 docs: $(STAMP)  ## the pages of docs/ as a site in build/docs, warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+test-oldest: $(OLDEST_STAMP)  ## the suite with the lowest versions, but for docs, notebooks and wheel (tests/project)
+	$(OLDEST)/bin/python -m pytest $(or $(TESTS),tests --ignore=tests/project)
+
+constraints: $(STAMP)  ## take the newest versions that fit; after `make test` commit what it wrote
+	$(BIN)/python $(INSTALL) --upgrade --upgrade-strategy eager -e '.[$(USED),docs]'
+	$(BIN)/python tools/constraints.py
+
+dist: $(STAMP)  ## wheel and source archive into dist/
+	rm -rf dist
+	$(BIN)/hatchling build --directory dist
+
 # Installed again only when the dependencies change.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,study,report,train,export,notebooks,docs,test]'
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[$(USED),docs]'
 	touch $(STAMP)
 
+$(OLDEST_STAMP): pyproject.toml tools/oldest.py
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python tools/oldest.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python $(INSTALL) -c $(OLDEST)/constraints.txt -e '.[$(USED)]'
+	touch $(OLDEST_STAMP)
+
 clean:
-	rm -rf .venv input output
+	rm -rf .venv .venv-oldest build dist input output

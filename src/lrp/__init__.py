@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from lrp.engine.rules import WPlus as WPlus
     from lrp.engine.rules import WSquare as WSquare
     from lrp.engine.rules import ZBox as ZBox
-    from lrp.engine.rules import Zero as Zero
     from lrp.engine.rules import ZPlus as ZPlus
+    from lrp.engine.rules import Zero as Zero
     from lrp.engine.rules_beyond_affine import Constant as Constant
     from lrp.engine.rules_beyond_affine import Halves as Halves
     from lrp.engine.rules_beyond_affine import Magnitude as Magnitude
@@ -185,11 +185,13 @@ _PUBLIC = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = ["__version__", *_PUBLIC]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'lrp' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"lrp.{_PUBLIC[name]}"), name)
-    return value
+if not TYPE_CHECKING:  # for mypy a name that is not above is an error
+
+    def __getattr__(name: str) -> Any:
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'lrp' has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"lrp.{_PUBLIC[name]}"), name)
+        return value
 
 
 def __dir__() -> list[str]:

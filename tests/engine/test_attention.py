@@ -1,4 +1,4 @@
-"""Products of data, softmax, attention, LSTM and a small ViT against RULES.md, written out in numpy.
+"""Products of data, softmax, attention, LSTM and a small ViT against docs/rules.md, written out in numpy.
 
 One image at a time, in float64, forwards and backwards by hand: nothing is shared with `lrp`, nor with `Trace`.
 """
@@ -15,7 +15,7 @@ import lrp
 TERMS = ("bias", "epsilon", "dropped")
 COMPOSITES = {"cp": lrp.Composite([]), "attnlrp": lrp.Composite([], attention="attnlrp")}
 
-# ---------------------------------------------------------------------------------- RULES.md, literally
+# ---------------------------------------------------------------------------------- docs/rules.md, literally
 
 
 class Books:

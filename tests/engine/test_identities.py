@@ -1,4 +1,4 @@
-"""RULES.md's identities 1 to 7 on random small nets: biases, negative batch-norm scales, signed inputs."""
+"""docs/rules.md, "What must hold", 1 to 7, on random small nets: biases, negative batch-norm scales, signed inputs."""
 
 import copy
 import math

@@ -665,7 +665,7 @@ def test_winner_takes_all(name, values):
 @pytest.mark.parametrize("eps", EPSILONS)
 @pytest.mark.parametrize("name", [name for name in POOLS if not name.startswith("dilation")])
 def test_max_pool_in_proportion(name, eps):
-    """RULES.md: "in proportion, as an average pool": one with the same window, as PyTorch divides it."""
+    """As docs/rules.md has it: an average pool with the same window, as PyTorch divides it."""
     torch.manual_seed(13)
     pool = POOLS[name]
     x = images((2, 5, 7), whole=False)
@@ -822,7 +822,7 @@ def vgg_like():
 
 @pytest.mark.parametrize("top_k", [0, 0.02, 0.3, 1.0])
 def test_kaifishr(top_k):
-    """The VGG program this project follows, written out once more from its paragraph in RULES.md."""
+    """The VGG program this project follows, written out once more from its paragraph in docs/presets.md."""
     model, x = vgg_like()
     e = lrp.Explainer(model, composite=lrp.preset("kaifishr", top_k=top_k), dtype=torch.float64)(x)
 

@@ -1,4 +1,4 @@
-"""Every operation of RULES.md beyond the plain convolutional net, against `oracle.py` and `oracle_data.py`.
+"""Every operation of docs/rules.md beyond the plain convolutional net, against `oracle.py` and `oracle_data.py`.
 
 First operation by operation (affine, products, matmul, maxima, movement, activations), then attention, LSTM and
 whole nets written out literally, then what must hold for any net: conservation, exact zeros, a hand-wired

@@ -170,7 +170,7 @@ class NoEps(zennit.torchvision.SequentialMergeBatchNorm):
 
     def register(self, linears, batch_norm):
         super().register(linears, batch_norm)
-        self.eps, batch_norm.eps = batch_norm.eps, 0.0
+        self.eps, batch_norm.eps = batch_norm.eps, 1e-30  # torch 2.10 refuses 0; 1 + 1e-30 is 1
 
     def remove(self):
         self.batch_norm.eps = self.eps

@@ -1,8 +1,8 @@
-"""RULES.md once more, slowly: dense matrices, one output at a time, float64, no line shared with `lrp`.
+"""docs/rules.md once more, slowly: dense matrices, one output at a time, float64, no line shared with `lrp`.
 
 An affine operation is written out as a matrix by feeding it unit vectors. A rule says, for ONE output, how
 its relevance is cut into parts, and for each part which terms stand in the denominator. All else (division,
-stabiliser, the ledger's four terms) is `distribute`, and reads like RULES.md:
+stabiliser, the ledger's four terms) is `distribute`, and reads like docs/rules.md:
 
     in = out + bias + epsilon + dropped,   factor = R / s(z),   z = 0 drops R
 

@@ -1,4 +1,4 @@
-"""RULES.md's formulas for what `oracle.py` does not have: data times data, attention, scales from the data.
+"""The formulas of docs/rules.md for what `oracle.py` does not have: data times data, attention, scales from the data.
 
 One image at a time, numpy, float64, no line shared with `lrp`. `Trace` writes a net out step by step with literal
 formulas; every step remembers how relevance comes back through it.
