@@ -23,7 +23,7 @@ ALGEBRA, WRITTEN_OUT, GATES = (
     "engine/graph/gates.py",
 )
 RULE, OLD = "test_rules_oracle.py::test_rule_on_operation", "test_rules_oracle.py"
-NEW = "test_vocabulary.py"
+NEW, MOVES = "test_vocabulary.py", "test_movement.py"
 
 # (what, file, as it is, the mistake, the test that notices)
 MUTATIONS = [
@@ -41,20 +41,20 @@ MUTATIONS = [
     ("norm: sign of the scale", NORMS, 'lambda s, w: s * w, op["weight"], op["bias"])',
      'lambda s, w: s * w.abs(), op["weight"], op["bias"])', f"{RULE}[batch_norm-Epsilon(0.25, absorb)]"),
     ("layer_norm: the mean forgotten", NORMS, "return Affine(forward, adjoint, Centred(own, -own / n), bias)",
-     "return Affine(forward, adjoint, Centred(own, 0 * own), bias)", f"{NEW}::test_default_rule_is_epsilon[layer_norm]"),
+     "return Affine(forward, adjoint, Centred(own, 0 * own), bias)", f"{OLD}::test_default_rule_is_epsilon[layer_norm]"),
     ("group_norm: scale of the whole image", NORMS,
      "own = (a.var(dim=[2, 3], correction=0, keepdim=True) + eps).rsqrt().expand_as(a)",
      "own = (a.var(dim=[1, 2, 3], correction=0, keepdim=True) + eps).rsqrt().expand_as(a)",
-     f"{NEW}::test_default_rule_is_epsilon[group_norm]"),
+     f"{OLD}::test_default_rule_is_epsilon[group_norm]"),
     ("rms_norm: mean taken off", NORMS, "own = (a.square().mean(dim=dims, keepdim=True) + eps).rsqrt()",
-     "own = (a.var(dim=dims, keepdim=True) + eps).rsqrt()", f"{NEW}::test_default_rule_is_epsilon[rms_norm]"),
+     "own = (a.var(dim=dims, keepdim=True) + eps).rsqrt()", f"{OLD}::test_default_rule_is_epsilon[rms_norm]"),
     ("pool: a mean hands down n times as much", POOLS, "return (s if n == 1 else s / n).expand(size)",
      "return s.expand(size)", f"{RULE}[mean_positions-Zero(absorb)]"),
     ("pool: padding gets a share", POOLS, "own = F.avg_pool2d(blank, *windows) / F.avg_pool2d(blank, *cuts, True, 1)",
      "own = F.avg_pool2d(blank, *windows)", f"{RULE}[avg_pool2d_overlap_padding-Flat(0.25)]"),
     ("upsampling: rows for columns", POOLS, "return _separable(tall[:, 0, :, 0].t().to(**op.meta), wide",
      "return _separable(tall[:, 0, :, 0].t().flip(0).to(**op.meta), wide",
-     f"{NEW}::test_default_rule_is_epsilon[bilinear]"),
+     f"{OLD}::test_default_rule_is_epsilon[bilinear]"),
     ("scale: over a constant as times it", ELEMENTWISE, '1 / weight if op.name == "div" else weight',
      "weight", f"{RULE}[divided_by_number-Gamma(7, absorb)]"),
     ("sum: a difference as a sum", ELEMENTWISE, '"sub": (1.0, -factor)', '"sub": (1.0, factor)',
@@ -68,13 +68,13 @@ MUTATIONS = [
     ("maxpool: the least of a window wins", POOLS, "received = received.scatter_add(2, indices.flatten(2)",
      "received = received.scatter_add(2, indices.flatten(2).flip(2)", f"{OLD}::test_winner_takes_all[plain-real]"),
     ("activation: relevance doubled", "engine/program.py", "return Flow((outputs[0],))", "return Flow((outputs[0] * 2,))",
-     f"{OLD}::test_activation_passes[GELU(approximate='none')]"),
+     f"{MOVES}::test_activation_passes[GELU(approximate='none')]"),
     ("movement: rolled on instead of back", MOVEMENT, "back = [-s for s in shifts]", "back = list(shifts)",
-     f"{OLD}::test_relevance_moves_with_its_element[roll]"),
+     f"{MOVES}::test_relevance_moves_with_its_element[roll]"),
     ("movement: a choice of places off by one", MOVEMENT, "source = target(places, **given).flatten()",
-     "source = target(places, **given).flatten().roll(1)", f"{OLD}::test_relevance_moves_with_its_element[index]"),
+     "source = target(places, **given).flatten().roll(1)", f"{MOVES}::test_relevance_moves_with_its_element[index]"),
     ("movement: copies not summed back", MOVEMENT, "r[0].reshape(apart).sum(dim=copies)",
-     "r[0].reshape(apart).amax(dim=copies)", f"{OLD}::test_relevance_moves_with_its_element[repeat]"),
+     "r[0].reshape(apart).amax(dim=copies)", f"{MOVES}::test_relevance_moves_with_its_element[repeat]"),
     ("ε forgotten", "engine/affine.py", "torch.sign(d), alpha=epsilon)", "torch.sign(d), alpha=0.0)",
      f"{RULE}[linear-Epsilon(0.25, absorb)]"),
     ("γ: contributions of the other sign", "engine/rules.py", "signed = sign * s", "signed = s",

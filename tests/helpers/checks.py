@@ -1,0 +1,140 @@
+"""One operation explained, under each of its rules at once or alone, and compared with the oracle."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lrp
+from helpers.operations import Case
+from helpers.rules import ALL_RULES
+
+TERMS = ("bias", "epsilon", "dropped")
+TOLERANCE = 1e-9
+
+# ---------------------------------------------------------------------------------------- one branch a rule
+
+
+def images(shape, whole: bool) -> torch.Tensor:
+    """[6, *shape]: signed, non-negative, all zero, non-positive, with zeros, signed; `whole`: whole numbers."""
+    signed = (
+        torch.randint(-2, 3, (6, *shape)).double() if whole else torch.randn(6, *shape, dtype=torch.float64)
+    )
+    x = signed.clone()
+    x[1] = signed[1].abs()
+    x[2] = 0.0
+    x[3] = -signed[3].abs()
+    x[4] = signed[4].relu()
+    return x
+
+
+class Branch(nn.Module):
+    def __init__(self, case: Case):
+        super().__init__()
+        self.case = case
+        self.op = case.make()
+
+    def forward(self, x):
+        return self.case.after(self.op(*self.case.prepare(self.case.before(x)))).flatten(1)
+
+
+class Branches(nn.Module):
+    """Each branch sees its own channels and writes its own outputs."""
+
+    def __init__(self, branches: dict[str, nn.Module], channels: int):
+        super().__init__()
+        self.channels = channels
+        for name, branch in branches.items():
+            self.add_module(name, branch)
+
+    def forward(self, x):
+        cuts = x.split(self.channels, dim=1)
+        return torch.cat([branch(cut) for branch, cut in zip(self.children(), cuts, strict=True)], dim=1)
+
+
+def rows_of(ledger, name):
+    return [row for row in ledger if row.path == name or row.path.startswith(name + ".")]
+
+
+def sums(rows, term):
+    return sum(np.asarray(getattr(row, term)) for row in rows)
+
+
+class Explained(NamedTuple):
+    """What one rule made of its channels."""
+
+    x: torch.Tensor
+    R: torch.Tensor
+    op: nn.Module
+    relevance: torch.Tensor
+    rows: list
+
+
+def explain_branches(case: Case, seed: int, whole: bool = False) -> dict[str, Explained]:
+    """One branch per rule, each on its own channels: a single capture serves all rules."""
+    torch.manual_seed(seed)
+    names = {f"b{i:02d}": rule for i, rule in enumerate(case.rules)}
+    model = Branches({name: Branch(case) for name in names}, case.shape[0]).double().eval()
+    x = images((len(names) * case.shape[0], *case.shape[1:]), whole)
+    with torch.no_grad():
+        logits = model(x)
+    R = torch.randn_like(logits)
+    composite = lrp.Composite([(lrp.path(f"{name}.op*"), ALL_RULES[rule][0]) for name, rule in names.items()])
+    e = lrp.Explainer(model, composite=composite, dtype=torch.float64)(x, target=R)
+    torch.testing.assert_close(e.logits, logits, rtol=1e-12, atol=1e-12)
+    ledger, count = e.ledger, len(names)
+    parts = zip(names, x.chunk(count, 1), R.chunk(count, 1), e.relevance.chunk(count, 1), strict=True)
+    return {
+        names[name]: Explained(a, r, getattr(model, name).op, relevance, rows_of(ledger, name))
+        for name, a, r, relevance in parts
+    }
+
+
+# ------------------------------------------------------------------------------------- one operation alone
+
+
+class Alone(nn.Module):
+    def __init__(self, op, prepare=lambda x: (x,)):
+        super().__init__()
+        self.op = op
+        self.prepare = prepare
+
+    def forward(self, x):
+        return self.op(*self.prepare(x)).flatten(1)
+
+
+def explain_alone(model, rule, x, R, predicate=None):
+    composite = lrp.Composite([] if rule is None else [(predicate or lrp.path("op*"), rule)])
+    return lrp.Explainer(model.double().eval(), composite=composite, dtype=torch.float64)(x, target=R)
+
+
+def total(ledger, term, i=0):
+    return float(ledger.totals[term][i])
+
+
+# ------------------------------------------------------------------------------------------- comparisons
+
+
+def agrees(ours, expected, what, scale=0.0):
+    """Equal to 1e-9 of the largest; where nothing is expected (and no scale given) nothing may come."""
+    ours, expected = np.asarray(ours), np.asarray(expected)
+    assert ours.shape == expected.shape, what
+    error, bound = np.abs(ours - expected), TOLERANCE * max(np.abs(expected).max(), float(scale))
+    worst = np.unravel_index(error.argmax(), error.shape)
+    if not error[worst] <= bound:
+        pytest.fail(
+            f"{what}, at {worst}: ours {ours[worst]!r}, oracle {expected[worst]!r}, allowed {bound:.1e}"
+        )
+
+
+TINY = 1e-7  # where next to nothing is expected: 1e-9 · 1e-7 of what entered
+
+
+def same(e, i, expected, R, largest=0.0):
+    """One image's relevance and the three terms of the ledger's totals."""
+    scale = max(float(np.abs(np.asarray(R)).sum()), largest)
+    agrees(e.relevance[i].reshape(-1).numpy(), expected.relevance, f"relevance of image {i}", TINY * scale)
+    for term in TERMS:
+        agrees(total(e.ledger, term, i), getattr(expected, term), f"{term} of image {i}", scale)
