@@ -4,10 +4,12 @@ A row names the family or rule, the file, one line of it as it is and as a mista
 to notice. The mistake is made in a copy of the package; the tests run against that copy.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -92,22 +94,36 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def mutants() -> Iterator[subprocess.Popen[str]]:
+    """`helpers.mutants`, with nothing of the package imported and nothing of this run's settings."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    command = [sys.executable, "-B", "-m", "helpers.mutants"]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.communicate()
+
+
 @pytest.mark.parametrize(
     ("file", "line", "mistake", "test"), [m[1:] for m in MUTATIONS], ids=[m[0] for m in MUTATIONS]
 )
-def test_a_mistake_turns_a_test_red(file, line, mistake, test, tmp_path):
+def test_a_mistake_turns_a_test_red(file, line, mistake, test, tmp_path, mutants):
     copy = shutil.copytree(PACKAGE, tmp_path / "lrp", ignore=shutil.ignore_patterns("__pycache__"))
     text = (copy / file).read_text(encoding="utf-8")
     assert line in text, f"{file} no longer says {line!r}: bring the row up to date"
     (copy / file).write_text(text.replace(line, mistake), encoding="utf-8")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "tests")]),
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=line",
-               "-p", "no:logging", str(TESTS / test)]  # fmt: skip
-    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 1 and "1 failed" in run.stdout, (
-        f"nobody noticed:\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
-    )
+    print(json.dumps([str(tmp_path), str(TESTS / test)]), file=mutants.stdin, flush=True)
+    status, printed = json.loads(mutants.stdout.readline())
+    assert status == 1 and "1 failed" in printed, f"nobody noticed (status {status}):\n{printed[-3000:]}"
+
+
+def test_without_a_mistake_they_are_green(tmp_path, mutants):
+    """What turns them red is the mistake, not the way they are run."""
+    shutil.copytree(PACKAGE, tmp_path / "lrp", ignore=shutil.ignore_patterns("__pycache__"))
+    for test in dict.fromkeys(m[-1].partition("[")[0] for m in MUTATIONS):
+        kept = next(m[-1] for m in MUTATIONS if m[-1].startswith(test))
+        print(json.dumps([str(tmp_path), str(TESTS / kept)]), file=mutants.stdin, flush=True)
+        status, printed = json.loads(mutants.stdout.readline())
+        assert status == 0 and "1 passed" in printed, f"{kept}: status {status}:\n{printed[-3000:]}"

@@ -1,7 +1,6 @@
 """Every rule on every affine operation against `oracle.py`, and each rule once with a pencil.
 
-One model holds one branch per rule, each on its own channels: a single capture tests an operation under all
-rules, and relevance and the ledger come apart by branch.
+An operation is captured once, and explained by each of its rules; two are explained by all of them at once besides.
 """
 
 from functools import cache
@@ -21,11 +20,8 @@ from helpers.checks import (
     Branch,
     agrees,
     explain_alone,
-    explain_branches,
     images,
-    rows_of,
     same,
-    sums,
     total,
 )
 from helpers.operations import OPERATIONS, Call, uneven
@@ -38,12 +34,14 @@ PRODUCT = [(operation, rule) for operation in CASES for rule in CASES[operation]
 
 
 @cache
-def explained(operation: str):
-    """What `explain_branches` finds; an error is kept, not tried again."""
-    try:
-        return explain_branches(CASES[operation], sum(map(ord, operation)), whole="exact" in operation)
-    except Exception as error:
-        return error
+def subject(operation):
+    """A model of one operation, images for it, and the relevance that comes to its outputs."""
+    torch.manual_seed(sum(map(ord, operation)))
+    case = CASES[operation]
+    model = Branch(case).double().eval()
+    x = images(case.shape, whole="exact" in operation)
+    with torch.no_grad():
+        return model, x, torch.randn_like(model(x))
 
 
 def matrix_at(operation, op, image):
@@ -59,42 +57,86 @@ def literal(operation, rule):
     return ALL_RULES[rule][1]
 
 
+def expected(operation, rule, op, image, R):
+    """What the oracle makes of one image."""
+    if rule == "Pass":
+        return oracle.Handed(R.numpy())
+    a = CASES[operation].before(image)
+    return oracle.distribute(literal(operation, rule), matrix_at(operation, op, a), a, R)
+
+
 @pytest.mark.parametrize(("operation", "rule"), PRODUCT, ids=[f"{o}-{r}" for o, r in PRODUCT])
 def test_rule_on_operation(operation, rule):
-    found = explained(operation)
-    if isinstance(found, Exception):
-        raise found
-    x, R, op, relevance, rows = found[rule]
-    a = CASES[operation].before(x)
-    for i in range(len(a)):
-        if rule == "Pass":
-            expected = oracle.Handed(R[i].numpy())
-        else:
-            expected = oracle.distribute(literal(operation, rule), matrix_at(operation, op, a[i]), a[i], R[i])
-        scale = float(R[i].abs().sum())
-        agrees(relevance[i].reshape(-1), expected.relevance, f"relevance of image {i}")
+    model, x, R = subject(operation)
+    e = explain_alone(model, ALL_RULES[rule][0], x, R)
+    for i in range(len(x)):
+        handed, scale = expected(operation, rule, model.op, x[i], R[i]), float(R[i].abs().sum())
+        agrees(e.relevance[i].flatten(), handed.relevance, f"relevance of image {i}")
         for term in TERMS:
-            agrees(sums(rows, term)[i], getattr(expected, term), f"{term} of image {i}", scale)
-        assert abs(sums(rows, "unexplained")[i]) <= TOLERANCE * scale
+            agrees(total(e.ledger, term, i), getattr(handed, term), f"{term} of image {i}", scale)
+        assert abs(total(e.ledger, "unexplained", i)) <= TOLERANCE * scale
+
+
+class Branches(nn.Module):
+    """Each branch sees its own channels and writes its own outputs."""
+
+    def __init__(self, branches, channels):
+        super().__init__()
+        self.channels = channels
+        for name, branch in branches.items():
+            self.add_module(name, branch)
+
+    def forward(self, x):
+        cuts = x.split(self.channels, dim=1)
+        return torch.cat([branch(cut) for branch, cut in zip(self.children(), cuts, strict=True)], dim=1)
+
+
+@pytest.mark.parametrize("operation", ["linear", "add"])
+def test_all_rules_in_one_model(operation):
+    """One branch per rule, each on its own channels: relevance and the ledger come apart by path."""
+    torch.manual_seed(1)
+    case = CASES[operation]
+    names = {f"b{i:02d}": rule for i, rule in enumerate(case.rules)}
+    model = Branches({name: Branch(case) for name in names}, case.shape[0]).double().eval()
+    x = images((len(names) * case.shape[0], *case.shape[1:]), whole=False)
+    with torch.no_grad():
+        logits = model(x)
+    R = torch.randn_like(logits)
+    composite = lrp.Composite([(lrp.path(f"{name}.op*"), ALL_RULES[rule][0]) for name, rule in names.items()])
+    e = lrp.Explainer(model, composite=composite, dtype=torch.float64)(x, target=R)
+    torch.testing.assert_close(e.logits, logits, rtol=1e-12, atol=1e-12)
+    parts = (part.chunk(len(names), 1) for part in (x, R, e.relevance))
+    for (name, rule), a, r, relevance in zip(names.items(), *parts, strict=True):
+        rows = rows_of(e.ledger, name)
+        for i in range(len(x)):
+            handed = expected(operation, rule, getattr(model, name).op, a[i], r[i])
+            scale = float(r[i].abs().sum())
+            agrees(relevance[i].flatten(), handed.relevance, f"relevance of image {i} under {rule}")
+            for term in TERMS:
+                agrees(sums(rows, term)[i], getattr(handed, term), f"{term} of image {i} under {rule}", scale)
+            assert abs(sums(rows, "unexplained")[i]) <= TOLERANCE * scale
+
+
+def rows_of(ledger, name):
+    return [row for row in ledger if row.path == name or row.path.startswith(name + ".")]
+
+
+def sums(rows, term):
+    return sum(np.asarray(getattr(row, term)) for row in rows)
 
 
 @pytest.mark.parametrize("operation", CASES)
 def test_default_rule_is_epsilon(operation):
     """A composite that names nothing: Epsilon(1e-6); the totals are those of the one operation."""
-    torch.manual_seed(5)
-    case = CASES[operation]
-    model = Branch(case).double().eval()
-    x = images(case.shape, whole=False)
-    R = torch.randn_like(model(x)).detach()
+    model, x, R = subject(operation)
     e = explain_alone(model, None, x, R)
-    a = case.before(x)
+    torch.testing.assert_close(e.logits, model(x).detach(), rtol=1e-12, atol=1e-12)
     for i in range(len(x)):
-        expected = oracle.distribute(oracle.epsilon(1e-6), matrix_at(operation, model.op, a[i]), a[i], R[i])
-        same(e, i, expected, R[i])
+        a = CASES[operation].before(x[i])
+        handed = oracle.distribute(oracle.epsilon(1e-6), matrix_at(operation, model.op, a), a, R[i])
+        same(e, i, handed, R[i])
         agrees(total(e.ledger, "start", i), float(R[i].sum()), "start", float(R[i].abs().sum()))
-        agrees(
-            total(e.ledger, "input", i), expected.relevance.sum(), "input", np.abs(expected.relevance).sum()
-        )
+        agrees(total(e.ledger, "input", i), handed.relevance.sum(), "input", np.abs(handed.relevance).sum())
     assert e.health.ok, e.health.problems
 
 
@@ -116,15 +158,10 @@ FAMILIES = {
 
 @pytest.mark.parametrize(("family", "operation"), [(f, o) for f, os in FAMILIES.items() for o in os])
 def test_family_finds_the_operation(family, operation):
-    torch.manual_seed(6)
-    case = CASES[operation]
-    model = Branch(case).double().eval()
-    x = images(case.shape, whole=False)
-    R = torch.randn_like(model(x)).detach()
+    model, x, R = subject(operation)
     e = explain_alone(model, lrp.Epsilon(0.25), x, R, lrp.family(family))
-    same(
-        e, 0, oracle.distribute(oracle.epsilon(0.25), matrix_at(operation, model.op, x[0]), x[0], R[0]), R[0]
-    )
+    handed = oracle.distribute(oracle.epsilon(0.25), matrix_at(operation, model.op, x[0]), x[0], R[0])
+    same(e, 0, handed, R[0])
 
 
 @pytest.mark.parametrize("bias", BIASES)

@@ -1,6 +1,4 @@
-"""One operation explained, under each of its rules at once or alone, and compared with the oracle."""
-
-from typing import NamedTuple
+"""One operation explained, and compared with the oracle."""
 
 import numpy as np
 import pytest
@@ -9,12 +7,9 @@ from torch import nn
 
 import lrp
 from helpers.operations import Case
-from helpers.rules import ALL_RULES
 
 TERMS = ("bias", "epsilon", "dropped")
 TOLERANCE = 1e-9
-
-# ---------------------------------------------------------------------------------------- one branch a rule
 
 
 def images(shape, whole: bool) -> torch.Tensor:
@@ -31,6 +26,8 @@ def images(shape, whole: bool) -> torch.Tensor:
 
 
 class Branch(nn.Module):
+    """An operation with what stands before and after it."""
+
     def __init__(self, case: Case):
         super().__init__()
         self.case = case
@@ -38,61 +35,6 @@ class Branch(nn.Module):
 
     def forward(self, x):
         return self.case.after(self.op(*self.case.prepare(self.case.before(x)))).flatten(1)
-
-
-class Branches(nn.Module):
-    """Each branch sees its own channels and writes its own outputs."""
-
-    def __init__(self, branches: dict[str, nn.Module], channels: int):
-        super().__init__()
-        self.channels = channels
-        for name, branch in branches.items():
-            self.add_module(name, branch)
-
-    def forward(self, x):
-        cuts = x.split(self.channels, dim=1)
-        return torch.cat([branch(cut) for branch, cut in zip(self.children(), cuts, strict=True)], dim=1)
-
-
-def rows_of(ledger, name):
-    return [row for row in ledger if row.path == name or row.path.startswith(name + ".")]
-
-
-def sums(rows, term):
-    return sum(np.asarray(getattr(row, term)) for row in rows)
-
-
-class Explained(NamedTuple):
-    """What one rule made of its channels."""
-
-    x: torch.Tensor
-    R: torch.Tensor
-    op: nn.Module
-    relevance: torch.Tensor
-    rows: list
-
-
-def explain_branches(case: Case, seed: int, whole: bool = False) -> dict[str, Explained]:
-    """One branch per rule, each on its own channels: a single capture serves all rules."""
-    torch.manual_seed(seed)
-    names = {f"b{i:02d}": rule for i, rule in enumerate(case.rules)}
-    model = Branches({name: Branch(case) for name in names}, case.shape[0]).double().eval()
-    x = images((len(names) * case.shape[0], *case.shape[1:]), whole)
-    with torch.no_grad():
-        logits = model(x)
-    R = torch.randn_like(logits)
-    composite = lrp.Composite([(lrp.path(f"{name}.op*"), ALL_RULES[rule][0]) for name, rule in names.items()])
-    e = lrp.Explainer(model, composite=composite, dtype=torch.float64)(x, target=R)
-    torch.testing.assert_close(e.logits, logits, rtol=1e-12, atol=1e-12)
-    ledger, count = e.ledger, len(names)
-    parts = zip(names, x.chunk(count, 1), R.chunk(count, 1), e.relevance.chunk(count, 1), strict=True)
-    return {
-        names[name]: Explained(a, r, getattr(model, name).op, relevance, rows_of(ledger, name))
-        for name, a, r, relevance in parts
-    }
-
-
-# ------------------------------------------------------------------------------------- one operation alone
 
 
 class Alone(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from helpers.disks import small_disk
 from helpers.features import PREPROCESSING, Trunk, folder_of, photo, run
 from lrp.data.data_set import DataSet, Sample
-from lrp.errors import LrpError, PredictionsError, TrainingError
+from lrp.errors import LrpError, TrainingError
 from lrp.models.preprocessing import Preprocessing
 from lrp.pictures.photos import Photo, open_photo
 from lrp.storage.locks import BusyError
@@ -314,7 +314,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     samples = folder_of(tmp_path, 40)
     whole = run(samples, tmp_path / "whole")
     with small_disk("24k") as disk:
-        with pytest.raises(PredictionsError) as caught:
+        with pytest.raises(TrainingError) as caught:
             run(samples, disk / "cache")
         path = str(caught.value).partition(":")[0]
         assert path.startswith(str(only(disk / "cache")))
