@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.mutation
 TESTS = Path(__file__).parent
 ROOT = TESTS.parents[1]
 PACKAGE = ROOT / "src" / "lrp"

@@ -30,7 +30,14 @@ from helpers.vocabulary import AFFINE
 
 assert not OPERATIONS.keys() & AFFINE.keys()
 CASES = OPERATIONS | AFFINE
-PRODUCT = [(operation, rule) for operation in CASES for rule in CASES[operation].rules]
+CORE = ("linear", "conv2d", "conv2d_after_relu", "add")
+PRODUCT = [
+    pytest.param(
+        operation, rule, id=f"{operation}-{rule}", marks=pytest.mark.core if operation in CORE else ()
+    )
+    for operation in CASES
+    for rule in CASES[operation].rules
+]
 
 
 @cache
@@ -65,7 +72,7 @@ def expected(operation, rule, op, image, R):
     return oracle.distribute(literal(operation, rule), matrix_at(operation, op, a), a, R)
 
 
-@pytest.mark.parametrize(("operation", "rule"), PRODUCT, ids=[f"{o}-{r}" for o, r in PRODUCT])
+@pytest.mark.parametrize(("operation", "rule"), PRODUCT)
 def test_rule_on_operation(operation, rule):
     model, x, R = subject(operation)
     e = explain_alone(model, ALL_RULES[rule][0], x, R)
@@ -401,6 +408,7 @@ def test_sign_of_the_input(between, rule):
         agrees(e.relevance[i].numpy(), relevance, "relevance")
 
 
+@pytest.mark.core
 def test_two_layers_by_path():
     """Relevance and every term of the ledger, row by row, through conv -> ReLU -> max pool -> linear."""
     torch.manual_seed(14)
@@ -517,6 +525,7 @@ PRESETS = {
 }  # fmt: skip
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset(name):
     model, x = vgg_like()
@@ -721,6 +730,7 @@ PENCIL = {
 }  # fmt: skip
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", PENCIL)
 def test_pencil(name):
     w, b, rule, a, R, *expected = PENCIL[name]
@@ -729,6 +739,7 @@ def test_pencil(name):
             np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-12, err_msg=who)
 
 
+@pytest.mark.core
 def test_pencil_sums_and_pools():
     # x = (3, -1): x + y = 2. Epsilon(2): s = 4: 2 (3, -1, 2) / 4. Magnitude(0): 2 (3, 1) / 4
     def both(x):
@@ -756,6 +767,7 @@ def test_pencil_sums_and_pools():
     assert total(pool.ledger, "epsilon") == pytest.approx(6)
 
 
+@pytest.mark.core
 def test_pencil_a_summand_twice():
     # x + x = 6, R = 8, ε = 2: each gets 8 · 3 / 8. x - x = 0: nothing to share
     x, R = torch.tensor([3.0]).double().reshape(1, 1, 1, 1), torch.tensor([[8.0]]).double()
@@ -765,6 +777,7 @@ def test_pencil_a_summand_twice():
     assert nothing.relevance.item() == 0 and total(nothing.ledger, "dropped") == 8
 
 
+@pytest.mark.core
 def test_pencil_overlapping_max_pool():
     # 1 7 2 with windows of 2, stride 1: the 7 wins both, 3 + 4
     x = torch.tensor([1.0, 7.0, 2.0]).double().reshape(1, 1, 1, 3)

@@ -199,6 +199,7 @@ print(killed)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_forty_points_the_same_command_goes_on(tmp_path):
     photos(tmp_path / "data", 12)
     driver = textwrap.dedent(DRIVER.format(folder=str(tmp_path)))

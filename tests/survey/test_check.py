@@ -67,11 +67,13 @@ def expect_explained(result: Result) -> None:
     assert result.finite and abs(result.reached) >= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), SAMPLE, ids=[name for name, _ in SAMPLE])
 def test_the_sample_is_explained_as_it_should_be(name, size):
     expect_explained(check.check(name, size=size, repeats=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SHALLOW, *OF_TIMM])
 def test_shallow_nets_of_other_kinds_are_too(name):
     def make() -> tuple[nn.Module, torch.Tensor]:
@@ -101,6 +103,7 @@ def fresh(day: date) -> list[str]:
 SLOW = ("timm:nasnetalarge", "timm:pnasnet5large", "timm:naflexvit_base_patch16_parfac_gap")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(4))
 def test_a_fresh_sample_as_information(place):
     name = fresh(date.today())[place]
@@ -124,6 +127,7 @@ def in_float64(name: str) -> tuple[nn.Module, torch.Tensor]:
     return model.double(), x.double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "vgg", "squeezenet1_1", "regnet_y_400mf"])
 def test_without_biases_the_relevance_is_the_logit(name):
     model, x = in_float64(name)
@@ -134,6 +138,7 @@ def test_without_biases_the_relevance_is_the_logit(name):
         assert abs(e.relevance.sum() - logit) <= 1e-4 * abs(logit), preset
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["densenet121", "efficientnet_b0"])
 def test_what_is_lost_otherwise_is_dropped_and_said(name):
     """DenseNet's norms stand before the activation and cannot be folded: where their input is zero, or of the wrong

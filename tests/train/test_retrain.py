@@ -143,6 +143,7 @@ class Narrow(torchvision.models.VGG):
         self.classifier = nn.Sequential(*layers, nn.Linear(16, num_classes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ["head", "all"])
 def test_vgg19(data, train, monkeypatch):
     if train == "all":
@@ -196,6 +197,7 @@ PHASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", PHASES)
 def test_killed_in_any_phase_and_resumed_it_ends_with_the_same_numbers(start, train):
     passed = places("whole.pth", train)
