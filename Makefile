@@ -12,7 +12,7 @@ quick: $(STAMP)  ## under a minute: ruff and mypy of what changed, the tests mar
 	$(BIN)/python tools/changed.py ruff check
 	$(BIN)/python tools/changed.py ruff format --check
 	$(BIN)/python tools/changed.py mypy
-	$(BIN)/python -m pytest -n 2 -m core --durations=0 --durations-min=3 tests/engine tests/project/test_imports.py
+	$(BIN)/python -m pytest -n 2 -m core --durations=0 --durations-min=3 tests/project/test_imports.py tests/engine/test_rules_oracle.py
 
 test: $(STAMP)  ## ruff, mypy, pytest in two processes
 	$(BIN)/ruff check .

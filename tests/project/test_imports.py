@@ -2,8 +2,8 @@
 
 import ast
 import re
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,9 +42,10 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+@cache
+def imports(path: Path) -> list[tuple[str, bool]]:
     """(module, whether importing the file imports it) for each import, of ours without the leading "lrp."."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree, found = ast.parse(path.read_text(encoding="utf-8")), []
     typing = {
         id(inner)
         for node in ast.walk(tree)
@@ -61,7 +62,9 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
             names = [n for n in inner if n.removeprefix("lrp.") in MODULES] or [node.module]
         for name in names:
-            yield name.removeprefix("lrp.") if name.startswith("lrp.") else f":{name}", node.col_offset == 0
+            own = name.removeprefix("lrp.") if name.startswith("lrp.") else f":{name}"
+            found.append((own, node.col_offset == 0))
+    return found
 
 
 def ours(name: str) -> set[str]:
