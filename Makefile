@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Two commands do everything on a fresh machine: `make demo` and `make test`; `make quick` while you work.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -8,17 +8,23 @@ OLDEST_STAMP := $(OLDEST)/.installed
 USED := demo,study,report,train,export,notebooks,test
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test bench bench-gpu faithfulness notebooks docs clean
+.PHONY: demo quick test bench bench-gpu faithfulness notebooks docs clean
 .PHONY: test-oldest constraints dist
 
 demo: $(STAMP)  ## photos to input/, explained to output/
 	$(BIN)/lrp demo
 
-test: $(STAMP)  ## ruff, mypy, pytest
+quick: $(STAMP)  ## under a minute: ruff and mypy of what changed, the tests marked `core`
+	$(BIN)/python tools/changed.py ruff check
+	$(BIN)/python tools/changed.py ruff format --check
+	$(BIN)/python tools/changed.py mypy
+	$(BIN)/python -m pytest -n 2 -m core --durations=0 --durations-min=3 tests/project/test_imports.py tests/engine/test_rules_oracle.py
+
+test: $(STAMP)  ## ruff, mypy, pytest in two processes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 bench: $(STAMP)  ## speed, memory, errors and growth against one input gradient, into docs/performance.md; of evaluating a data set
 	$(BIN)/python benchmarks/speed.py --write $(BENCH)

@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from lrp.engine.rules import WPlus as WPlus
     from lrp.engine.rules import WSquare as WSquare
     from lrp.engine.rules import ZBox as ZBox
-    from lrp.engine.rules import ZPlus as ZPlus
     from lrp.engine.rules import Zero as Zero
+    from lrp.engine.rules import ZPlus as ZPlus
     from lrp.engine.rules_beyond_affine import Constant as Constant
     from lrp.engine.rules_beyond_affine import Halves as Halves
     from lrp.engine.rules_beyond_affine import Magnitude as Magnitude

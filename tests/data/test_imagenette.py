@@ -12,15 +12,12 @@ import random
 import re
 import shutil
 import signal
-import ssl
 import subprocess
 import sys
 import tarfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +29,7 @@ from typer.testing import CliRunner
 import lrp.data.imagenette
 import lrp.storage.archives
 import lrp.storage.download
+from helpers.server import Server
 from lrp.classes import imagenet_names, imagenet_wnids
 from lrp.cli.common import guarded
 from lrp.cli.data import data as command
@@ -39,7 +37,6 @@ from lrp.data.data_set import DataSet
 from lrp.data.imagenette import ARCHIVES, Archive, obtain
 from lrp.errors import BusyError, DataError
 from lrp.storage.archives import Limits, UnpackError, unpack
-from lrp.storage.download import DownloadError, fetch
 from lrp.storage.locks import Lock
 
 MB = 2**20
@@ -99,67 +96,10 @@ def good(*more: tuple[tarfile.TarInfo, bytes]) -> bytes:
 # --- the publisher ------------------------------------------------------------------------------------------
 
 
-class Server(ThreadingHTTPServer):
-    """Publishes `body` under every path, in parts if asked; `mode` says what goes wrong."""
-
-    body = b""
-    mode = ""
-    etag = '"one"'
-    location = ""
-    asked: list[tuple[str | None, str | None]]
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        body, mode, etag = self.server.body, self.server.mode, self.server.etag
-        asked, only_if = self.headers["Range"], self.headers["If-Range"]
-        self.server.asked.append((asked, only_if))
-        if mode == "redirect":
-            self.send_response(302)
-            self.send_header("Location", self.server.location)
-            self.end_headers()
-            return
-        start = int(re.findall(r"\d+", asked)[0]) if asked and mode != "no ranges" else 0
-        if only_if not in (None, etag) and mode != "careless":
-            start = 0
-        if start and start >= len(body):
-            self.send_response(416)
-            if mode != "silent about length":
-                self.send_header("Content-Range", f"bytes */{len(body)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(206 if start or mode == "parts only" else 200)
-        if start or mode == "parts only":
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        if etag:
-            self.send_header("ETag", etag)
-        if mode != "no length":
-            self.send_header("Content-Length", str(len(body) - start))
-        self.end_headers()
-        end = len(body) // 2 if mode == "breaks off" else len(body)
-        self.wfile.write(body[start:end])
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server(("127.0.0.1", 0), Handler) as server:
-        server.asked = []
-        server.body = good()
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def server(server: Server) -> Server:
+    server.body = good()
+    return server
 
 
 def published(server: Server, *, md5: bool = False, **changes: Any) -> Archive:
@@ -306,26 +246,6 @@ def test_a_download_that_breaks_off_goes_on(server, tmp_path):
     assert set(files(tmp_path)) == set(FILES) | BESIDE
 
 
-@pytest.mark.parametrize("mode", ["", "no ranges", "careless"])
-def test_a_file_that_has_changed_meanwhile_is_fetched_afresh(server, tmp_path, mode):
-    begun(server, tmp_path)
-    server.body, server.etag, server.mode = good(member(f"{FOLDER}/more", b"x")), '"two"', mode
-    obtain(published(server), tmp_path)
-    assert set(files(tmp_path)) == set(FILES) | BESIDE | {f"{FOLDER}/more"}
-    assert server.asked[1][0] is not None
-    assert len(server.asked) == (
-        3 if mode == "careless" else 2
-    )  # it sends the new file's end: asked again for all
-
-
-def test_a_file_of_another_length_under_the_same_etag_is_fetched_afresh(server, tmp_path):
-    begun(server, tmp_path)
-    server.body = good(member(f"{FOLDER}/more", b"x"))
-    obtain(published(server), tmp_path)
-    assert set(files(tmp_path)) == set(FILES) | BESIDE | {f"{FOLDER}/more"}
-    assert [asked for asked, _ in server.asked][2:] == [None]
-
-
 @pytest.mark.parametrize("etag", ["", 'W/"weak"'])
 @pytest.mark.parametrize("md5", [False, True])
 def test_without_a_version_only_what_a_checksum_proves_is_gone_on_with(server, tmp_path, etag, md5):
@@ -337,55 +257,12 @@ def test_without_a_version_only_what_a_checksum_proves_is_gone_on_with(server, t
     assert server.asked == [(None, None), (half, None) if md5 else (None, None)]
 
 
-@pytest.mark.parametrize("mode", ["", "silent about length"])
-def test_a_download_that_was_complete_but_for_its_name(server, tmp_path, mode):
-    begun(server, tmp_path)
-    (tmp_path / f"{FOLDER}.tgz.part").write_bytes(server.body)
-    server.mode = mode
-    obtain(published(server), tmp_path)
-    assert len(server.asked) == 2 and set(files(tmp_path)) == set(FILES) | BESIDE
-
-
-def test_a_part_that_is_longer_than_the_file(server, tmp_path):
-    begun(server, tmp_path)
-    (tmp_path / f"{FOLDER}.tgz.part").write_bytes(server.body + b"more")
-    obtain(published(server), tmp_path)
-    assert [asked for asked, _ in server.asked][2:] == [None]
-
-
-@pytest.mark.parametrize("left", ["", "[]", "{", '{"etag": 1}', "\xff"])
-def test_a_damaged_note_of_the_version_is_no_note(server, tmp_path, left):
-    begun(server, tmp_path)
-    (tmp_path / f"{FOLDER}.tgz.part.json").write_text(left, encoding="latin-1")
-    obtain(published(server), tmp_path)
-    assert server.asked[1] == (None, None)
-
-
 def begun(server: Server, root: Path) -> None:
     """Half of the archive is downloaded."""
     server.mode = "breaks off"
     message(obtain, published(server), root)
     server.mode = ""
     assert (root / f"{FOLDER}.tgz.part").stat().st_size == len(server.body) // 2
-
-
-def fetched(server: Server, path: Path, **options: Any) -> None:
-    fetch(server.url + "x", path, lambda part: None, lambda done, total: None, **options)
-
-
-def test_no_more_is_taken_than_was_expected(server, tmp_path):
-    server.body = bytes(2 * MB)
-    limit = MB + MB // 2
-    assert message(fetched, server, tmp_path / "x", limit=limit, kind=DownloadError) == (
-        "the server announces 2.0 MB, at most 1.5 MB were expected"
-    )
-    server.mode = "no length"
-    assert message(fetched, server, tmp_path / "x", limit=limit, kind=DownloadError) == (
-        "more came than the 1.5 MB that were expected, and was deleted"
-    )
-    assert list(tmp_path.iterdir()) == []
-    fetched(server, tmp_path / "x", limit=2 * MB)
-    assert (tmp_path / "x").stat().st_size == 2 * MB
 
 
 def test_the_cap_is_a_fifth_above_the_published_size(server, tmp_path):
@@ -401,46 +278,6 @@ def test_the_cap_is_a_fifth_above_the_published_size(server, tmp_path):
         f"tiny (160px): {path} has 0 MB, at most 0 MB were expected. Delete it and try again."
     )
     obtain(replace(archive, size=len(server.body) * 5 // 6 + 10), tmp_path)
-
-
-def test_parts_that_nobody_asked_for_are_not_taken(server, tmp_path):
-    server.mode = "parts only"
-    assert message(fetched, server, tmp_path / "x", kind=DownloadError) == (
-        "the server sends parts of the file, though the whole was asked for"
-    )
-
-
-@pytest.fixture
-def certified(tmp_path, monkeypatch, server) -> Server:
-    """The same server, with https and a certificate that this process trusts."""
-    if not shutil.which("openssl"):
-        pytest.skip("needs openssl to make a certificate")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    monkeypatch.setattr(Server, "url", property(lambda self: f"https://127.0.0.1:{self.server_port}/"))
-    return server
-
-
-def test_https(certified, tmp_path, monkeypatch):
-    root = tmp_path / "data"
-    obtain(published(certified, md5=True), root)
-    assert set(files(root)) == set(FILES) | BESIDE
-    certified.mode, certified.location = "redirect", f"http://127.0.0.1:{certified.server_port}/x"
-    assert message(fetched, certified, tmp_path / "x", kind=DownloadError) == (
-        f"{certified.location} is not https"  # not even to this machine
-    )
-    monkeypatch.delenv("SSL_CERT_FILE")
-    reason = message(fetched, certified, tmp_path / "x", kind=DownloadError)
-    assert "certificate verify failed" in reason
-    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("url", ["http://example.invalid/", "ftp://example.invalid/", "file:///etc/"])

@@ -6,13 +6,13 @@ One image at a time, in float64, forwards and backwards by hand: nothing is shar
 import numpy as np
 import pytest
 import torch
-from test_rules_oracle import Alone, Call, agrees, explain_alone
 from torch import nn
 from torch.nn import functional as F
 
 import lrp
+from helpers.checks import TERMS, Alone, agrees, explain_alone
+from helpers.operations import Call
 
-TERMS = ("bias", "epsilon", "dropped")
 COMPOSITES = {"cp": lrp.Composite([]), "attnlrp": lrp.Composite([], attention="attnlrp")}
 
 # ---------------------------------------------------------------------------------- docs/rules.md, literally

@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import lrp
+from helpers.gradient import is_gradient_times_input
+from helpers.relu_nets import RELU_NETS, ReluNet, lively, relu_net
 
 torch.set_num_threads(1)  # the nets are small: threads would only wait for each other
 
@@ -226,32 +228,41 @@ def test_ledger_closes_with_top_k_and_without_bias():
 
 @few
 @given(plan=plans, seed=seeds, target=st.integers(0, 4))
-def test_epsilon_0_is_gradient_times_input(plan, seed, target):
-    model, x = net(plan, seed), images().requires_grad_()
-    (gradient,) = torch.autograd.grad(model(x)[:, target].sum(), x)
-    e = explainer_of(model, "epsilon", epsilon=0)(x.detach(), target=target)
-    close(e.relevance, gradient * x, 1e-9)
+def test_of_random_nets(plan, seed, target):
+    is_gradient_times_input(net(plan, seed), images(), target)
 
 
-def test_epsilon_0_is_gradient_times_input_with_every_operation():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.two = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, stride=2, padding=1)
-            self.norm, self.position = nn.BatchNorm2d(4), nn.Parameter(torch.randn(1, 4, 1, 1))
-            self.mix, self.out = nn.Conv2d(4, 2, 1), nn.Linear(4, 5)
+@pytest.mark.parametrize("name", RELU_NETS)
+def test_of_nets_of_each_kind(name):
+    model, x = relu_net(name)
+    e = is_gradient_times_input(model, x, torch.randn(3, 5).double())
+    assert e.health.ok, e.health.problems
 
-        def forward(self, x):
-            x = F.relu(self.norm(F.pad(self.one(x), (1, 0, 0, 2))) + self.position)
-            y = self.two(F.max_pool2d(x, 3, 1, 1))
-            y = F.relu(y - F.avg_pool2d(x, 2, ceil_mode=True)[..., : y.shape[-2], : y.shape[-1]])
-            z = torch.cat([self.mix(y).mean((2, 3)), F.adaptive_avg_pool2d(y, 1)[:, 1:3].flatten(1)], dim=1)
-            return self.out(z)
 
+def test_of_all_that_is_piecewise_linear():
+    torch.manual_seed(21)
+    model, x = lively(ReluNet()), torch.randn(3, 3, 6, 8).double()
+    is_gradient_times_input(model, x, (model(x) * torch.randn(3, 5)).detach())
+
+
+class Everything(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, stride=2, padding=1)
+        self.norm, self.position = nn.BatchNorm2d(4), nn.Parameter(torch.randn(1, 4, 1, 1))
+        self.mix, self.out = nn.Conv2d(4, 2, 1), nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = F.relu(self.norm(F.pad(self.one(x), (1, 0, 0, 2))) + self.position)
+        y = self.two(F.max_pool2d(x, 3, 1, 1))
+        y = F.relu(y - F.avg_pool2d(x, 2, ceil_mode=True)[..., : y.shape[-2], : y.shape[-1]])
+        z = torch.cat([self.mix(y).mean((2, 3)), F.adaptive_avg_pool2d(y, 1)[:, 1:3].flatten(1)], dim=1)
+        return self.out(z)
+
+
+def test_of_sums_of_pools_and_constants():
     torch.manual_seed(0)
-    model, x = randomise(Net(), 3), images(2, (3, 8, 8)).requires_grad_()
-    (gradient,) = torch.autograd.grad(model(x)[:, 2].sum(), x)
-    close(explainer_of(model, "epsilon", epsilon=0)(x.detach(), target=2).relevance, gradient * x, 1e-9)
+    is_gradient_times_input(randomise(Everything(), 3), images(2, (3, 8, 8)), 2)
 
 
 # ------------------------------------------------------------------------------- 3: rules that are equal

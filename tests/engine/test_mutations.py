@@ -4,14 +4,17 @@ A row names the family or rule, the file, one line of it as it is and as a mista
 to notice. The mistake is made in a copy of the package; the tests run against that copy.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.mutation
 TESTS = Path(__file__).parent
 ROOT = TESTS.parents[1]
 PACKAGE = ROOT / "src" / "lrp"
@@ -23,7 +26,7 @@ ALGEBRA, WRITTEN_OUT, GATES = (
     "engine/graph/gates.py",
 )
 RULE, OLD = "test_rules_oracle.py::test_rule_on_operation", "test_rules_oracle.py"
-NEW = "test_vocabulary.py"
+NEW, MOVES = "test_vocabulary.py", "test_movement.py"
 
 # (what, file, as it is, the mistake, the test that notices)
 MUTATIONS = [
@@ -41,20 +44,20 @@ MUTATIONS = [
     ("norm: sign of the scale", NORMS, 'lambda s, w: s * w, op["weight"], op["bias"])',
      'lambda s, w: s * w.abs(), op["weight"], op["bias"])', f"{RULE}[batch_norm-Epsilon(0.25, absorb)]"),
     ("layer_norm: the mean forgotten", NORMS, "return Affine(forward, adjoint, Centred(own, -own / n), bias)",
-     "return Affine(forward, adjoint, Centred(own, 0 * own), bias)", f"{NEW}::test_default_rule_is_epsilon[layer_norm]"),
+     "return Affine(forward, adjoint, Centred(own, 0 * own), bias)", f"{OLD}::test_default_rule_is_epsilon[layer_norm]"),
     ("group_norm: scale of the whole image", NORMS,
      "own = (a.var(dim=[2, 3], correction=0, keepdim=True) + eps).rsqrt().expand_as(a)",
      "own = (a.var(dim=[1, 2, 3], correction=0, keepdim=True) + eps).rsqrt().expand_as(a)",
-     f"{NEW}::test_default_rule_is_epsilon[group_norm]"),
+     f"{OLD}::test_default_rule_is_epsilon[group_norm]"),
     ("rms_norm: mean taken off", NORMS, "own = (a.square().mean(dim=dims, keepdim=True) + eps).rsqrt()",
-     "own = (a.var(dim=dims, keepdim=True) + eps).rsqrt()", f"{NEW}::test_default_rule_is_epsilon[rms_norm]"),
+     "own = (a.var(dim=dims, keepdim=True) + eps).rsqrt()", f"{OLD}::test_default_rule_is_epsilon[rms_norm]"),
     ("pool: a mean hands down n times as much", POOLS, "return (s if n == 1 else s / n).expand(size)",
      "return s.expand(size)", f"{RULE}[mean_positions-Zero(absorb)]"),
     ("pool: padding gets a share", POOLS, "own = F.avg_pool2d(blank, *windows) / F.avg_pool2d(blank, *cuts, True, 1)",
      "own = F.avg_pool2d(blank, *windows)", f"{RULE}[avg_pool2d_overlap_padding-Flat(0.25)]"),
     ("upsampling: rows for columns", POOLS, "return _separable(tall[:, 0, :, 0].t().to(**op.meta), wide",
      "return _separable(tall[:, 0, :, 0].t().flip(0).to(**op.meta), wide",
-     f"{NEW}::test_default_rule_is_epsilon[bilinear]"),
+     f"{OLD}::test_default_rule_is_epsilon[bilinear]"),
     ("scale: over a constant as times it", ELEMENTWISE, '1 / weight if op.name == "div" else weight',
      "weight", f"{RULE}[divided_by_number-Gamma(7, absorb)]"),
     ("sum: a difference as a sum", ELEMENTWISE, '"sub": (1.0, -factor)', '"sub": (1.0, factor)',
@@ -68,13 +71,13 @@ MUTATIONS = [
     ("maxpool: the least of a window wins", POOLS, "received = received.scatter_add(2, indices.flatten(2)",
      "received = received.scatter_add(2, indices.flatten(2).flip(2)", f"{OLD}::test_winner_takes_all[plain-real]"),
     ("activation: relevance doubled", "engine/rules_beyond_affine.py", "return Flow((relevance,))", "return Flow((relevance * 2,))",
-     f"{OLD}::test_activation_passes[GELU(approximate='none')]"),
+     f"{MOVES}::test_activation_passes[GELU(approximate='none')]"),
     ("movement: rolled on instead of back", MOVEMENT, "back = [-s for s in shifts]", "back = list(shifts)",
-     f"{OLD}::test_relevance_moves_with_its_element[roll]"),
+     f"{MOVES}::test_relevance_moves_with_its_element[roll]"),
     ("movement: a choice of places off by one", MOVEMENT, "source = target(places, **given).flatten()",
-     "source = target(places, **given).flatten().roll(1)", f"{OLD}::test_relevance_moves_with_its_element[index]"),
+     "source = target(places, **given).flatten().roll(1)", f"{MOVES}::test_relevance_moves_with_its_element[index]"),
     ("movement: copies not summed back", MOVEMENT, "r[0].reshape(apart).sum(dim=copies)",
-     "r[0].reshape(apart).amax(dim=copies)", f"{OLD}::test_relevance_moves_with_its_element[repeat]"),
+     "r[0].reshape(apart).amax(dim=copies)", f"{MOVES}::test_relevance_moves_with_its_element[repeat]"),
     ("ε forgotten", "engine/affine.py", "torch.sign(d), alpha=epsilon)", "torch.sign(d), alpha=0.0)",
      f"{RULE}[linear-Epsilon(0.25, absorb)]"),
     ("γ: contributions of the other sign", "engine/speed/gamma.py", "signed = sign * s", "signed = s",
@@ -92,22 +95,36 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def mutants() -> Iterator[subprocess.Popen[str]]:
+    """`helpers.mutants`, with nothing of the package imported and nothing of this run's settings."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    command = [sys.executable, "-B", "-m", "helpers.mutants"]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.communicate()
+
+
 @pytest.mark.parametrize(
     ("file", "line", "mistake", "test"), [m[1:] for m in MUTATIONS], ids=[m[0] for m in MUTATIONS]
 )
-def test_a_mistake_turns_a_test_red(file, line, mistake, test, tmp_path):
+def test_a_mistake_turns_a_test_red(file, line, mistake, test, tmp_path, mutants):
     copy = shutil.copytree(PACKAGE, tmp_path / "lrp", ignore=shutil.ignore_patterns("__pycache__"))
     text = (copy / file).read_text(encoding="utf-8")
     assert line in text, f"{file} no longer says {line!r}: bring the row up to date"
     (copy / file).write_text(text.replace(line, mistake), encoding="utf-8")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "tests")]),
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=line",
-               "-p", "no:logging", str(TESTS / test)]  # fmt: skip
-    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 1 and "1 failed" in run.stdout, (
-        f"nobody noticed:\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
-    )
+    print(json.dumps([str(tmp_path), str(TESTS / test)]), file=mutants.stdin, flush=True)
+    status, printed = json.loads(mutants.stdout.readline())
+    assert status == 1 and "1 failed" in printed, f"nobody noticed (status {status}):\n{printed[-3000:]}"
+
+
+def test_without_a_mistake_they_are_green(tmp_path, mutants):
+    """What turns them red is the mistake, not the way they are run."""
+    shutil.copytree(PACKAGE, tmp_path / "lrp", ignore=shutil.ignore_patterns("__pycache__"))
+    for test in dict.fromkeys(m[-1].partition("[")[0] for m in MUTATIONS):
+        kept = next(m[-1] for m in MUTATIONS if m[-1].startswith(test))
+        print(json.dumps([str(tmp_path), str(TESTS / kept)]), file=mutants.stdin, flush=True)
+        status, printed = json.loads(mutants.stdout.readline())
+        assert status == 0 and "1 passed" in printed, f"{kept}: status {status}:\n{printed[-3000:]}"

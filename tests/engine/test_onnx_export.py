@@ -12,10 +12,10 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from test_arithmetic import BOX, IMAGE, Residual, made, plain
 from torch import nn
 
 import lrp
+from helpers.nets import BOX, IMAGE, Residual, made, plain
 from lrp.cli import main
 from lrp.cli.demo import write_photos
 from lrp.engine.onnx import export as module

@@ -81,6 +81,7 @@ class Page(html.parser.HTMLParser):
             ]
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(site):
     pages = [*site.glob("*.html")]
     assert len(pages) == len(PAGES) + 1  # and 404.html
@@ -95,6 +96,7 @@ def test_nothing_is_loaded_from_elsewhere(site):
         assert not re.search(r"""(?i)(url\(|@import)\s*["']?(https?:)?//""", path.read_text()), path.name
 
 
+@pytest.mark.slow
 def test_links_lead_somewhere(site):
     """Also those that mkdocs does not know: of docstrings, of the theme, of HTML in the pages."""
     pages = {path.name: Page(path.read_text()) for path in site.glob("*.html") if path.name != "404.html"}
@@ -111,6 +113,7 @@ def test_links_lead_somewhere(site):
                 assert anchor in pages[target.name].ids, f"{name}: {link}"
 
 
+@pytest.mark.slow
 def test_equations_are_mathml(site):
     """As many as there are dollars: none was left as it was typed."""
     for path in PAGES:
@@ -129,6 +132,7 @@ def test_an_equation_that_cannot_be_translated_fails_the_build():
     assert str(error.value) == r"rules.md: latex2mathml knows no \sparkle in: a \sparkle b"
 
 
+@pytest.mark.slow
 def test_every_public_name_is_on_the_api_page(site):
     ids = Page((site / "api.html").read_text()).ids
     wanted = {f"lrp.{room}.{name}" for room, names in lrp._ROOMS.items() for name in names}
@@ -215,6 +219,7 @@ def test_pictures_are_small_and_used():
     assert len(contents) == len(files), "a picture is there twice"
 
 
+@pytest.mark.slow
 def test_pictures_are_those_that_lrp_makes(tmp_path, capsys):
     """A card and all drawings, made again: other machines round differently, so nearly the same suffices."""
     pytest.importorskip("skimage", reason="the photo comes with scikit-image")
@@ -290,6 +295,8 @@ def test_command_lines_are_understood(text, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- in a browser
 
 
+@pytest.mark.slow
+@pytest.mark.browser
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
 def test_the_pages_work_without_a_network(site):
     sync_api = pytest.importorskip("playwright.sync_api", reason="drives the browser")

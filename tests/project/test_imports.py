@@ -2,12 +2,13 @@
 
 import ast
 import re
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.core
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "lrp"
 NAME = re.compile(r"`([\w.*]+)`")
@@ -41,9 +42,10 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+@cache
+def imports(path: Path) -> list[tuple[str, bool]]:
     """(module, whether importing the file imports it) for each import, of ours without the leading "lrp."."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree, found = ast.parse(path.read_text(encoding="utf-8")), []
     typing = {
         id(inner)
         for node in ast.walk(tree)
@@ -60,7 +62,9 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
             names = [n for n in inner if n.removeprefix("lrp.") in MODULES] or [node.module]
         for name in names:
-            yield name.removeprefix("lrp.") if name.startswith("lrp.") else f":{name}", node.col_offset == 0
+            own = name.removeprefix("lrp.") if name.startswith("lrp.") else f":{name}"
+            found.append((own, node.col_offset == 0))
+    return found
 
 
 def ours(name: str) -> set[str]:
@@ -163,3 +167,27 @@ def test_packages_stay_small():
     for name in {n.rpartition(".")[0] for n in MODULES if "." in n}:
         inside = [n for n, p in MODULES.items() if n.rpartition(".")[0] == name and p.name != "__init__.py"]
         assert len(inside) <= 16, f"{name} has {len(inside)} modules"
+
+
+TESTS = ROOT / "tests"
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_no_test_imports_a_test(path):
+    """What tests share lies in tests/helpers; processes that a test starts import that too."""
+    tests = {p.stem for p in TESTS.rglob("*.py") if "helpers" not in p.parts}
+    text = path.read_text(encoding="utf-8")
+    named = {name.removeprefix(":").split(".")[-1] for name, _ in imports(path)}
+    # And in the programs that are written as text.
+    named |= set(re.findall(r"^\s*(?:import|from) (\w+)", text, re.MULTILINE))
+    assert not named & tests, (
+        f"{path.name} imports {sorted(named & tests)}: move what they share to tests/helpers"
+    )
+
+
+def test_no_two_tests_of_one_file_have_one_name():
+    """The second would hide the first."""
+    for path in TESTS.rglob("test_*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = [node.name for node in tree.body if getattr(node, "name", "").startswith("test")]
+        assert len(names) == len(set(names)), path

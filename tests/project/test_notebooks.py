@@ -98,6 +98,7 @@ def test_a_kept_notebook_says_what_it_shows_and_is_small_and_tidy(name):
     assert not re.search(r"/home/|/root/|/tmp/|site-packages|0x[0-9a-f]{6}|execution\"", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", notebooks.NAMES)
 def test_a_notebook_runs_offline(run, name):
     _, done, _ = run
@@ -110,6 +111,7 @@ def test_a_notebook_runs_offline(run, name):
     assert kinds == [[sorted(o.get("data", {"": ""})) for o in c.get("outputs", [])] for c in kept.cells]
 
 
+@pytest.mark.slow
 def test_each_notebook_finds_what_an_earlier_one_wrote(run):
     _, done, files = run
     assert "vgg19_results_original.csv" in files["vgg19_evaluation_csv"]
@@ -130,6 +132,7 @@ def test_each_notebook_finds_what_an_earlier_one_wrote(run):
         assert "vgg19_results_original.csv is there." in text
 
 
+@pytest.mark.slow
 def test_numbers_shown_are_those_of_the_tables(run):
     """Counted here from the CSV's text."""
     folder, done, _ = run
@@ -149,6 +152,7 @@ def test_numbers_shown_are_those_of_the_tables(run):
     assert f"vgg19_results_retrained.csv: {right} of {total} are right" in said("vgg19_retrain_imagenette")
 
 
+@pytest.mark.slow
 def test_the_weights_load_into_the_plain_architecture(run):
     import timm
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
+from helpers.colours import HALF, NAMES, Colours, loaded, photos
 from helpers.disks import small_disk
 from lrp.cli import main
 from lrp.data.data_set import DataSet
@@ -25,35 +25,6 @@ from lrp.models.preprocessing import Preprocessing
 from lrp.pictures.photos import Geometry
 from lrp.study.evaluate import Classifier, evaluate
 from lrp.study.predictions import read_predictions
-
-NAMES = ("red", "green", "blue", "grey")
-HALF = Preprocessing(Geometry(12, (8, 8)), (0.5,) * 3, (0.5,) * 3)
-
-
-class Colours(nn.Module):
-    """Four logits: the mean of each channel times six, and a constant."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(6.0))
-
-    def forward(self, x):
-        return torch.cat([self.scale * x.mean((2, 3)), torch.zeros(len(x), 1, dtype=x.dtype)], 1)
-
-
-def loaded():
-    return LoadedModel(Colours().eval(), HALF, NAMES)
-
-
-def photos(root: Path, count: int = 5, folders=("red", "green", "blue")) -> Path:
-    random = np.random.default_rng(0)
-    for channel, folder in enumerate(folders):
-        (root / folder).mkdir(parents=True)
-        for i in range(count):
-            pixels = random.integers(0, 200, (14, 20, 3), dtype=np.uint8)
-            pixels[..., (channel + (i == 3)) % 3] += 40  # one of each folder looks like the next
-            Image.fromarray(pixels).save(root / folder / f"{i}.png")
-    return root
 
 
 def rescored(root: Path, competing) -> dict[str, list[float]]:
@@ -181,18 +152,17 @@ def test_up_to_date_is_kept_and_changed_is_not(tmp_path):
 # ---------------------------------------------------------------------------------------------- nothing lost
 
 DRIVER = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
+import os, signal
 import torch
 torch.set_num_threads(1)
-import test_evaluate as t
 from pathlib import Path
+from helpers import colours
 from lrp.data.data_set import DataSet
-from lrp.study.evaluate import evaluate
+from lrp.study.evaluate import Classifier, evaluate
 
 folder = Path({folder!r})
 data = DataSet.open(folder / "data")
-loaded = t.loaded()
+loaded = colours.loaded()
 
 def child(output, kill_at):
     pid = os.fork()
@@ -212,7 +182,7 @@ def child(output, kill_at):
         globals()["count_"] = 0
         for name in ("fsync", "replace", "unlink"):
             setattr(os, name, counted(getattr(os, name)))
-        t.Classifier.rows = counted(t.Classifier.rows)
+        Classifier.rows = counted(Classifier.rows)
         evaluate(data, loaded, output, batch_size=3, workers=2)
         os._exit(0)
     return os.waitpid(pid, 0)[1]
@@ -230,9 +200,10 @@ print(killed)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_forty_points_the_same_command_goes_on(tmp_path):
     photos(tmp_path / "data", 12)
-    driver = textwrap.dedent(DRIVER.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    driver = textwrap.dedent(DRIVER.format(folder=str(tmp_path)))
     done = subprocess.run([sys.executable, "-c", driver], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) == 40

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_evaluate
 from PIL import Image
 
+from helpers import colours
 from lrp.cli import main, tables
 from lrp.errors import PredictionsError
 from lrp.study import folder as study
@@ -397,12 +397,12 @@ def checkpoints(tmp_path, monkeypatch):
     from lrp.models import loading as models
 
     monkeypatch.chdir(tmp_path)
-    test_evaluate.photos(tmp_path / "data", 3)
+    colours.photos(tmp_path / "data", 3)
 
     def load(name, **_):
         if name == "absent":
             raise models.ModelError("no model 'absent'.")
-        loaded = test_evaluate.loaded()
+        loaded = colours.loaded()
         if name == "other":
             return loaded._replace(class_names=("a", "b", "c", "d"))
         if name == "poor":

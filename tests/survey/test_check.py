@@ -21,6 +21,7 @@ import torchvision
 import torchvision.models as tv
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.efficientnet import MBConvConfig
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
 import lrp
@@ -31,17 +32,27 @@ from lrp.survey.check import Result, measure
 # One per kind of architecture; with a size where the model takes another than its own.
 SAMPLE = (
     ("squeezenet1_1", 64), ("resnet18", 64), ("googlenet", 64), ("mnasnet0_5", 64), ("mobilenet_v3_small", 64),
-    ("efficientnet_b0", 64), ("shufflenet_v2_x0_5", 64), ("regnet_y_400mf", 64),
+    ("shufflenet_v2_x0_5", 64), ("regnet_y_400mf", 64),
 )  # fmt: skip
 
 
 def swin(**options: Any) -> nn.Module:
-    return tv.SwinTransformer([4, 4], 24, [2, 2], [2, 4], [7, 7], **options)
+    return tv.SwinTransformer([4, 4], 24, [2, 1], [2, 4], [7, 7], **options)
+
+
+def efficientnet() -> nn.Module:
+    stages = [(1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 1), (6, 3, 1, 40, 48, 1)]
+    return tv.EfficientNet([MBConvConfig(*stage) for stage in stages], 0.2, last_channel=96)
+
+
+def densenet() -> nn.Module:
+    return tv.DenseNet(16, (2, 2, 2), 32)
 
 
 # And of kinds that repeat one block dozens of times, nets of fewer blocks: `lrp models --check` measures the whole ones.
 SHALLOW: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "densenet": (lambda: tv.DenseNet(16, (2, 2, 2), 32), 64),
+    "densenet": (densenet, 64),
+    "efficientnet": (efficientnet, 64),
     "convnext": (lambda: tv.ConvNeXt([CNBlockConfig(32, 64, 2), CNBlockConfig(64, None, 2)]), 64),
     "swin": (swin, 64),
     "swin_v2": (lambda: swin(block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2), 64),
@@ -49,7 +60,7 @@ SHALLOW: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "maxvit": (lambda: tv.MaxVit((64, 64), 16, 4, [16, 32], [1, 2], 8, 0.0), 64),
 }
 OF_TIMM = {
-    "timm:deit_tiny_patch16_224": 224, "timm:mobilevit_xxs": 64, "timm:sequencer2d_s": 28,
+    "timm:deit_tiny_patch16_224": 224, "timm:mobilevit_xxs": 64, "timm:sequencer2d_s": 14,
     "timm:xcit_nano_12_p8_224": 64, "timm:poolformerv2_s12": 64, "timm:gmlp_ti16_224": 224,
     "timm:cait_xxs24_224": 224, "timm:edgenext_xx_small": 64, "timm:lambda_resnet26rpt_256": 256,
     "timm:focalnet_tiny_srf": 64,
@@ -66,11 +77,13 @@ def expect_explained(result: Result) -> None:
     assert result.finite and abs(result.reached) >= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), SAMPLE, ids=[name for name, _ in SAMPLE])
 def test_the_sample_is_explained_as_it_should_be(name, size):
     expect_explained(check.check(name, size=size, repeats=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SHALLOW, *OF_TIMM])
 def test_shallow_nets_of_other_kinds_are_too(name):
     def make() -> tuple[nn.Module, torch.Tensor]:
@@ -88,19 +101,20 @@ def test_shallow_nets_of_other_kinds_are_too(name):
 
 
 def fresh(day: date) -> list[str]:
-    """Four others that take seconds, another four every day."""
+    """Two others that take seconds, another two every day."""
     sample = {name for name, _ in SAMPLE} | set(OF_TIMM)
     small = [
         name for name in architectures.names()
         if name not in sample and check._published(name) < 50e6 and name not in SLOW
     ]  # fmt: skip
-    return random.Random(day.toordinal()).sample(small, 4)
+    return random.Random(day.toordinal()).sample(small, 2)
 
 
 SLOW = ("timm:nasnetalarge", "timm:pnasnet5large", "timm:naflexvit_base_patch16_parfac_gap")
 
 
-@pytest.mark.parametrize("place", range(4))
+@pytest.mark.slow
+@pytest.mark.parametrize("place", range(2))
 def test_a_fresh_sample_as_information(place):
     name = fresh(date.today())[place]
     result = check.check(name, repeats=0)
@@ -111,18 +125,24 @@ def test_a_fresh_sample_as_information(place):
 # ---------------------------------------------------------------- identities
 
 
-def vgg() -> tuple[nn.Module, torch.Tensor]:
+def vgg() -> nn.Module:
     features = torchvision.models.vgg11_bn(weights=None).features
-    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
-    return check.realistic(model, torch.randn(8, 3, 64, 64)), torch.randn(1, 3, 64, 64)
+    return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+
+
+SMALLER = {"vgg": vgg, "densenet": densenet, "efficientnet": efficientnet}
 
 
 def in_float64(name: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
-    model, x = vgg() if name == "vgg" else check.build(name, 64)
+    if name in SMALLER:
+        model, x = check.realistic(SMALLER[name](), torch.randn(8, 3, 64, 64)), torch.randn(1, 3, 64, 64)
+    else:
+        model, x = check.build(name, 64)
     return model.double(), x.double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "vgg", "squeezenet1_1", "regnet_y_400mf"])
 def test_without_biases_the_relevance_is_the_logit(name):
     model, x = in_float64(name)
@@ -133,7 +153,8 @@ def test_without_biases_the_relevance_is_the_logit(name):
         assert abs(e.relevance.sum() - logit) <= 1e-4 * abs(logit), preset
 
 
-@pytest.mark.parametrize("name", ["densenet121", "efficientnet_b0"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["densenet", "efficientnet"])
 def test_what_is_lost_otherwise_is_dropped_and_said(name):
     """DenseNet's norms stand before the activation and cannot be folded: where their input is zero, or of the wrong
     sign for z⁺, all of the output is bias. Depthwise convolutions have one input channel: likewise."""

@@ -5,59 +5,21 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from helpers.disks import small_disk
+from helpers.features import PREPROCESSING, Trunk, folder_of, photo, run
 from lrp.data.data_set import DataSet, Sample
 from lrp.errors import BusyError, LrpError, TrainingError
 from lrp.models.preprocessing import Preprocessing
-from lrp.pictures.photos import Geometry, Photo, open_photo
+from lrp.pictures.photos import Photo, open_photo
 from lrp.train.features import Store, features
 from lrp.train.fit_head import fit_head
-
-PREPROCESSING = Preprocessing(Geometry(10, (8, 8), "bilinear"), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
-
-
-class Trunk(nn.Module):
-    """Two features, [N, 6, 2, 2] and [N, 5], both other ones for a mirrored photo."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.register_buffer("a", torch.randn(6, 3, 4, 4, generator=generator))
-        self.register_buffer("b", torch.randn(5, 3 * 8 * 8, generator=generator))
-        self.seen: list[int] = []
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        self.seen.append(len(x))
-        return nn.functional.conv2d(x, self.a, stride=4).tanh(), nn.functional.linear(x.flatten(1), self.b)
-
-
-def photo(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (12, 14, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, "PNG")
-
-
-def folder_of(tmp_path: Path, count: int = 11) -> list[Sample]:
-    for number in range(count):
-        photo(tmp_path / "data" / "ab"[number % 2] / f"{number:02}.png", number)
-    return list(DataSet.open(tmp_path / "data"))
-
-
-def run(
-    samples: Sequence[Sample], cache: Path, trunk: Callable[[Tensor], Any] | None = None, **changes: Any
-) -> Store:
-    given: dict[str, Any] = {"key": "weights 1f", "batch_size": 4, "workers": 2} | changes
-    return features(trunk or Trunk(), samples, PREPROCESSING, cache, **given)
 
 
 def everything(store: Store) -> list[Tensor]:
@@ -253,26 +215,25 @@ def test_none_that_can_be_read(tmp_path: Path) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-sys.path[:0] = [sys.argv[3]]
 import torch
 torch.set_num_threads(1)
-import test_features as t
+from helpers.features import Trunk, run
 from lrp.data.data_set import DataSet
 
-class Slow(t.Trunk):
+class Slow(Trunk):
     def forward(self, x):
-        if len(self.seen) == int(sys.argv[4]):
+        if len(self.seen) == int(sys.argv[3]):
             print("here", flush=True)
             sys.stdin.read()
         return super().forward(x)
 
-t.run(list(DataSet.open(Path(sys.argv[1]))), Path(sys.argv[2]), Slow())
+run(list(DataSet.open(Path(sys.argv[1]))), Path(sys.argv[2]), Slow())
 """
 
 
 def child(data: Path, cache: Path, at: int) -> subprocess.Popen[str]:
     """A run of another process, which waits at that call of the trunk."""
-    command = [sys.executable, "-c", CHILD, str(data), str(cache), str(Path(__file__).parent), str(at)]
+    command = [sys.executable, "-c", CHILD, str(data), str(cache), str(at)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "here\n"
     return process

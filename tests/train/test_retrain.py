@@ -12,16 +12,15 @@ import sys
 import textwrap
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torchvision
 from PIL import Image
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 import lrp
 from helpers.disks import small_disk
+from helpers.training import HEAD, NET, TINY, photos, places
 from lrp.cli import main
 from lrp.data.data_set import DataSet
 from lrp.errors import LrpError, ModelError, TrainingError
@@ -32,54 +31,7 @@ from lrp.train import retrain as module
 from lrp.train.fit_all import NetSettings
 from lrp.train.fit_head import HeadSettings
 from lrp.train.retrain import retrain
-from lrp.train.training_run import Run
 from lrp.train.watch import Watch
-
-
-class Tiny(nn.Module):
-    """With all that a training has to keep, batch norm's statistics too, and captured in no time."""
-
-    def __init__(self, num_classes=1000, in_chans=3):
-        super().__init__()
-        self.stem = nn.Conv2d(in_chans, 8, 3, stride=2, bias=False)
-        self.norm = nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8, num_classes)
-
-    def forward(self, x):
-        return self.fc(self.norm(self.stem(x)).relu().mean((2, 3)))
-
-
-default_cfgs = generate_default_cfgs(
-    {
-        "tiny_of_the_tests": {
-            "num_classes": 1000,
-            "input_size": (3, 32, 32),
-            "first_conv": "stem",
-            "classifier": "fc",
-        }
-    }
-)
-
-
-@register_model
-def tiny_of_the_tests(pretrained=False, **options):
-    return build_model_with_cfg(Tiny, "tiny_of_the_tests", pretrained, **options)
-
-
-TINY = "timm:tiny_of_the_tests"
-COLOURS = {"red": 0, "green": 1, "blue": 2}
-
-
-def photos(root: Path, count: int = 10, start: int = 0) -> Path:
-    """Noise, tinted as the folder says."""
-    for folder, channel in COLOURS.items():
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            random = np.random.default_rng(1000 * channel + start + i)
-            pixels = random.integers(0, 120, (40, 40, 3), dtype=np.uint8)
-            pixels[..., channel] += 100
-            Image.fromarray(pixels).save(root / folder / f"{i}.png")
-    return root
 
 
 @pytest.fixture
@@ -96,8 +48,6 @@ def plain_curves(request, monkeypatch):
 
 
 QUICK = {"size": 32, "pretrained": False, "model": TINY, "workers": 0}
-NET = NetSettings(epochs=2, batch_size=8, learning_rate=2e-3)
-HEAD = HeadSettings(epochs=4, weight_decay=0.1)
 
 
 def same(a: str | Path, b: str | Path) -> bool:
@@ -194,6 +144,7 @@ class Narrow(torchvision.models.VGG):
         self.classifier = nn.Sequential(*layers, nn.Linear(16, num_classes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ["head", "all"])
 def test_vgg19(data, train, monkeypatch):
     if train == "all":
@@ -213,50 +164,11 @@ def test_vgg19(data, train, monkeypatch):
         file.unlink()
 
 
-WRITING = ("tell", "keep", "after_epoch", "_save", "_write_history", "_draw", "end")
-
-
-def places(output: str, train: str, kill: int = 0) -> list[str]:
-    """Train, and say by which places it came: each step of a phase, and before and after all that is written.
-
-    With `kill`, at that place, counted from 1, the process ends like one whose power was cut.
-    """
-    torch.set_num_threads(1)  # in a fork it has to come before autograd's own threads do it, both at once
-    passed: list[str] = []
-
-    def passing(place: str) -> None:
-        passed.append(place)
-        if len(passed) == kill:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def counted(name: str, real):
-        def call(self, *args, **options):
-            passing(f"before {name}")
-            result = real(self, *args, **options)
-            passing(f"after {name}")
-            return result
-
-        return call
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in WRITING:
-            patch.setattr(Run, name, counted(name, getattr(Run, name)))
-        retrain(
-            "data", output, "start.pth", train=train, net=NET, head=HEAD, workers=0, cache="cache",
-            advance=lambda done, total, what: passing(what.partition(",")[0]),
-        )  # fmt: skip
-    return passed
-
-
 def killed(output: str, train: str, kill: int) -> None:
     processes = multiprocessing.get_context("forkserver")  # a fork of this one could not use autograd
-    processes.set_forkserver_preload(["warmed"])
+    processes.set_forkserver_preload(["helpers.warmed"])
     child = processes.Process(target=places, args=(output, train, kill))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep
-        )  # where the server finds what it imports ahead
-        child.start()
+    child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
 
@@ -286,6 +198,7 @@ PHASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", PHASES)
 def test_killed_in_any_phase_and_resumed_it_ends_with_the_same_numbers(start, train):
     passed = places("whole.pth", train)
@@ -441,8 +354,8 @@ def test_two_processes_are_one_of_twice_the_batch(start, capsys, tmp_path):
     command += ["--max-skip-rate", "0.1"]
     driver = Path("driver.py")  # so that the tests' model is known in each process
     driver.write_text(
-        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nimport torch\ntorch.set_num_threads(1)\n"
-        "import test_retrain\nfrom lrp.cli import main\nsys.exit(main(sys.argv[1:]))\n"
+        "import sys\nimport torch\ntorch.set_num_threads(1)\n"
+        "import helpers.training\nfrom lrp.cli import main\nsys.exit(main(sys.argv[1:]))\n"
     )
     options = ["--devices", "2", "--batch-size", "1", "--accumulate", "6", "-o", "two.pth"]
     done = subprocess.run(

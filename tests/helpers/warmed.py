@@ -1,12 +1,12 @@
 """What every training imports late, done once in the process that others are forked from; autograd forbids forks."""
 
 import lightning_fabric  # noqa: F401
-import test_retrain
 import torch
 
+from helpers.training import TINY
 from lrp.train import curves
 from lrp.train.heads import adapted, split
 
 torch.set_num_threads(1)
-split(adapted(test_retrain.TINY, 2, pretrained=False).model, torch.zeros(2, 3, 32, 32))
+split(adapted(TINY, 2, pretrained=False).model, torch.zeros(2, 3, 32, 32))
 curves.plot_training([{"epoch": 0, "val_loss": 1.0, "val_accuracy": 0.5}], 0)

@@ -1,0 +1,100 @@
+"""A net that trains in no time, photos for it, and a training that ends like one whose power was cut."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from lrp.train.fit_all import NetSettings
+from lrp.train.fit_head import HeadSettings
+from lrp.train.retrain import retrain
+from lrp.train.training_run import Run
+
+
+class Tiny(nn.Module):
+    """With all that a training has to keep, batch norm's statistics too, and captured in no time."""
+
+    def __init__(self, num_classes=1000, in_chans=3):
+        super().__init__()
+        self.stem = nn.Conv2d(in_chans, 8, 3, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.norm(self.stem(x)).relu().mean((2, 3)))
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "tiny_of_the_tests": {
+            "num_classes": 1000,
+            "input_size": (3, 32, 32),
+            "first_conv": "stem",
+            "classifier": "fc",
+        }
+    }
+)
+
+
+@register_model
+def tiny_of_the_tests(pretrained=False, **options):
+    return build_model_with_cfg(Tiny, "tiny_of_the_tests", pretrained, **options)
+
+
+TINY = "timm:tiny_of_the_tests"
+COLOURS = {"red": 0, "green": 1, "blue": 2}
+
+
+def photos(root: Path, count: int = 10, start: int = 0) -> Path:
+    """Noise, tinted as the folder says."""
+    for folder, channel in COLOURS.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            random = np.random.default_rng(1000 * channel + start + i)
+            pixels = random.integers(0, 120, (40, 40, 3), dtype=np.uint8)
+            pixels[..., channel] += 100
+            Image.fromarray(pixels).save(root / folder / f"{i}.png")
+    return root
+
+
+NET = NetSettings(epochs=2, batch_size=8, learning_rate=2e-3)
+HEAD = HeadSettings(epochs=4, weight_decay=0.1)
+WRITING = ("tell", "keep", "after_epoch", "_save", "_write_history", "_draw", "end")
+
+
+def places(output: str, train: str, kill: int = 0) -> list[str]:
+    """Train, and say by which places it came: each step of a phase, and before and after all that is written.
+
+    With `kill`, at that place, counted from 1, the process ends like one whose power was cut.
+    """
+    torch.set_num_threads(1)  # in a fork it has to come before autograd's own threads do it, both at once
+    passed: list[str] = []
+
+    def passing(place: str) -> None:
+        passed.append(place)
+        if len(passed) == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(name: str, real):
+        def call(self, *args, **options):
+            passing(f"before {name}")
+            result = real(self, *args, **options)
+            passing(f"after {name}")
+            return result
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in WRITING:
+            patch.setattr(Run, name, counted(name, getattr(Run, name)))
+        retrain(
+            "data", output, "start.pth", train=train, net=NET, head=HEAD, workers=0, cache="cache",
+            advance=lambda done, total, what: passing(what.partition(",")[0]),
+        )  # fmt: skip
+    return passed
