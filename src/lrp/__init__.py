@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from lrp.engine.composite import Composite as Composite
     from lrp.engine.explainer import Explainer as Explainer
     from lrp.engine.explainer import explain as explain
-    from lrp.engine.explanation import Explanation as Explanation
-    from lrp.engine.explanation import Explanations as Explanations
     from lrp.engine.graph.algebra import Activation as Activation
     from lrp.engine.graph.algebra import Bilinear as Bilinear
     from lrp.engine.graph.algebra import MaxPool as MaxPool
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
     from lrp.engine.graph.algebra import Sum as Sum
     from lrp.engine.graph.ops import Operation as Operation
     from lrp.engine.graph.ops import register as register
-    from lrp.engine.ledger import Health as Health
-    from lrp.engine.ledger import Ledger as Ledger
     from lrp.engine.onnx.export import Exported as Exported
     from lrp.engine.predicates import depthwise as depthwise
     from lrp.engine.predicates import everything as everything
@@ -44,6 +40,10 @@ if TYPE_CHECKING:
     from lrp.engine.predicates import path as path
     from lrp.engine.presets import composites as composites
     from lrp.engine.presets import preset as preset
+    from lrp.engine.results.explanation import Explanation as Explanation
+    from lrp.engine.results.explanation import Explanations as Explanations
+    from lrp.engine.results.ledger import Health as Health
+    from lrp.engine.results.ledger import Ledger as Ledger
     from lrp.engine.rule_check import RuleCheck as RuleCheck
     from lrp.engine.rules import AffineRule as AffineRule
     from lrp.engine.rules import AlphaBeta as AlphaBeta
@@ -132,11 +132,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Imported at first use: torch takes seconds, and `lrp --help` needs none of it.
-_ROOMS = {
+_PACKAGES = {
     "engine.explainer": ("Explainer", "explain"),
-    "engine.explanation": ("Explanation", "Explanations"),
+    "engine.results.explanation": ("Explanation", "Explanations"),
     "engine.targets": ("Contrast",),
-    "engine.ledger": ("Health", "Ledger"),
+    "engine.results.ledger": ("Health", "Ledger"),
     "engine.rule_check": ("RuleCheck",),
     "engine.composite": ("Composite",),
     "engine.presets": ("composites", "preset"),
@@ -181,7 +181,7 @@ _ROOMS = {
         "TargetError", "TrainingError", "UnsupportedError",
     ),
 }  # fmt: skip
-_PUBLIC = {name: room for room, names in _ROOMS.items() for name in names}
+_PUBLIC = {name: room for room, names in _PACKAGES.items() for name in names}
 __all__ = ["__version__", *_PUBLIC]
 
 

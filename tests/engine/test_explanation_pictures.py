@@ -12,8 +12,8 @@ from torch import nn
 
 import lrp
 from helpers.small_models import NAMES, small_model
-from lrp.engine import display
-from lrp.engine.account import account, reached
+from lrp.engine.results import display
+from lrp.engine.results.account import account, reached
 from lrp.pictures import heatmap
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)

@@ -135,14 +135,14 @@ def test_an_equation_that_cannot_be_translated_fails_the_build():
 @pytest.mark.slow
 def test_every_public_name_is_on_the_api_page(site):
     ids = Page((site / "api.html").read_text()).ids
-    wanted = {f"lrp.{room}.{name}" for room, names in lrp._ROOMS.items() for name in names}
+    wanted = {f"lrp.{room}.{name}" for room, names in lrp._PACKAGES.items() for name in names}
     assert wanted == {i for i in ids if i in wanted}
     assert {name.rpartition(".")[2] for name in wanted} == set(lrp.__all__) - {"__version__"}
 
 
 def test_every_rule_and_every_preset_is_explained():
     headings = " ".join(re.findall(r"^#+ (.*)$", (DOCS / "rules.md").read_text(), flags=re.MULTILINE))
-    for name in lrp._ROOMS["engine.rules"]:
+    for name in lrp._PACKAGES["engine.rules"]:
         assert re.search(rf"\b{name}\b", headings), name
     presets = (DOCS / "presets.md").read_text()
     for name in lrp.composites():

@@ -491,7 +491,7 @@ def test_the_rules_are_a_table():
 
 
 def test_a_table_of_rules_escapes_its_cells():
-    from lrp.engine.rules_table import Line, RulesTable
+    from lrp.engine.results.rules_table import Line, RulesTable
 
     table = RulesTable(HOSTILE[0], HOSTILE[3], [Line(*HOSTILE, "x")])
     page = Page(table._repr_html_())

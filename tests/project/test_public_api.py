@@ -20,10 +20,10 @@ VERBS = (
 
 
 def test_every_name_is_there_and_listed_once():
-    names = [name for room in lrp._ROOMS.values() for name in room]
+    names = [name for room in lrp._PACKAGES.values() for name in room]
     assert len(set(names)) == len(names)
     assert set(dir(lrp)) == {*names, "__version__"} == set(lrp.__all__)
-    for room, inside in lrp._ROOMS.items():
+    for room, inside in lrp._PACKAGES.items():
         module = importlib.import_module(f"lrp.{room}")
         for name in inside:
             value = getattr(lrp, name)
@@ -34,8 +34,9 @@ def test_every_name_is_there_and_listed_once():
 
 def test_type_checkers_see_the_same_names():
     tree = ast.parse(Path(lrp.__file__).read_text())
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
-    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    (block,) = [
+        node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
     seen: dict[str, list[str]] = {}
     for node in block.body:
         assert isinstance(node, ast.ImportFrom) and node.module
@@ -43,7 +44,7 @@ def test_type_checkers_see_the_same_names():
             assert alias.asname == alias.name  # or it would not count as public
             seen.setdefault(node.module.removeprefix("lrp."), []).append(alias.name)
     assert {room: sorted(names) for room, names in seen.items()} == {
-        room: sorted(names) for room, names in lrp._ROOMS.items()
+        room: sorted(names) for room, names in lrp._PACKAGES.items()
     }
 
 

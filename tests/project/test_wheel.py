@@ -45,10 +45,10 @@ lrp.Epsilom  # wrong
 """
 REVEALED = [
     "lrp.engine.explainer.Explainer",
-    "lrp.engine.explanation.Explanation",
+    "lrp.engine.results.explanation.Explanation",
     "torch._tensor.Tensor",
     "bool",
-    "lrp.engine.explanation.Explanation",
+    "lrp.engine.results.explanation.Explanation",
     "tuple[str, ...]",
 ]
 

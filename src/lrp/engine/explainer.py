@@ -15,25 +15,25 @@ from torch import Tensor, fx, nn
 from lrp.engine import presets
 from lrp.engine.composite import Composite
 from lrp.engine.default_preset import default
-from lrp.engine.explanation import Explanation, Explanations
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.canonize import canonize
 from lrp.engine.graph.capture import Captured, as_found, capture
 from lrp.engine.graph.outputs import HEADS, Output, logits_among
 from lrp.engine.graph.writer import TERMS, Program
-from lrp.engine.ledger import Ledger, Row
 from lrp.engine.model_state import Stamp, version
 from lrp.engine.program import SEEDS, Builder
+from lrp.engine.results.explanation import Explanation, Explanations
+from lrp.engine.results.ledger import Ledger, Row
+from lrp.engine.results.rules_table import RulesTable
 from lrp.engine.rule_check import RuleCheck, check_rules
 from lrp.engine.rules import Rule
-from lrp.engine.rules_table import RulesTable
 from lrp.engine.speed.plan import Plan
 from lrp.engine.speed.shared_forward import halves
 from lrp.engine.targets import Start, resolve
 from lrp.errors import CaptureError, CompositeError, InputError, LrpError
 
 if TYPE_CHECKING:
-    from lrp.engine.display import Geometrical
+    from lrp.engine.results.display import Geometrical
 
 # What was captured of a model serves every explainer of it: fifteen presets need one capture.
 _Captures = dict[Any, tuple[Captured, Stamp]]

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrp.engine.account import account
-from lrp.engine.explanation import Explanation
+from lrp.engine.results.account import account
+from lrp.engine.results.explanation import Explanation
 from lrp.engine.targets import Contrast
 from lrp.gallery.request import Request
 from lrp.models.loading import LoadedModel

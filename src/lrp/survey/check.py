@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import lrp
 from lrp.engine.explainer import Explainer
-from lrp.engine.ledger import AGREES, CLOSES
+from lrp.engine.results.ledger import AGREES, CLOSES
 from lrp.errors import LrpError
 from lrp.models.loading import load_model
 from lrp.survey.architectures import family

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from lrp.engine.explainer import Explainer
-from lrp.engine.ledger import LEAST
 from lrp.engine.onnx.rewrites import portable
+from lrp.engine.results.ledger import LEAST
 from lrp.engine.targets import resolve
 from lrp.errors import ExportError
 from lrp.storage.atomic import replacing

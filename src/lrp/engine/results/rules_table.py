@@ -60,6 +60,6 @@ class RulesTable:
 
     def _repr_html_(self) -> str:
         """How a notebook shows it."""
-        from lrp.engine import display
+        from lrp.engine.results import display
 
         return display.rules(self)

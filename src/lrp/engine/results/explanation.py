@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lrp.engine.account import reached
-from lrp.engine.ledger import Health, Ledger, judge
 from lrp.engine.model_state import Stamp, version
+from lrp.engine.results.account import reached
+from lrp.engine.results.ledger import Health, Ledger, judge
 from lrp.engine.targets import Start
 from lrp.errors import LedgerError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from lrp.engine.display import Geometrical, PhotoLike
     from lrp.engine.explainer import Explainer
+    from lrp.engine.results.display import Geometrical, PhotoLike
 
 
 class _Pictures:
@@ -48,7 +48,7 @@ class _Pictures:
             InputError: no such image; nothing to show it on; it is not known which part of the photo the model saw.
             ImageError: the photo cannot be read.
         """
-        from lrp.engine import display  # only where there is something to show
+        from lrp.engine.results import display  # only where there is something to show
 
         return display.picture(self._entries(), photo, index, preprocessing)
 
@@ -64,7 +64,7 @@ class _Pictures:
         Raises:
             ImageError: the name does not end in .png, or the file cannot be written.
         """
-        from lrp.engine import display
+        from lrp.engine.results import display
 
         return display.save(self._entries(), Path(path), photo, index, preprocessing)
 
@@ -76,19 +76,19 @@ class _Pictures:
         Raises:
             ImageError: there is neither.
         """
-        from lrp.engine import display
+        from lrp.engine.results import display
 
         display.show(self.heatmap(photo, index, preprocessing))
 
     def _repr_html_(self) -> str:
         """How a notebook shows it: photo, heatmap, target and health of the first images."""
-        from lrp.engine import display
+        from lrp.engine.results import display
 
         return display.explanations(self._entries())
 
     def _repr_png_(self) -> bytes | None:
         """The first image's picture, for what shows no HTML; None where the input is no picture."""
-        from lrp.engine import display
+        from lrp.engine.results import display
 
         return display.png(self._entries())
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image, ImageShow
 
-from lrp.engine.account import account, reached
+from lrp.engine.results.account import account, reached
 from lrp.errors import ImageError, InputError, LrpError
 from lrp.pictures import heatmap
 from lrp.pictures.photos import Geometry, Photo, open_photo
@@ -25,8 +25,8 @@ from lrp.pictures.photos import Geometry, Photo, open_photo
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lrp.engine.explanation import Explanation
-    from lrp.engine.rules_table import RulesTable
+    from lrp.engine.results.explanation import Explanation
+    from lrp.engine.results.rules_table import RulesTable
 
 
 class Geometrical(Protocol):
