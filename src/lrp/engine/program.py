@@ -73,7 +73,7 @@ class Builder:
             arrived = self._outputs(node, relevance)
             if all(r is None for r in arrived):
                 continue
-            writer.step, before = node.name, len(writer.graph.nodes)
+            writer.step, before = node.name, writer.last
             kept, cut = largest(operation, arrived, self.top_k)
             flow = self._flow(operation, value, kept)
             for source, r in zip(operation.data, flow.relevance, strict=True):

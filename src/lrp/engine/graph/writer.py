@@ -63,9 +63,14 @@ class Writer(GraphAppendingTracer):
             return self.nodes[id(a)]
         return super().create_arg(a)
 
-    def mark(self, since: int, step: str) -> None:
-        """What was written after the first `since` nodes belongs to this step."""
-        for written in itertools.islice(reversed(self.graph.nodes), len(self.graph.nodes) - since):
+    @property
+    def last(self) -> fx.Node:
+        """The node written last."""
+        return next(iter(reversed(self.graph.nodes)))
+
+    def mark(self, since: fx.Node, step: str) -> None:
+        """What was written after the node `since` belongs to this step."""
+        for written in itertools.takewhile(lambda node: node is not since, reversed(self.graph.nodes)):
             written.meta["step"] = step
 
     def module(self, outputs: list[Any]) -> fx.GraphModule:
