@@ -21,17 +21,17 @@ PICTURE = ROOT / "docs" / "architecture.svg"
 
 @dataclass
 class Room:
-    """A package of lrp, or a module that stands beside the packages."""
+    """A package of lrp, or a module at the same level."""
 
     name: str
-    holds: str  # CONTRIBUTING.md's words
+    holds: str  # the description in CONTRIBUTING.md
     package: bool
     modules: int
     lines: int
     imports: set[str]
 
 
-# ---------------------------------------------------------------- what there is
+# ---------------------------------------------------------------- reading the packages
 
 
 def rooms(contributing: str, source: Path = SOURCE) -> dict[str, Room]:
@@ -57,7 +57,7 @@ def rooms(contributing: str, source: Path = SOURCE) -> dict[str, Room]:
 
 
 def imported(text: str) -> set[str]:
-    """The first parts below `lrp` of what a module imports, anywhere in it; not those for types alone."""
+    """The packages and modules of `lrp` that a module imports, anywhere in it; without imports only for types."""
     found = set()
     waiting: list[ast.AST] = [ast.parse(text)]
     while waiting:
@@ -78,16 +78,16 @@ def imported(text: str) -> set[str]:
 
 @dataclass
 class Layout:
-    """Layers from the bottom up, each from left to right; an arrow that skips layers bends in each of them."""
+    """Layers from bottom to top, each from left to right; an arrow that crosses a layer has a bend in it."""
 
     layers: list[list[str]]
-    arrows: list[list[str]]  # from the importing room down, over its bends, to the imported one
-    also: dict[str, list[str]]  # imports that arrows show already, over other rooms
+    arrows: list[list[str]]  # from the importing component down, through its bends, to the imported one
+    also: dict[str, list[str]]  # imports without an arrow, because arrows over other components imply them
     bends: set[str] = field(default_factory=set)
 
 
 def layout(rooms: dict[str, Room]) -> Layout:
-    """Each room one layer above the highest that it imports; arrows only where no longer way shows the same."""
+    """Place each component one layer above the highest one that it imports; an arrow only if no longer path implies it."""
     reach: dict[str, set[str]] = {}
 
     def below(name: str) -> set[str]:
@@ -119,7 +119,7 @@ def layout(rooms: dict[str, Room]) -> Layout:
 
 
 def _untangle(result: Layout) -> None:
-    """Order each layer by where its arrows go to, and keep the order in which the fewest cross."""
+    """Sort each layer by the positions that its arrows connect to; keep the order with the fewest crossings."""
     hops = [hop for arrow in result.arrows for hop in pairwise(arrow)]
     best, kept = crossings(result.layers, hops), [list(layer) for layer in result.layers]
     for sweep in range(24):
@@ -168,21 +168,21 @@ def text(x: float, y: float, words: str, kind: str = "") -> str:
 
 
 def size(room: Room) -> str:
-    """How large, in two digits: a picture should not be out of date after every commit."""
+    """The size with two significant digits, so that the picture is not out of date after every commit."""
     unit = 10 ** max(0, len(str(room.lines)) - 2)
     lines = f"about {round(room.lines / unit) * unit:,} lines"
     return f"{room.modules} modules, {lines}" if room.package else lines
 
 
 def body(room: Room, also: list[str]) -> list[tuple[str, str]]:
-    """(words, class) of the lines below a room's name."""
+    """(text, CSS class) of the lines below a component's name."""
     lines = [(line, "") for line in textwrap.wrap(room.holds, 32)]
     lines += [(line, "also") for line in textwrap.wrap(f"also imports {', '.join(also)}", 36)] if also else []
     return [*lines, (size(room), "size")]
 
 
 def bar(rooms: list[Room], top: float, words: str) -> tuple[list[str], float]:
-    """A layer that is not connected by arrows: its rooms side by side in one wide box."""
+    """A layer without arrows: its components side by side in one wide box."""
     inner = (WIDTH - 2 * MARGIN) / len(rooms)
     cells = [textwrap.wrap(room.holds, int(inner / 7.6)) for room in rooms]
     height = 62 + 17 * max(map(len, cells)) + 20
@@ -199,7 +199,7 @@ def bar(rooms: list[Room], top: float, words: str) -> tuple[list[str], float]:
 
 
 def draw(rooms: dict[str, Room]) -> str:
-    """The picture as SVG: the command line on top, what everything may use at the bottom, arrows in between."""
+    """The picture as SVG: the command line at the top, modules that all may import at the bottom, arrows in between."""
     base = [r for r in rooms.values() if not r.package and not any(rooms[n].package for n in r.imports)]
     middle = {name: room for name, room in rooms.items() if name != "cli" and room not in base}
     plan = layout(middle)
@@ -241,7 +241,7 @@ def draw(rooms: dict[str, Room]) -> str:
 def _ports(
     plan: Layout, places: dict[str, tuple[float, float, float, float]]
 ) -> dict[tuple[str, str], float]:
-    """Where arrows leave and reach a box: side by side, in the order of where they come from and go to."""
+    """Start and end points of arrows at a box: side by side, sorted by the position of their other end."""
     found = {}
     for name in places:
         if name in plan.bends:
@@ -278,7 +278,7 @@ LINES = re.compile(r"about ([\d,]+) lines")
 
 
 def same(old: str, new: str) -> bool:
-    """Equal but for the numbers of lines, and these within a fifth."""
+    """Equal except for the numbers of lines, which may differ by a fifth."""
     numbers = [[int(n.replace(",", "")) for n in LINES.findall(picture)] for picture in (old, new)]
     return LINES.sub("", old) == LINES.sub("", new) and all(
         abs(a - b) <= max(a, b) / 5 for a, b in zip(*numbers, strict=True)

@@ -1,4 +1,4 @@
-"""`lrp evaluate`: a data set through a model, one CSV row per file."""
+"""`lrp evaluate`: predict the photos of a data set, one CSV row per file."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def say_unmatched(model: str, unmatched: Mapping[str, Sequence[str]]) -> None:
 
 
 def said(found: Evaluation) -> str:
-    """The result in two lines."""
+    """The summary of a run, in two lines."""
     counts = {name: found.counts.get(name, 0) for name in ("ok", "unreadable", "unmatched")}
     line = f"{found.total:,} files = " + " + ".join(f"{n:,} {name}" for name, n in counts.items())
     if counts["ok"]:

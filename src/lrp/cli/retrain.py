@@ -1,4 +1,4 @@
-"""`lrp retrain`: a model with new classes."""
+"""`lrp retrain`: train a model on new classes."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def retrain(
                 batch_size=batch_size, cache=cache, overwrite=overwrite, on_epoch=heard,
                 on_data=on_data, advance=advance,
             )  # fmt: skip
-    if not found.files:  # another process's than the first
+    if not found.files:  # not the first process
         return
     for path, reason in found.broken:
         common.complain(f"left out {path}: {reason}")
@@ -159,7 +159,7 @@ def retrain(
 
 
 def say(material: TrainingData) -> None:
-    """The data, before the training begins."""
+    """Print a summary of the data before the training begins."""
     classes = material.classes
     print(
         f"{len(material.train):,} photos to train on, {len(material.val):,} to validate, {len(classes)} classes"
@@ -173,7 +173,7 @@ def say(material: TrainingData) -> None:
 
 
 class _Lines:
-    """Prints each epoch; of `epochs` in all, with the time that they will take at most. 0: that is unknown."""
+    """Prints each epoch, with the estimated time for the rest of at most `epochs`. 0: unknown number, no estimate."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
@@ -190,7 +190,7 @@ class _Lines:
 
 
 def duration(seconds: float) -> str:
-    """ "40 s", "12 min", "3 h 20 min"."""
+    """A time as text: "40 s", "12 min", "3 h 20 min"."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -198,7 +198,7 @@ def duration(seconds: float) -> str:
 
 
 def line(facts: dict[str, Any]) -> str:
-    """One epoch."""
+    """The metrics of one epoch as one line."""
     words = [f"epoch {facts['epoch']:>3}"]
     if "loss" in facts:
         words.append(f"loss {facts['loss']:.3f}, {100 * facts['accuracy']:.1f} % of train")
@@ -209,7 +209,7 @@ def line(facts: dict[str, Any]) -> str:
 
 
 class _Bar(common.progress):
-    """With images per second; words after a comma say how it goes, and change without beginning anew."""
+    """A bar with images per second; text after a comma, such as the loss, can change without restarting the bar."""
 
     def __init__(self, what: str, quiet: bool) -> None:
         from rich.progress import ProgressColumn, Task
@@ -217,7 +217,7 @@ class _Bar(common.progress):
 
         class Speed(ProgressColumn):
             def render(self, task: Task) -> Text:
-                images = not task.description.startswith("training the head")  # its steps see all of them
+                images = not task.description.startswith("training the head")  # each of its steps uses all images
                 return Text(f"{task.speed:.0f} images/s" if images and task.speed else "")
 
         super().__init__(what, quiet)
@@ -234,7 +234,7 @@ class _Bar(common.progress):
 
 
 def _not_the_first() -> bool:
-    """Whether this is another process than the first of those that train together."""
+    """Whether this is not the first of the processes that train together."""
     try:
         from lightning_fabric.utilities.rank_zero import rank_zero_only
     except ModuleNotFoundError:

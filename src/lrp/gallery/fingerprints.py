@@ -1,4 +1,4 @@
-"""What makes a result the same: the photo, the model, what is asked, and how it is drawn."""
+"""Fingerprints of results: a hash of the photo, the model, the target, and how the picture is drawn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def fingerprint(
     true: int | None,
     together: str,
 ) -> str:
-    """In hex; `true` is the class that the photo's folder names, `together` a digest of what shares its colour scale."""
+    """In hex. `true`: the class that the photo's folder names; `together`: digest of all photos on the colour scale."""
     facts = {
         **identity,
         "lrp": lrp.__version__,
@@ -44,7 +44,7 @@ def fingerprint(
 
 
 def _written(request: Request, class_names: Sequence[str]) -> bool:
-    """Whether its text says all of it: not where a caller chose the parts, or words of their own."""
+    """Whether the request's text defines it completely: not if the caller set the parts, titles or heading."""
     try:
         return Request.parse(request.text, class_names) == request
     except TargetError:
@@ -52,7 +52,7 @@ def _written(request: Request, class_names: Sequence[str]) -> bool:
 
 
 def digest_of_all(found: Sequence[Found]) -> str:
-    """On one common scale, each picture depends on all photos."""
+    """With a shared colour scale each picture depends on all photos, so their digest enters its fingerprint."""
     digest = hashlib.sha256()
     for file in found:
         try:
@@ -64,7 +64,7 @@ def digest_of_all(found: Sequence[Found]) -> str:
 
 
 def kept_facts(place: Path, fingerprint: str, save: Sequence[str]) -> dict[str, Any] | None:
-    """The facts of an earlier result with this fingerprint, if all its files are there."""
+    """The facts of an earlier result with this fingerprint, if all its files exist."""
     if "png" not in save:
         return None
     metadata = heatmap.read_metadata(place)

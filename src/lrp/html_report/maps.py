@@ -1,4 +1,4 @@
-"""Photos and what tables say of them -> their maps: of each model, why the one class and why the other."""
+"""Photos and their predictions -> relevance maps: for each model, one map for each of two classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Explainable(NamedTuple):
-    """A row of the report: its number, its photo, and what each table says of it."""
+    """A row of the report to explain: its number, its photo, and its prediction in each table."""
 
     row: int
     file: Path
@@ -29,9 +29,9 @@ class Explainable(NamedTuple):
 def explained(
     asked: Sequence[Explainable], galleries: Sequence[Gallery], place: Mapping[str, int], notes: list[str]
 ) -> Iterator[encode.Explained]:
-    """The maps of each photo; those that cannot be read, or are predicted otherwise now, are counted in `notes`.
+    """The maps of each photo. A note is added for unreadable photos and for predictions that differ from the table.
 
-    One photo at a time: then its account and health are its own.
+    Explains one photo at a time, so that its account and health do not depend on other photos.
 
     Raises:
         ModelError: a row's classes are not its model's.
@@ -131,7 +131,7 @@ def _maps(
 
 
 def _place(row: Prediction, label: str, names: Sequence[str]) -> int | None:
-    """The model's number for a class; None where it has no such class, as one that was retrained on others."""
+    """The model's index for a class; None if it has no such class, for example after retraining on others."""
     for side in ("predicted", "true"):
         if label == getattr(row, f"{side}_label"):
             return index_of(row, side, names)

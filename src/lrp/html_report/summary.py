@@ -1,6 +1,6 @@
-"""Tables of predictions -> what the report says of them, as plain JSON values: counts, shares and rows, no pictures.
+"""Tables of predictions -> the report's data as plain JSON values: counts, shares and rows, no pictures.
 
-Classes are numbers throughout, places in `classes`; what is missing is -1, None or "".
+Classes are given as indices into `classes`; missing values are -1, None or "".
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from lrp.study.comparison import Comparison
 from lrp.study.predictions import Prediction
 from lrp.values import plain
 
-BARS = 20  # of the histogram of confidences
+BARS = 20  # number of bars in the histogram of confidences
 
 
 class Table:
-    """One table of predictions, by the path that the report knows each row by."""
+    """One table of predictions; `rows`: the report's path of a photo -> its row."""
 
     def __init__(self, name: str, file: str, rows: Mapping[str, Prediction]) -> None:
         self.name, self.file, self.rows = name, file, rows
 
 
 def labels(tables: Sequence[Table]) -> list[str]:
-    """All class labels that occur, those of true and predicted classes first."""
+    """All class labels that occur; those of true and predicted classes first."""
     rows = [row for table in tables for row in table.rows.values()]
     found = dict.fromkeys(in_order(counted(rows)))
     for row in rows:
@@ -35,7 +35,7 @@ def labels(tables: Sequence[Table]) -> list[str]:
 
 
 def model(table: Table, place: Mapping[str, int]) -> dict[str, Any]:
-    """What one table says of its model."""
+    """The statistics of one table's model."""
     rows = list(table.rows.values())
     found, honest, mistaken = accuracy(rows), calibration(rows), confusion(rows)
     here = [place[label] for label in mistaken.labels]
@@ -89,7 +89,7 @@ def _histogram(rows: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def columns(paths: Sequence[str], tables: Sequence[Table], place: Mapping[str, int]) -> dict[str, Any]:
-    """The rows of those paths, column by column; what no table but one says, that one does."""
+    """The rows of those paths as columns. The file's facts come from the first table that contains the path."""
     rows = [next(table.rows[path] for table in tables if path in table.rows) for path in paths]
     return {
         "path": list(paths),
@@ -113,7 +113,7 @@ def _said(rows: Sequence[Prediction | None], place: Mapping[str, int]) -> dict[s
 
 
 def change(found: Comparison, paths: Sequence[str], place: Mapping[str, int]) -> dict[str, Any]:
-    """What the comparison of two tables says; `outcome` for each of the paths of A."""
+    """The comparison of two tables; `outcome`: one for each of the paths, which are A's."""
     outcomes = {twin.a.path: twin.outcome for twin in found.twins}
     return {
         "overall": plain(found.overall),

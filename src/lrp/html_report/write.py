@@ -1,4 +1,4 @@
-"""From tables, and galleries that explain their models, to the file."""
+"""Writes the report from tables and from galleries that explain their models."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Progress = Callable[..., None]
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
+    """The report written.
 
     Attributes:
         path: the file.
         bytes: its size.
-        rows: photos that it lists, and `explained`: those with heatmaps.
-        missing: photos of the table that are not there.
-        notes: what is not as was asked for, a sentence each; they stand in the report, too.
+        rows, explained: number of photos listed, and of those with heatmaps.
+        missing: number of listed photos that do not exist.
+        notes: differences from what was requested, a sentence each; they are in the report too.
     """
 
     path: Path
@@ -64,23 +64,23 @@ def write_report(
     """Write a report of one table of predictions, or of two models on the same photos.
 
     Args:
-        results: the table, as `lrp evaluate` writes it.
-        output: the HTML file; written whole or not at all.
+        results: a CSV of `lrp evaluate`.
+        output: the HTML file; written atomically.
         retrained: a second table, of the same photos.
-        galleries: the model that made each table and how to explain it, in the tables' order; none: no heatmaps.
+        galleries: for each table, in order, the gallery of the model that made it; empty: no heatmaps.
         explain: how many photos get heatmaps, mistakes first.
-        rows: how many photos are listed; the numbers are always of all.
-        max_mb: the largest size of the file, in million bytes. Small photos, the resolution of the maps and, last,
-            explained photos are given up for it.
-        root: where the photos are now, if they have moved.
-        command: what was typed, to be shown.
-        progress: called with (done more, in all, of what).
+        rows: how many photos are listed; the statistics are always of all photos.
+        max_mb: the largest size of the file, in million bytes. To fit, thumbnails are reduced first, then the resolution
+            of the maps, last the number of explained photos.
+        root: where the photos are now, if they were moved.
+        command: the user's command, shown in the report.
+        progress: called with (number done since the last call, total, name of the step).
 
     Raises:
-        PredictionsError: a table cannot be read, or is not of the same photos.
+        PredictionsError: a table cannot be read, or the tables are not of the same photos.
         ModelError: a table's classes are not its model's.
         CompositeError: the maps are the same for every class.
-        ReportError: jinja2 is not installed, the file cannot be written, or nothing of it fits into `max_mb`.
+        ReportError: jinja2 is not installed, the file cannot be written, or even without pictures exceeds `max_mb`.
     """
     output = Path(output)
     tables, comparison = _tables(results, retrained)
@@ -134,7 +134,7 @@ def write_report(
 def _tables(
     results: str | os.PathLike[str], retrained: str | os.PathLike[str] | None
 ) -> tuple[list[summary.Table], Comparison | None]:
-    """The tables, the second's rows under the first's paths, and how they compare."""
+    """The tables, the second one's rows keyed by the first one's paths; and their comparison, if there are two."""
     paths = [Path(results)] + ([] if retrained is None else [Path(retrained)])
     read = [read_predictions(path) for path in paths]
     for path, rows in zip(paths, read, strict=True):
@@ -161,7 +161,7 @@ def _readable(tables: Sequence[summary.Table], path: str) -> bool:
 
 
 def _smalls(paths: Sequence[str], files: Mapping[str, Path], progress: Progress) -> list[Any]:
-    """Each photo small; None where there is none that can be read."""
+    """The thumbnail of each photo; None if it cannot be read."""
     made: list[Any] = []
     for path in paths:
         try:
@@ -169,7 +169,7 @@ def _smalls(paths: Sequence[str], files: Mapping[str, Path], progress: Progress)
                 encode.small(open_photo(files[path]).pixels, encode.THUMBS[0]) if path in files else None
             )
         except ImageError:
-            made.append(None)  # where its row says so, the report does
+            made.append(None)  # the report shows it as unreadable if its row does
         progress(1, len(paths), "reading photos")
     return made
 
@@ -207,8 +207,8 @@ def _within(
     room: int,
     notes: list[str],
 ) -> str:
-    """The page, as much of it as fits; what does not is said."""
-    reserve = 400 + 2 * sum(map(len, notes))  # for what is yet to be said
+    """The page with as many pictures as fit; adds notes about the others."""
+    reserve = 400 + 2 * sum(map(len, notes))  # bytes for notes that are added below
     left = room - len(render(document).encode("utf-8", "backslashreplace")) - reserve
     if left < 0:
         raise ReportError(
@@ -224,7 +224,7 @@ def _within(
 
 
 def _made(tables: Sequence[summary.Table], galleries: Sequence[Gallery], command: str) -> list[list[str]]:
-    """How it was made, as pairs of words."""
+    """How the report was made: [name, value] pairs."""
     import torch
     import torchvision
 

@@ -1,4 +1,4 @@
-"""How a training went: loss and accuracy by epoch, as a figure."""
+"""The training curves: loss and accuracy by epoch, as a figure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def plot_training(history: Sequence[Mapping[str, Any]], best: int, *, title: str = "Training") -> Figure:
-    """Loss and accuracy by epoch, of the photos trained on and of those kept back; the best epoch is marked.
+    """Loss and accuracy by epoch, for training and validation photos; the best epoch is marked.
 
     Raises:
-        TrainingError: no epoch.
+        TrainingError: the history has no epoch.
     """
     if not history:
         raise TrainingError("expected at least one epoch to plot, got none")
