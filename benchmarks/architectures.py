@@ -133,7 +133,7 @@ WHERE |= {"depthwise": lrp.depthwise, "first": lrp.first}
 
 
 def composite(words: dict[str, str]) -> lrp.Composite:
-    """The composite for {kind of layer: rule}. Layers that are not named get ε; flat, w² and zᴮ have no bias option."""
+    """The composite for {kind of layer: rule}. Other layers get ε; flat, w² and zᴮ have no bias option."""
     bias = words["bias"]
     rules = {"flat": lrp.Flat(), "w²": lrp.WSquare(), "zᴮ": lrp.ZBox(LOW, HIGH), "pass": lrp.Pass(), "|·|": lrp.Magnitude()}  # fmt: skip
     rules |= {"ε": lrp.Epsilon(bias=bias), "z⁺": lrp.ZPlus(bias=bias), "α2β1": lrp.AlphaBeta(bias=bias)}

@@ -3,8 +3,8 @@
     python benchmarks/onnx_files.py [--models vgg16,resnet50,efficientnet_lite0] [--write]
 
 `epsilon_plus_flat` on photos of scikit-image, in batches of 1 and 3 from one file. Errors are relative (L2): of
-onnxruntime to torch, both in float32; for comparison, of torch in float32 to torch in float64. EfficientNet-Lite0 has its
-ImageNet weights, the others random ones. --write writes the table into docs/export.md.
+onnxruntime to torch, both in float32; for comparison, of torch in float32 to torch in float64. EfficientNet-Lite0
+has its ImageNet weights, the others random ones. --write writes the table into docs/export.md.
 """
 
 from __future__ import annotations

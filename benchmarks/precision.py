@@ -3,8 +3,8 @@
     python benchmarks/precision.py [--photos FOLDER] [--count 16] [--models efficientnet_lite0,vgg16] [--write]
 
 EfficientNet-Lite0 with its ImageNet weights, others with random ones; relevance summed over the channels. For each
-photo: the relative error (L2), the rank correlation of the pixels, and the share of the 5 % most relevant pixels that both
-have in common; the worst and the mean over the photos. Without --photos: crops of scikit-image's photos.
+photo: the relative error (L2), the rank correlation of the pixels, and the share of the 5 % most relevant pixels that
+both have in common; the worst and the mean over the photos. Without --photos: crops of scikit-image's photos.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ but on a CPU both use the same cores: the whole may take as long as the sum of i
 Memory is measured in separate processes, as growth of the peak resident set over the loaded model: the minimum of
 three. It must be the same for four times as many photos.
 
-Without --data, a few hundred photos of 500 x 375 pixels are cropped and rotated from scikit-image's.
+Without --data, a few hundred photos of 500 x 375 pixels are cropped and mirrored from scikit-image's.
 """
 
 from __future__ import annotations

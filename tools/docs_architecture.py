@@ -87,7 +87,7 @@ class Layout:
 
 
 def layout(rooms: dict[str, Room]) -> Layout:
-    """Place each component one layer above the highest one that it imports; an arrow only if no longer path implies it."""
+    """Each component is one layer above the highest one that it imports; no arrow if a longer path implies it."""
     reach: dict[str, set[str]] = {}
 
     def below(name: str) -> set[str]:

@@ -2,12 +2,13 @@
 
     python tools/docs_pictures.py [FOLDER]    # docs/pictures without FOLDER; a minute on 2 cores
 
-It is not in docs/ because all files there become part of the site. It uses no random numbers and one thread: on the same
-machine the files are the same byte for byte. Photo: scikit-image's coffee (Rachel Michetti, CC0).
+It is not in docs/ because all files there become part of the site. It uses no random numbers and one thread: on the
+same machine the files are the same byte for byte. Photo: scikit-image's coffee (Rachel Michetti, CC0).
 
 Each heatmap is a card: relevance at the model's input, 224 x 224 pixels, enlarged twofold; the share of the logit that
 reached the pixels; and a colour bar that ends at the 99.5th percentile of the card's |relevance|.
-Operations that no packaged net has (max pools, gates, attention) are shown on small grids of numbers, computed by lrp too.
+Operations that no packaged net has (max pools, gates, attention) are shown on small grids of numbers, also computed by
+lrp.
 """
 
 from __future__ import annotations
@@ -233,7 +234,7 @@ def explained(composite: lrp.Composite) -> lrp.Explanation:
 
 
 def save(image: Image.Image, path: Path, palette: Image.Image | None = None) -> None:
-    """As a PNG with a palette, of the photo or of the colour scale: a third of the bytes, without a visible difference."""
+    """As a PNG with a palette, of the photo or of the colour scale: a third of the bytes, no visible difference."""
     few = image.quantize(96, palette=palette, dither=Image.Dither.NONE)
     few.save(path, optimize=True)
     print(f"{path}  {path.stat().st_size / 1000:.0f} kB", flush=True)

@@ -1,4 +1,4 @@
-"""Execute the notebooks: the source is notebooks/NAME.nb.py (jupytext's py:percent), the result NAME.ipynb with outputs.
+"""Execute the notebooks: notebooks/NAME.nb.py (jupytext's py:percent) -> NAME.ipynb with outputs.
 
     python tools/notebooks.py            execute all of them offline, in one temporary folder, and write the .ipynb
     python tools/notebooks.py NAME ...   only these, after those whose output they read

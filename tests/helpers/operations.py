@@ -24,7 +24,7 @@ class Case:
     matrix: Callable[[nn.Module], oracle.Affine]
     prepare: Callable = lambda x: (x,)  # must not change the order of the elements
     before: Callable = lambda x: x  # applied before and
-    after: Callable = lambda z: z  # after the operation: only activations, through which relevance passes unchanged
+    after: Callable = lambda z: z  # after the operation: only activations, which do not change relevance
     rules: tuple[str, ...] = tuple(RULES)
 
 

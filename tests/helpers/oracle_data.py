@@ -28,9 +28,9 @@ def measured(function: Callable, shape: Sequence[int], elementwise=False) -> Aff
 
 
 def normalised(a, groups: Iterable, weight=None, bias=None, eps=1e-5, centred=True) -> Affine:
-    """Layer, group, instance and RMS norm at image `a` as an affine map: σ is constant, the matrix is (I − 1/n) γ/σ.
+    """Layer, group, instance and RMS norm at image `a` as affine maps: σ is constant, the matrix is (I − 1/n) γ/σ.
 
-    `groups`: the flat indices of the elements that share a mean and a σ. `weight` (γ), `bias` (β): one value per element.
+    `groups`: the flat indices of the elements that share a mean and a σ. `weight` (γ), `bias` (β): one per element.
     """
     a = np.asarray(a, np.float64).reshape(-1)
     matrix = np.zeros((a.size, a.size))

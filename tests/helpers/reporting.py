@@ -61,7 +61,7 @@ def tiny(weights: int, **settings: object) -> Gallery:
 
 
 def study(folder: Path, count: int = 12) -> Study:
-    """`count` photos of 4 classes, one of them broken, one without a class; the predictions are computed by the models."""
+    """`count` photos of 4 classes, one broken, one without a class; the predictions are computed by the models."""
     galleries = tiny(0), tiny(1)
     random = np.random.default_rng(0)
     photos = folder / "photos"

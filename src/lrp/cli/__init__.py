@@ -80,7 +80,7 @@ def run() -> None:
 def _keep_memory() -> None:
     """Keep freed memory in the process: on a CPU this doubles a model's speed.
 
-    By default glibc returns large blocks to the system at once; the next layer then gets them again page by page, zeroed.
+    By default glibc returns large blocks to the system at once; the next layer gets them again page by page, zeroed.
     Only in the command line program: a library must not change the memory settings of its user's process.
     """
     trim_threshold, mmap_threshold = -1, -3

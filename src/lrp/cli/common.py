@@ -27,7 +27,7 @@ def complain(sentence: str) -> None:
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a command: an `LrpError` is printed as one line and sets the exit code; other exceptions keep their traceback."""
+    """Wrap a command: an `LrpError` is printed as one line and sets the exit code; bugs keep their traceback."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:

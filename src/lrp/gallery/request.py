@@ -49,7 +49,7 @@ class Request:
 
     @staticmethod
     def of(target: Any, class_names: Sequence[str]) -> Request:
-        """From text in the command line's syntax, an index, a `Contrast`, or a list of these; a `Request` is returned as is.
+        """From text in the command line's syntax, an index, a `Contrast`, or a list of these; a `Request` is unchanged.
 
         Raises:
             TargetError: no such class, or another type of target.

@@ -47,7 +47,7 @@ class Result(Plain):
 
 
 def outputs(found: Sequence[Found], output: Path, suffixes: Sequence[str] = (".png",)) -> list[Path]:
-    """A picture path for each file: its relative path with the suffix `.png`; if that name is taken, `.png` is appended.
+    """A picture path for each file: its relative path with the suffix `.png`; if that is taken, `.png` is appended.
 
     A photo is never overwritten, even if `output` is the folder of the photos.
 

@@ -440,7 +440,7 @@ function coloured(values, width, height, limit, seeThrough) {
   return canvas;
 }
 
-// [low, high] in `count` equal cells: the share of each cell inside [from, to]. All four as fractions of the photo's side.
+// The share of each of `count` equal cells of [low, high] that is inside [from, to]; all as fractions of the photo's side.
 function overlaps(count, low, high, from, to) {
   const size = (high - low) / count;
   return Float64Array.from({ length: count }, (_, i) =>
@@ -561,7 +561,7 @@ function drawScale(scale, limit, seed) {
 const unitOf = (seed) => (seed === "logit" ? "logits" : "of the start");
 
 function stage(image, row, m) {
-  const grown = Math.max(1, SHARP / Math.max(image.width, image.height)); // enlarge small photos: a map may have more pixels than its photo
+  const grown = Math.max(1, SHARP / Math.max(image.width, image.height)); // a map may have more pixels than its photo
   const [width, height] = [image.width, image.height].map((side) => Math.round(side * grown));
   const canvas = el("canvas", { width, height, role: "img" });
   const box = el("div", { class: "rectangle", hidden: true });

@@ -37,8 +37,8 @@ def report(
         models: the model of each table, if it is not where its rows say: a name, or a `LoadedModel`.
         options: how to explain: composite, size, device, ...
         rows: how many photos are listed, mistakes first; the statistics are always of all photos.
-        max_mb: the largest size of the file, in million bytes. To fit, thumbnails are reduced first, then the resolution
-            of the maps, last the number of explained photos.
+        max_mb: the largest size of the file, in million bytes. To fit, thumbnails are reduced first, then the
+            resolution of the maps, last the number of explained photos.
         root: where the photos are now, if they were moved.
         command: the user's command, shown in the report.
         advance: called with (number done since the last call, total, name of the step).

@@ -70,8 +70,8 @@ def write_report(
         galleries: for each table, in order, the gallery of the model that made it; empty: no heatmaps.
         explain: how many photos get heatmaps, mistakes first.
         rows: how many photos are listed; the statistics are always of all photos.
-        max_mb: the largest size of the file, in million bytes. To fit, thumbnails are reduced first, then the resolution
-            of the maps, last the number of explained photos.
+        max_mb: the largest size of the file, in million bytes. To fit, thumbnails are reduced first, then the
+            resolution of the maps, last the number of explained photos.
         root: where the photos are now, if they were moved.
         command: the user's command, shown in the report.
         progress: called with (number done since the last call, total, name of the step).

@@ -162,8 +162,8 @@ def mistakes(
     Args:
         results, output, root: as in `confidence`.
         bins: number of bins of the reliability plot.
-        explain: also draw, for each of these mistakes, mistakes/NN_<name>.png: heatmaps for the predicted class, for the
-            true class, and for the contrast of the two.
+        explain: also draw, for each of these mistakes, mistakes/NN_<name>.png: heatmaps for the predicted class, for
+            the true class, and for the contrast of the two.
         model: with `explain`, the table's model, if it is not where its rows say: a name, or a `LoadedModel`.
         options: with `explain`, how to explain and draw.
         advance: with `explain`, called with (1, number of photos, name of the step) after each photo.
@@ -282,7 +282,7 @@ def compare(
             lost/NN_<name>.png.
         target: with `explain`, "true": the photo's true class; "predicted": the class that each model predicts.
         models: with `explain`, the models of A and B, if they are not where the rows say.
-        options: with `explain`, how to explain and draw; a pair if the two models need different options, such as sizes.
+        options: with `explain`, how to explain and draw; a pair if the two models need different options (size, say).
         advance: with `explain`, called with (1, number of photos, name of the step) after each photo.
 
     Raises:

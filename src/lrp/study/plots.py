@@ -44,7 +44,9 @@ def plot_accuracy(results: Mapping[str, Accuracy], *, title: str = "Accuracy") -
     """Bars of top-1 and top-5 accuracy of each model, with 95 % intervals.
 
     Raises:
-(any(one.counted for one in results.values()), "at least one image that counts")
+        LrpError: no model, or none with an image that counts.
+    """
+    _expect(any(one.counted for one in results.values()), "at least one image that counts")
     top5 = any(one.top5 for one in results.values())
     with look():
         figure = new_figure(7.2, 1.5 + len(results) * (0.56 if top5 else 0.36))

@@ -9,8 +9,8 @@ from lrp.errors import ModelError
 
 LIMIT = 120_000_000  # parameters; timm families without a smaller model are left out
 
-# Family (a module of timm.models) -> its smallest classifier, found by `smallest`. Stored, not computed, because finding
-# them builds a thousand models.
+# Family (a module of timm.models) -> its smallest classifier, found by `smallest`. Stored, not computed, because
+# finding them builds a thousand models.
 TIMM = {
     "beit": "beit_base_patch16_224",
     "byoanet": "halonet_h1",

@@ -98,7 +98,7 @@ class Order(Sampler[tuple[int, int]]):
 
 
 def loaded(batches: DataLoader[Any]) -> Iterator[Any]:
-    """The batches. An error in a decoding process is raised again with its one-line message, as if from this process."""
+    """The batches. An error in a decoding process is raised again in this process, with its one-line message."""
     try:
         yield from batches
     except TrainingError as error:

@@ -41,7 +41,7 @@ class StoredRows:
     """One feature of the photos of a store, memory-mapped: `rows[at]` reads only the requested rows, [n, ...]."""
 
     def __init__(self, table: Tensor, places: Tensor, columns: slice, shape: tuple[int, ...]) -> None:
-        """`table` [rows, width]; `places`: the row of each photo; `columns`: those of this feature, of shape `shape`."""
+        """`table` [rows, width]; `places`: row of each photo; `columns`: of this feature, which has shape `shape`."""
         self._table, self._places, self._columns, self.shape = table, places, columns, (len(places), *shape)
 
     def __len__(self) -> int:

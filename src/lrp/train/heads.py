@@ -1,4 +1,4 @@
-"""The classification layers (heads): find them in the captured graph, split them off, change their number of classes."""
+"""The classification layers (heads): finds them in the graph, splits them off, changes their number of classes."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def find_heads(model: nn.Module, example: Tensor) -> tuple[str, ...]:
 def split(model: nn.Module, example: Tensor) -> Split:
     """Split a model before its heads; arguments and errors as in `find_heads`.
 
-    It also raises ModelError if the model accepts only the batch size of `example`, or if the logits depend on data that
-    does not pass through the heads. Move the model to its device first: later moves do not move the trunk.
+    It also raises ModelError if the model accepts only the batch size of `example`, or if the logits depend on data
+    that does not pass through the heads. Move the model to its device first: later moves do not move the trunk.
     """
     captured = capture(model, example)
     heads = _find(model, captured)

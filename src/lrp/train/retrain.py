@@ -86,7 +86,7 @@ def retrain(
         train: "head": only the last layers, on features that are computed once. "all": all layers, starting from the
             head that "head" finds.
         head, net: settings of the training; the default ones use `seed`.
-        size: side of the model's input in pixels; None: the size it was trained with. It is written to the output's sidecar.
+        size: side of the model's input in pixels; None: the size it was trained with. The output's sidecar stores it.
         pretrained: False: start from random weights.
         device: "auto" (a GPU if available), "cpu", "cuda", "cuda:1"; for "all" also `devices` of them on each of
             `nodes` machines.

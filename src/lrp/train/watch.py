@@ -23,8 +23,8 @@ from lrp.storage.atomic import os_errors
 class Watch:
     """Explains its photos after each epoch: `folder`/epoch_NNN/<photo>.png, and `folder`/development.png.
 
-    For `on_epoch` of `lrp.train.retrain.retrain`, or in any training loop: `watch({"epoch": 3}, loaded)`. The sheet shows
-    all maps in `folder`, so after a resumed training it is complete; epoch 0 deletes those of an earlier training.
+    For `on_epoch` of `lrp.train.retrain.retrain`, or in any training loop: `watch({"epoch": 3}, loaded)`. The sheet
+    shows all maps in `folder`, so after a resumed training it is complete; epoch 0 deletes those of an earlier one.
 
     Args:
         photos: image files, explained in each epoch: for the class that the photo's folder names, otherwise for the
