@@ -8,10 +8,10 @@ and the noise are independent of it. All columns are means over correctly classi
 
     area    squares of 6 x 6 pixels are blurred, once the least relevant first, once the most relevant first; the
             area between the two curves of the logit: larger means that the logit depends on the relevant pixels
-    mass    share of the positive relevance that lies on the object; above the table: that of a uniform map
-    point   how often the largest relevance lies on the object
+    mass    share of the positive relevance inside the object; above the table: that of a uniform map
+    point   how often the largest relevance is inside the object
     class   rank correlation of the squares' relevance for the predicted and the second class, absolute value
-            (which is that of the second logit): 1 is a map that does not depend on the class asked for
+            (the sign is that of the second logit): 1 is a map that does not depend on the explained class
     share   share of the logit that reached the pixels
     health  whether the explanation's ledger closes (`Explanation.health.ok`)
 

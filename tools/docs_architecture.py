@@ -20,7 +20,7 @@ PICTURE = ROOT / "docs" / "architecture.svg"
 
 
 @dataclass
-class Room:
+class Component:
     """A package of lrp, or a module at the same level."""
 
     name: str
@@ -34,7 +34,7 @@ class Room:
 # ---------------------------------------------------------------- reading the packages
 
 
-def rooms(contributing: str, source: Path = SOURCE) -> dict[str, Room]:
+def components(contributing: str, source: Path = SOURCE) -> dict[str, Component]:
     """Every row of CONTRIBUTING.md's first table, with what its files import."""
     table = contributing.partition("| package |")[2].partition("\n\n")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", table, flags=re.MULTILINE))
@@ -45,7 +45,7 @@ def rooms(contributing: str, source: Path = SOURCE) -> dict[str, Room]:
         texts = [path.read_text(encoding="utf-8") for path in files]
         imports = set().union(*(imported(text) for text in texts)) & rows.keys() - {name}
         modules = sum(path.name != "__init__.py" for path in files)
-        found[name] = Room(
+        found[name] = Component(
             name,
             holds.partition(";")[0].strip().replace("`", ""),
             package,
@@ -86,28 +86,28 @@ class Layout:
     bends: set[str] = field(default_factory=set)
 
 
-def layout(rooms: dict[str, Room]) -> Layout:
+def layout(components: dict[str, Component]) -> Layout:
     """Each component is one layer above the highest one that it imports; no arrow if a longer path implies it."""
     reach: dict[str, set[str]] = {}
 
     def below(name: str) -> set[str]:
         if name not in reach:
-            inside = rooms[name].imports & rooms.keys()
+            inside = components[name].imports & components.keys()
             reach[name] = inside.union(*(below(other) for other in inside))
         return reach[name]
 
     direct, also = {}, {}
-    for name, room in rooms.items():
-        inside = room.imports & rooms.keys()
+    for name, component in components.items():
+        inside = component.imports & components.keys()
         direct[name] = sorted(o for o in inside if not any(o in below(other) for other in inside))
         also[name] = sorted(inside - set(direct[name]))
     level: dict[str, int] = {}
-    for name in sorted(rooms, key=lambda name: len(below(name))):
+    for name in sorted(components, key=lambda name: len(below(name))):
         level[name] = 1 + max((level[other] for other in direct[name]), default=-1)
     result = Layout([[] for _ in range(1 + max(level.values()))], [], also)
-    for name in rooms:
+    for name in components:
         result.layers[level[name]].append(name)
-    for name in rooms:
+    for name in components:
         for other in direct[name]:
             bends = [f"{name}>{other}@{n}" for n in range(level[name] - 1, level[other], -1)]
             for bend in bends:
@@ -167,43 +167,47 @@ def text(x: float, y: float, words: str, kind: str = "") -> str:
     return f'<text x="{x:.0f}" y="{y:.0f}"{of_kind}>{escape(words)}</text>'
 
 
-def size(room: Room) -> str:
+def size(component: Component) -> str:
     """The size with two significant digits, so that the picture is not out of date after every commit."""
-    unit = 10 ** max(0, len(str(room.lines)) - 2)
-    lines = f"about {round(room.lines / unit) * unit:,} lines"
-    return f"{room.modules} modules, {lines}" if room.package else lines
+    unit = 10 ** max(0, len(str(component.lines)) - 2)
+    lines = f"about {round(component.lines / unit) * unit:,} lines"
+    return f"{component.modules} modules, {lines}" if component.package else lines
 
 
-def body(room: Room, also: list[str]) -> list[tuple[str, str]]:
+def body(component: Component, also: list[str]) -> list[tuple[str, str]]:
     """(text, CSS class) of the lines below a component's name."""
-    lines = [(line, "") for line in textwrap.wrap(room.holds, 32)]
+    lines = [(line, "") for line in textwrap.wrap(component.holds, 32)]
     lines += [(line, "also") for line in textwrap.wrap(f"also imports {', '.join(also)}", 36)] if also else []
-    return [*lines, (size(room), "size")]
+    return [*lines, (size(component), "size")]
 
 
-def bar(rooms: list[Room], top: float, words: str) -> tuple[list[str], float]:
+def bar(components: list[Component], top: float, words: str) -> tuple[list[str], float]:
     """A layer without arrows: its components side by side in one wide box."""
-    inner = (WIDTH - 2 * MARGIN) / len(rooms)
-    cells = [textwrap.wrap(room.holds, int(inner / 7.6)) for room in rooms]
+    inner = (WIDTH - 2 * MARGIN) / len(components)
+    cells = [textwrap.wrap(component.holds, int(inner / 7.6)) for component in components]
     height = 62 + 17 * max(map(len, cells)) + 20
     parts = [
         f'<rect class="base" x="{MARGIN}" y="{top:.0f}" width="{WIDTH - 2 * MARGIN}" height="{height}" rx="8"/>',
         text(MARGIN + 14, top + 22, words, "also"),
     ]
-    for i, (room, lines) in enumerate(zip(rooms, cells, strict=True)):
+    for i, (component, lines) in enumerate(zip(components, cells, strict=True)):
         x = MARGIN + 14 + i * inner
-        parts.append(text(x, top + 46, room.name, "name"))
+        parts.append(text(x, top + 46, component.name, "name"))
         parts += [text(x, top + 66 + 17 * n, line) for n, line in enumerate(lines)]
-        parts.append(text(x, top + 66 + 17 * len(lines), size(room), "size"))
+        parts.append(text(x, top + 66 + 17 * len(lines), size(component), "size"))
     return parts, top + height
 
 
-def draw(rooms: dict[str, Room]) -> str:
+def draw(components: dict[str, Component]) -> str:
     """The picture as SVG: the command line at the top, modules that all may import at the bottom, arrows in between."""
-    base = [r for r in rooms.values() if not r.package and not any(rooms[n].package for n in r.imports)]
-    middle = {name: room for name, room in rooms.items() if name != "cli" and room not in base}
+    base = [
+        r for r in components.values() if not r.package and not any(components[n].package for n in r.imports)
+    ]
+    middle = {
+        name: component for name, component in components.items() if name != "cli" and component not in base
+    }
     plan = layout(middle)
-    parts, y = bar([rooms["cli"]], MARGIN, "imports all that is below; nothing imports it")
+    parts, y = bar([components["cli"]], MARGIN, "imports all that is below; nothing imports it")
     y += 30
     places: dict[str, tuple[float, float, float, float]] = {}  # x of the middle, top, bottom, width
     for layer in reversed(plan.layers):
@@ -216,13 +220,13 @@ def draw(rooms: dict[str, Room]) -> str:
         y += tall + ROW
     ports = _ports(plan, places)
     parts += [_curve(arrow, places, ports) for arrow in plan.arrows]
-    for name, room in middle.items():
+    for name, component in middle.items():
         x, y0, y1, width = places[name]
         parts.append(
             f'<rect class="box" x="{x - width / 2:.0f}" y="{y0:.0f}" width="{width}" height="{y1 - y0:.0f}" rx="8"/>'
         )
         parts.append(text(x - width / 2 + 14, y0 + 26, name, "name"))
-        for n, (words, kind) in enumerate(body(room, plan.also[name])):
+        for n, (words, kind) in enumerate(body(component, plan.also[name])):
             parts.append(text(x - width / 2 + 14, y0 + 47 + 17 * n, words, kind))
     y += 30 - ROW
     more, y = bar(base, y, "imported by all that is above, as CONTRIBUTING.md allows")
@@ -289,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it is out of date")
     check = parser.parse_args(arguments).check
-    picture = draw(rooms((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+    picture = draw(components((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
     if not check:
         PICTURE.write_text(picture, encoding="utf-8")
     elif not same(PICTURE.read_text(encoding="utf-8") if PICTURE.exists() else "", picture):

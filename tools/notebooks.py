@@ -57,10 +57,10 @@ def written(name: str) -> nbformat.NotebookNode:
 @contextmanager
 def kernel(folder: Path) -> Iterator[KernelManager]:
     """One process for all notebooks, offline and in `folder`: importing torch for each would take most of the time."""
-    with tempfile.TemporaryDirectory() as room:
-        # Unix sockets in our folder, not TCP ports, to which other processes could connect.
+    with tempfile.TemporaryDirectory() as runtime:
+        # Unix sockets in our own folder, not TCP ports, to which other processes could connect.
         manager = KernelManager(
-            kernel_name="python3", transport="ipc", connection_file=str(Path(room, "kernel.json"))
+            kernel_name="python3", transport="ipc", connection_file=str(Path(runtime, "kernel.json"))
         )
         # The notebooks run in another folder than their own, where they would not find support.py.
         path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(FOLDER))))
@@ -134,7 +134,7 @@ def main(arguments: list[str]) -> int:
     if unknown:
         print(f"no notebook {', '.join(unknown)}: there are {', '.join(NAMES)}.")
         return 2
-    with tempfile.TemporaryDirectory() as room, kernel(Path(room)) as manager:
+    with tempfile.TemporaryDirectory() as folder, kernel(Path(folder)) as manager:
         for name in NAMES:
             # These two write the table and input/, which others read.
             if arguments and name not in (

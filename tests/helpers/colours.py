@@ -16,7 +16,7 @@ HALF = Preprocessing(Geometry(12, (8, 8)), (0.5,) * 3, (0.5,) * 3)
 
 
 class Colours(nn.Module):
-    """Four logits: the mean of each channel times six, and a constant one."""
+    """Four logits: the mean of each channel times six, and a constant."""
 
     def __init__(self):
         super().__init__()
@@ -36,6 +36,8 @@ def photos(root: Path, count: int = 5, folders=("red", "green", "blue")) -> Path
         (root / folder).mkdir(parents=True)
         for i in range(count):
             pixels = random.integers(0, 200, (14, 20, 3), dtype=np.uint8)
-            pixels[..., (channel + (i == 3)) % 3] += 40  # one photo of each folder has the next class's colour
+            pixels[..., (channel + (i == 3)) % 3] += (
+                40  # one photo of each folder has the next class's colour
+            )
             Image.fromarray(pixels).save(root / folder / f"{i}.png")
     return root

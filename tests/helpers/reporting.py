@@ -77,14 +77,14 @@ def study(folder: Path, count: int = 12) -> Study:
         if i == 3:
             path.write_bytes(b"not a picture")
         for rows, gallery in zip(tables, galleries, strict=True):
-            rows.append(_said(path, gallery, i))
+            rows.append(_predict(path, gallery, i))
     places = folder / "a <i>.csv", folder / "b.csv"
     for place, rows in zip(places, tables, strict=True):
         write_predictions(place, rows)
     return Study(folder, places, tables, galleries)
 
 
-def _said(path: Path, gallery: Gallery, i: int) -> Prediction:
+def _predict(path: Path, gallery: Gallery, i: int) -> Prediction:
     true = i % len(CLASSES)
     if i == 3:
         return Prediction(

@@ -37,7 +37,9 @@ for eps in EPSILONS:
     RULES[f"WSquare({eps})"] = lrp.WSquare(epsilon=eps), oracle.w_square(eps)
     RULES[f"Flat({eps})"] = lrp.Flat(epsilon=eps), oracle.flat(eps)
 
-ELEMENTWISE_RULES = RULES | {"Pass": (lrp.Pass(), oracle.flat(0.0))}  # each output has one input, which gets all of R
+ELEMENTWISE_RULES = RULES | {
+    "Pass": (lrp.Pass(), oracle.flat(0.0))
+}  # each output has one input, which gets all of R
 SUM_RULES = {
     name: rules
     for name, rules in RULES.items()

@@ -65,10 +65,10 @@ def photos(root: Path, count: int = 10, start: int = 0) -> Path:
 
 NET = NetSettings(epochs=2, batch_size=8, learning_rate=2e-3)
 HEAD = HeadSettings(epochs=4, weight_decay=0.1)
-WRITING = ("tell", "keep", "after_epoch", "_save", "_write_history", "_draw", "end")
+WRITING = ("add_epoch", "save_state", "after_epoch", "_save", "_write_history", "_draw", "end")
 
 
-def places(output: str, train: str, kill: int = 0) -> list[str]:
+def points(output: str, train: str, kill: int = 0) -> list[str]:
     """Train, and return the names of the points passed: each step of a phase, and before and after each write.
 
     With `kill`, the process is killed (SIGKILL) at that point, counted from 1.
@@ -76,16 +76,16 @@ def places(output: str, train: str, kill: int = 0) -> list[str]:
     torch.set_num_threads(1)  # in a fork, before autograd's threads set it concurrently
     passed: list[str] = []
 
-    def passing(place: str) -> None:
-        passed.append(place)
+    def pass_point(point: str) -> None:
+        passed.append(point)
         if len(passed) == kill:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def counted(name: str, real):
         def call(self, *args, **options):
-            passing(f"before {name}")
+            pass_point(f"before {name}")
             result = real(self, *args, **options)
-            passing(f"after {name}")
+            pass_point(f"after {name}")
             return result
 
         return call
@@ -95,6 +95,6 @@ def places(output: str, train: str, kill: int = 0) -> list[str]:
             patch.setattr(Run, name, counted(name, getattr(Run, name)))
         retrain(
             "data", output, "start.pth", train=train, net=NET, head=HEAD, workers=0, cache="cache",
-            advance=lambda done, total, what: passing(what.partition(",")[0]),
+            advance=lambda done, total, what: pass_point(what.partition(",")[0]),
         )  # fmt: skip
     return passed

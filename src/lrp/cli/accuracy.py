@@ -84,7 +84,7 @@ def accuracy(
             found.append(one)
             if one.error:
                 common.complain(f"{one.model}: {one.error}")
-            evaluate.say_unmatched(one.model, one.unmatched or {})
+            evaluate.warn_unmatched(one.model, one.unmatched or {})
             if one.accuracy and one.accuracy.unreadable:
                 common.complain(
                     f"{one.model}: {one.accuracy.unreadable:,} files could not be read: see {one.output}."

@@ -122,15 +122,15 @@ def retrain(
 
         heard.append(Watch(watch, f"{place}.watch", every=1 if train is Train.all else 10))
     if tensorboard:
-        heard.append(_board(Path(f"{place}.tensorboard")))
+        heard.append(_tensorboard_writer(Path(f"{place}.tensorboard")))
     quiet = quiet or (devices * nodes > 1 and _not_the_first())
     silent = quiet or as_json
-    told: list[str] = []
+    printed: list[str] = []
 
     def on_data(material: TrainingData) -> None:
-        told.extend(material.notes)
+        printed.extend(material.notes)
         if not silent:
-            say(material)
+            show_data(material)
 
     with _Bar("reading photos", quiet) as advance:
         if not silent:
@@ -148,17 +148,17 @@ def retrain(
     for path, reason in found.broken:
         common.complain(f"left out {path}: {reason}")
     for note in found.notes:
-        if not silent and note not in told:
+        if not silent and note not in printed:
             common.complain(note)
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
-        print(said(found))
+        print(summary(found))
     if found.broken:
         raise common.Skipped
 
 
-def say(material: TrainingData) -> None:
+def show_data(material: TrainingData) -> None:
     """Print a summary of the data before the training begins."""
     classes = material.classes
     print(
@@ -217,7 +217,9 @@ class _Bar(common.progress):
 
         class Speed(ProgressColumn):
             def render(self, task: Task) -> Text:
-                images = not task.description.startswith("training the head")  # each of its steps uses all images
+                images = not task.description.startswith(
+                    "training the head"
+                )  # each of its steps uses all images
                 return Text(f"{task.speed:.0f} images/s" if images and task.speed else "")
 
         super().__init__(what, quiet)
@@ -226,11 +228,11 @@ class _Bar(common.progress):
     def __enter__(self) -> Callable[[int, int, str], None]:
         advance = super().__enter__()
 
-        def tell(done: int, total: int, words: str) -> None:
+        def update(done: int, total: int, words: str) -> None:
             advance(done, total, words.partition(",")[0])
             self.bar.update(self.bar.task_ids[0], description=words)
 
-        return tell
+        return update
 
 
 def _not_the_first() -> bool:
@@ -242,7 +244,7 @@ def _not_the_first() -> bool:
     return bool(getattr(rank_zero_only, "rank", 0))
 
 
-def said(found: Retrained) -> str:
+def summary(found: Retrained) -> str:
     best = found.metrics
     words = f"best: epoch {best['epoch']}, {100 * best['val_accuracy']:.2f} % of val, val loss {best['val_loss']:.3f}"
     if found.kept:
@@ -252,7 +254,7 @@ def said(found: Retrained) -> str:
     return f"{words}\n-> {', '.join(found.files)}"
 
 
-def _board(folder: Path) -> OnEpoch:
+def _tensorboard_writer(folder: Path) -> OnEpoch:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:

@@ -41,7 +41,9 @@ def rules(
     with common.usage():
         options = ExplainOptions(composite, bias, epsilon, top_k)
     named: dict[str, Any] = {} if arch is None else {"arch": arch}
-    loaded = load_model(model or "efficientnet_lite0", pretrained=False, **named)  # rules do not depend on weights
+    loaded = load_model(
+        model or "efficientnet_lite0", pretrained=False, **named
+    )  # rules do not depend on weights
     preprocessing = loaded.preprocessing.with_size(size) if size else loaded.preprocessing
     print(
         Explainer(loaded.model, options.rules(preprocessing)).rules(

@@ -85,9 +85,9 @@ class Gallery:
 
     def run(self, found: Sequence[Found], output: Path) -> Iterator[Result]:
         """Explain the files; yields one result for each, in their order."""
-        places = outputs(found, output, [FORMATS[name].suffix for name in self.options.save])
-        together = fingerprints.digest_of_all(found) if self.options.shared_scale else ""
-        made = self.explained(found, places, together)
+        paths = outputs(found, output, [FORMATS[name].suffix for name in self.options.save])
+        scale_digest = fingerprints.digest_of_all(found) if self.options.shared_scale else ""
+        made = self.explained(found, paths, scale_digest)
         if not self.options.shared_scale:
             for one in made:
                 yield one if isinstance(one, Result) else self.write(one, None)
@@ -103,7 +103,7 @@ class Gallery:
             yield one if isinstance(one, Result) else self.write(one, limit)
 
     def explained(
-        self, found: Sequence[Found], places: Sequence[Path], together: str = ""
+        self, found: Sequence[Found], paths: Sequence[Path], scale_digest: str = ""
     ) -> Iterator[Result | Sheet]:
         """Finished results and sheets to draw, in the files' order; photos go through the model in batches."""
         queue: list[Result | Waiting] = []
@@ -115,30 +115,32 @@ class Gallery:
             yield from [q if isinstance(q, Result) else next(sheets) for q in queue]
             queue.clear()
 
-        for file, place in zip(found, places, strict=True):
-            queue.append(self._opened(file, place, together))
+        for file, path in zip(found, paths, strict=True):
+            queue.append(self._opened(file, path, scale_digest))
             if sum(isinstance(q, Waiting) for q in queue) == batch_size or len(queue) == 16 * batch_size:
                 yield from flush()
         yield from flush()
 
-    def _opened(self, file: Found, place: Path, together: str) -> Result | Waiting:
+    def _opened(self, file: Found, path: Path, scale_digest: str) -> Result | Waiting:
         """The photo with its target; or a result: kept from an earlier run, or skipped with the reason."""
         try:
             photo = open_photo(file.path, max_megapixels=self.options.max_megapixels)
-            self.loaded.preprocessing.geometry.box(*photo.pixels.shape[:2])  # raises for a photo that is too narrow
+            self.loaded.preprocessing.geometry.box(
+                *photo.pixels.shape[:2]
+            )  # raises for a photo that is too narrow
             request = self.request if isinstance(self.request, Request) else self.request(file)
             true = self._folder_class(file) if request.needs_folder else None
         except LrpError as error:
             return Result(file.path, "skipped", error=getattr(error, "reason", None) or str(error))
         options = self.options
         fingerprint = fingerprints.fingerprint(
-            self.identity, self.loaded, options, photo, request, true, together
+            self.identity, self.loaded, options, photo, request, true, scale_digest
         )
         if not options.overwrite:
-            kept = fingerprints.kept_facts(place, fingerprint, options.save)
+            kept = fingerprints.kept_facts(path, fingerprint, options.save)
             if kept is not None:
-                return Result(file.path, "kept", place, facts=kept)
-        return Waiting(photo, place, fingerprint, request, request.entries(true))
+                return Result(file.path, "kept", path, facts=kept)
+        return Waiting(photo, path, fingerprint, request, request.entries(true))
 
     def _folder_class(self, file: Found) -> int:
         folder = file.path.absolute().parent.name
@@ -182,7 +184,9 @@ class Gallery:
             panels = [one.panel(*pixels.shape[:2]) for one in sheet.maps]
             made = Finished(sheet, pixels, panels, options.style, options.percentile, limit)
             sheet.output.parent.mkdir(parents=True, exist_ok=True)
-            for name in sorted(options.save, key=lambda name: name == "png"):  # PNG last: if it exists, all files exist
+            for name in sorted(
+                options.save, key=lambda name: name == "png"
+            ):  # PNG last: if it exists, all files exist
                 FORMATS[name].write(made, sheet.output.with_suffix(FORMATS[name].suffix))
         except ImageError as error:
             return Result(source, "skipped", error=str(error), facts=sheet.facts)

@@ -72,9 +72,7 @@ class ExplainOptions:
         if wrong:
             raise OptionError("; ".join(wrong))
         if not isinstance(self.composite, Composite):
-            self._preset(
-                self.composite or "epsilon_gamma_box", low=-1.0, high=1.0
-            )  # checks the settings now
+            self._preset(self.composite or "epsilon_gamma_box", low=-1.0, high=1.0)  # checks the settings now
 
     def _wrong(self) -> list[tuple[str, str]]:
         """(option, expected value) of each invalid option."""

@@ -84,26 +84,26 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + coded(image, "JPEG", 82)
 
 
-def thumbs(smalls: Sequence[Image.Image | None], room: int) -> tuple[list[str], str]:
+def thumbs(smalls: Sequence[Image.Image | None], space: int) -> tuple[list[str], str]:
     """The thumbnails as base64, as large as the space allows; and a note if some are left out.
 
     Args:
         smalls: photos with sides up to `THUMBS[0]`; None: no photo.
-        room: available bytes.
+        space: available bytes.
     """
     made: list[str] = []
     for side in THUMBS:
         made = ["" if one is None else coded(_within(one, side), "WEBP", 55) for one in smalls]
-        if sum(map(len, made)) <= room:
+        if sum(map(len, made)) <= space:
             return made, ""
     used, kept = 0, 0
     for i, one in enumerate(made):
         used += len(one)
-        if used > room:
+        if used > space:
             made[i] = ""
         kept += bool(made[i])
-    there = sum(one is not None for one in smalls)
-    return made, f"Of {there:,} photos, {kept:,} are shown small: there was no room for more (--max-mb)."
+    photos = sum(one is not None for one in smalls)
+    return made, f"Of {photos:,} photos, {kept:,} are shown small: there was no room for more (--max-mb)."
 
 
 def _within(image: Image.Image, side: int) -> Image.Image:
@@ -115,36 +115,36 @@ def _within(image: Image.Image, side: int) -> Image.Image:
 
 
 def fitting(
-    explained: Sequence[Explained], room: int, size: Callable[[dict[str, Any]], int]
+    explained: Sequence[Explained], space: int, size: Callable[[dict[str, Any]], int]
 ) -> tuple[list[dict[str, Any]], str]:
     """As many of the first explained photos as fit; and a note if maps were summed or photos left out.
 
     Args:
-        room: available bytes.
+        space: available bytes.
         size: returns the bytes of an entry in the file.
     """
     entries: list[dict[str, Any]] = []
     block = 1
     for block in BLOCKS:
         entries = [one.packed(block) for one in explained]
-        if sum(map(size, entries)) <= room:
+        if sum(map(size, entries)) <= space:
             break
     kept, used = [], 0
     for entry in entries:
         used += size(entry)
-        if used > room:
+        if used > space:
             break
         kept.append(entry)
-    said = []
+    notes = []
     if block > 1 and kept:
-        said.append(
+        notes.append(
             f"The maps are summed over squares of {block} x {block} pixels of the model's input to save room (--max-mb)."
         )
     if len(kept) < len(entries):
-        said.append(
+        notes.append(
             f"Of {len(entries):,} explained photos, {len(kept):,} are here: there was no room for more (--max-mb)."
         )
-    return kept, " ".join(said)
+    return kept, " ".join(notes)
 
 
 def palette() -> str:

@@ -23,11 +23,11 @@ class Explainable(NamedTuple):
 
     row: int
     file: Path
-    said: tuple[Prediction | None, ...]
+    predictions: tuple[Prediction | None, ...]
 
 
 def explained(
-    asked: Sequence[Explainable], galleries: Sequence[Gallery], place: Mapping[str, int], notes: list[str]
+    asked: Sequence[Explainable], galleries: Sequence[Gallery], position: Mapping[str, int], notes: list[str]
 ) -> Iterator[encode.Explained]:
     """The maps of each photo. A note is added for unreadable photos and for predictions that differ from the table.
 
@@ -45,13 +45,13 @@ def explained(
             )
     unread, differing = 0, 0
     for one in asked:
-        said: list[str] = []
+        changed: list[str] = []
         try:
-            made = _explained(one, open_photo(one.file), galleries, place, said)
+            made = _explained(one, open_photo(one.file), galleries, position, changed)
         except ImageError:
             unread += 1
             continue
-        differing += bool(said)
+        differing += bool(changed)
         yield made
     if unread:
         notes.append(f"{unread:,} photos that were to be explained could not be read.")
@@ -63,7 +63,11 @@ def explained(
 
 
 def _explained(
-    one: Explainable, photo: Photo, galleries: Sequence[Gallery], place: Mapping[str, int], said: list[str]
+    one: Explainable,
+    photo: Photo,
+    galleries: Sequence[Gallery],
+    position: Mapping[str, int],
+    changed: list[str],
 ) -> encode.Explained:
     shown = encode.small(photo.pixels, encode.PHOTO)
     entry: dict[str, Any] = {
@@ -74,10 +78,10 @@ def _explained(
         "maps": [],
     }
     made = encode.Explained(entry)
-    labels = select.classes_to_explain(one.said)
-    for number, (gallery, row) in enumerate(zip(galleries, one.said, strict=True)):
+    labels = select.classes_to_explain(one.predictions)
+    for number, (gallery, row) in enumerate(zip(galleries, one.predictions, strict=True)):
         if row is not None:
-            for facts, relevance in _maps(photo, gallery, row, labels, place, said):
+            for facts, relevance in _maps(photo, gallery, row, labels, position, changed):
                 entry["maps"].append({"model": number} | facts)
                 made.maps.append(relevance)
     return made
@@ -88,12 +92,12 @@ def _maps(
     gallery: Gallery,
     row: Prediction,
     labels: Sequence[str],
-    place: Mapping[str, int],
-    said: list[str],
+    position: Mapping[str, int],
+    changed: list[str],
 ) -> Iterator[tuple[dict[str, Any], Any]]:
     preprocessing, explainer = gallery.loaded.preprocessing, gallery.explainer
     names = gallery.loaded.class_names
-    classes = {label: index for label in labels if (index := _place(row, label, names)) is not None}
+    classes = {label: index for label in labels if (index := _index(row, label, names)) is not None}
     if not classes:
         return
     x = preprocessing(photo.pixels).unsqueeze(0).to(gallery.device)
@@ -104,16 +108,16 @@ def _maps(
     if (
         row.predicted_label
         and not row.restricted
-        and int(probabilities.argmax()) != _place(row, row.predicted_label, names)
+        and int(probabilities.argmax()) != _index(row, row.predicted_label, names)
     ):
-        said.append(row.path)
+        changed.append(row.path)
     for label, e in zip(classes, made, strict=True):
         index, health = classes[label], e.health
         totals = {name: float(values[0]) for name, values in e.ledger.totals.items()}
         relevance = e.relevance[0].detach().double().sum(0).cpu().numpy()
         yield (
             {
-                "class": place[label],
+                "class": position[label],
                 "probability": float(probabilities[index]),
                 "logit": float(made.logits[0, index]),
                 "start": totals["start"],
@@ -130,7 +134,7 @@ def _maps(
         )
 
 
-def _place(row: Prediction, label: str, names: Sequence[str]) -> int | None:
+def _index(row: Prediction, label: str, names: Sequence[str]) -> int | None:
     """The model's index for a class; None if it has no such class, for example after retraining on others."""
     for side in ("predicted", "true"):
         if label == getattr(row, f"{side}_label"):

@@ -36,8 +36,8 @@ def changes_to_explain(twins: Sequence[Twin], count: int) -> list[str]:
     groups: dict[tuple[bool, bool], list[str]] = {}
     for twin in sorted(twins, key=by_change):
         groups.setdefault((bool(twin.a.correct), bool(twin.b.correct)), []).append(twin.a.path)
-    telling = (groups.get(kind, []) for kind in ((True, False), (False, True), (False, False)))
-    return [*_in_turn(*telling), *groups.get((True, True), [])][:count]
+    informative = (groups.get(kind, []) for kind in ((True, False), (False, True), (False, False)))
+    return [*_in_turn(*informative), *groups.get((True, True), [])][:count]
 
 
 def to_show(paths: Sequence[str], wrong: set[str], first: Sequence[str], count: int) -> list[str]:
@@ -49,8 +49,8 @@ def to_show(paths: Sequence[str], wrong: set[str], first: Sequence[str], count: 
         if len(kept) < count and path in wrong:
             kept[path] = None
     others = [path for path in paths if path not in kept]
-    room = count - len(kept)
-    kept.update(dict.fromkeys(others[i * len(others) // room] for i in range(room)))
+    free = count - len(kept)
+    kept.update(dict.fromkeys(others[i * len(others) // free] for i in range(free)))
     return [path for path in paths if path in kept]
 
 
@@ -58,11 +58,11 @@ def classes_to_explain(rows: Sequence[Prediction | None]) -> list[str]:
     """The at most two labels to explain. One table: the predicted class, then the true class, or if that is the same
     the second most probable one. Several tables: the true class, then a wrong prediction, or if there is none the
     second most probable class."""
-    there = [row for row in rows if row is not None]
-    said = [row.predicted_label for row in there]
-    true = next((row.true_label for row in there), "")
-    second = [label for row in there for label in row.top5]
-    order = [*said, true, *second] if len(rows) == 1 else [true, *said, *second]
+    present = [row for row in rows if row is not None]
+    predicted = [row.predicted_label for row in present]
+    true = next((row.true_label for row in present), "")
+    second = [label for row in present for label in row.top5]
+    order = [*predicted, true, *second] if len(rows) == 1 else [true, *predicted, *second]
     return [label for label in dict.fromkeys(order) if label][:2]
 
 

@@ -101,16 +101,16 @@ def write_report(
             f"{len(shown):,} of {len(every):,} photos are listed, mistakes first; all numbers are of all photos."
         )
     names = summary.labels(tables)
-    place = {label: i for i, label in enumerate(names)}
+    position = {label: i for i, label in enumerate(names)}
     document: dict[str, Any] = {
         "format": 1,
         "title": " and ".join(table.file for table in tables),
         "classes": names,
-        "models": [summary.model(table, place) for table in tables],
-        "rows": summary.columns(shown, tables, place),
+        "models": [summary.model(table, position) for table in tables],
+        "rows": summary.columns(shown, tables, position),
         "thumb_type": encode.THUMB_TYPE,
         "palette": encode.palette(),
-        "comparison": summary.change(comparison, shown, place) if comparison else None,
+        "comparison": summary.change(comparison, shown, position) if comparison else None,
         "images": [],
         "made": [],
         "notes": notes,
@@ -122,7 +122,7 @@ def write_report(
             f"{len(missing):,} of {len(shown):,} photos are not where the table says, the first is {missing[0]}{moved_}."
         )
     smalls = _smalls(shown, files, progress)
-    explained = _explained(tables, wanted, shown, files, galleries, place, notes, progress)
+    explained = _explained(tables, wanted, shown, files, galleries, position, notes, progress)
     document["made"] = _made(tables, galleries, command)
     text = _within(document, smalls, explained, int(max_mb * MEGABYTE), notes)
     write_whole(output, [text], ReportError, parents=True)
@@ -152,7 +152,9 @@ def _tables(
         if found.folders:
             back = found.folders[::-1]
             known = {moved(path, back): row for path, row in keyed[1].items()}
-            keyed[1] = {(there if there in keyed[0] else row.path): row for there, row in known.items()}
+            keyed[1] = {
+                (known_path if known_path in keyed[0] else row.path): row for known_path, row in known.items()
+            }
     return [summary.Table(n, p.name, rows) for n, p, rows in zip(names, paths, keyed, strict=True)], found
 
 
@@ -180,21 +182,22 @@ def _explained(
     shown: Sequence[str],
     files: Mapping[str, Path],
     galleries: Sequence[Gallery],
-    place: Mapping[str, int],
+    position: Mapping[str, int],
     notes: list[str],
     progress: Progress,
 ) -> list[encode.Explained]:
-    there = [path for path in wanted if path in files]
-    if not galleries or not there:
+    existing = [path for path in wanted if path in files]
+    if not galleries or not existing:
         return []
     from lrp.html_report.maps import Explainable, explained  # torch, only where it is needed
 
     row = {path: i for i, path in enumerate(shown)}
     asked = [
-        Explainable(row[path], files[path], tuple(table.rows.get(path) for table in tables)) for path in there
+        Explainable(row[path], files[path], tuple(table.rows.get(path) for table in tables))
+        for path in existing
     ]
     made = []
-    for one in explained(asked, galleries, place, notes):
+    for one in explained(asked, galleries, position, notes):
         made.append(one)
         progress(1, len(asked), "explaining")
     return made
@@ -204,22 +207,22 @@ def _within(
     document: dict[str, Any],
     smalls: Sequence[Any],
     explained: Sequence[encode.Explained],
-    room: int,
+    space: int,
     notes: list[str],
 ) -> str:
     """The page with as many pictures as fit; adds notes about the others."""
     reserve = 400 + 2 * sum(map(len, notes))  # bytes for notes that are added below
-    left = room - len(render(document).encode("utf-8", "backslashreplace")) - reserve
+    left = space - len(render(document).encode("utf-8", "backslashreplace")) - reserve
     if left < 0:
         raise ReportError(
-            f"the report is {(room - left) / MEGABYTE:.1f} MB without any picture, and --max-mb allows {room / MEGABYTE:g}: "
+            f"the report is {(space - left) / MEGABYTE:.1f} MB without any picture, and --max-mb allows {space / MEGABYTE:g}: "
             "list fewer photos (--rows), or allow more."
         )
     share = encode.THUMB_SHARE if explained else 1.0
-    document["rows"]["thumb"], said = encode.thumbs(smalls, int(left * share))
+    document["rows"]["thumb"], note = encode.thumbs(smalls, int(left * share))
     left -= sum(map(len, document["rows"]["thumb"]))
     document["images"], also = encode.fitting(explained, left, lambda entry: len(as_json(entry).encode()) + 1)
-    notes += [sentence for sentence in (said, also) if sentence]
+    notes += [sentence for sentence in (note, also) if sentence]
     return render(document)
 
 
@@ -230,28 +233,30 @@ def _made(tables: Sequence[summary.Table], galleries: Sequence[Gallery], command
 
     import lrp
 
-    said: list[list[str]] = []
+    facts: list[list[str]] = []
     for i, table in enumerate(tables):
         letter = f" {'AB'[i]}" if len(tables) > 1 else ""
         some = next(iter(table.rows.values()))
-        said.append([f"Predictions{letter}", table.file])
-        said.append([f"Model{letter}", f"{some.model or 'not named'}, weights {some.weights or 'not named'}"])
+        facts.append([f"Predictions{letter}", table.file])
+        facts.append(
+            [f"Model{letter}", f"{some.model or 'not named'}, weights {some.weights or 'not named'}"]
+        )
     for i, gallery in enumerate(galleries):
         letter = f" {'AB'[i]}" if len(galleries) > 1 else ""
         preset = gallery.options.composite_name or "the default for the architecture"
         height, width = gallery.loaded.preprocessing.geometry.crop
-        said.append([f"Preset{letter}", f"{preset}, on {width} x {height} pixels"])
-    said += [
+        facts.append([f"Preset{letter}", f"{preset}, on {width} x {height} pixels"])
+    facts += [
         ["lrp", lrp.__version__], ["torch", str(torch.__version__)], ["torchvision", str(torchvision.__version__)],
         ["Python", platform.python_version()],
     ]  # fmt: skip
     if command:
-        said.append(["Command", command])
+        facts.append(["Command", command])
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     now = (
         datetime.datetime.fromtimestamp(int(epoch), datetime.UTC)
         if epoch.isdigit()
         else datetime.datetime.now(datetime.UTC)
     )
-    said.append(["Made on", f"{now:%Y-%m-%d %H:%M} UTC"])
-    return said
+    facts.append(["Made on", f"{now:%Y-%m-%d %H:%M} UTC"])
+    return facts

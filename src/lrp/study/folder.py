@@ -366,11 +366,11 @@ def _explained_changes(
 
 def _change(folder: StudyFolder, twin: Twin) -> Entry:
     a, b = twin.a, twin.b
-    said = f"{_sure(a)} -> {_sure(b)}"
+    subtitle = f"{_sure(a)} -> {_sure(b)}"
     if a.predicted_label == b.predicted_label:
         before, after = (percent(row.predicted_confidence or 0) for row in (a, b))
-        said = f"{a.predicted_label} {before} -> {after}" if not a.correct else f"{before} -> {after}"
-    return folder.entry(a, a.true_label, said)
+        subtitle = f"{a.predicted_label} {before} -> {after}" if not a.correct else f"{before} -> {after}"
+    return folder.entry(a, a.true_label, subtitle)
 
 
 def _names(a: Path, b: Path) -> tuple[str, str]:

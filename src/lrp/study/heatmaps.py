@@ -126,32 +126,33 @@ def _mistake(row: Prediction, class_names: Sequence[str]) -> Request:
         "mistake",
         (predicted, true, Contrast(predicted, true)),
         titles=(f"why {wrong}", f"why not {right} (blue speaks against it)", f"{wrong}, not {right}"),
-        heading=(f"{_says(row, 'predicted')}, truly {_says(row, 'true')}", Path(row.path).name),
+        heading=(f"{_prediction(row, 'predicted')}, truly {_prediction(row, 'true')}", Path(row.path).name),
     )
 
 
 def _change(row: Prediction, name: str, target: str, class_names: Sequence[str]) -> Request:
     return Request(
-        "change", (index_of(row, target, class_names),), titles=(f"{name}: why {_says(row, target)}",)
+        "change", (index_of(row, target, class_names),), titles=(f"{name}: why {_prediction(row, target)}",)
     )
 
 
 def _joined(a: Sheet, b: Sheet, twin: Twin, names: tuple[str, str]) -> Sheet:
     """One sheet with both models' heatmaps; without arrays, since these would be of one model only."""
-    said = (
-        f"{name} says {_says(row, 'predicted')}" for name, row in zip(names, (twin.a, twin.b), strict=True)
+    predictions = (
+        f"{name} says {_prediction(row, 'predicted')}"
+        for name, row in zip(names, (twin.a, twin.b), strict=True)
     )
     return replace(
         a,
         fingerprint=a.fingerprint + b.fingerprint,
         facts={"a": a.facts, "b": b.facts},
         maps=[*a.maps, *b.maps],
-        heading=(f"truly {_short(twin.a.true_label)}", f"{', '.join(said)}; {Path(twin.a.path).name}"),
+        heading=(f"truly {_short(twin.a.true_label)}", f"{', '.join(predictions)}; {Path(twin.a.path).name}"),
         arrays=None,
     )
 
 
-def _says(row: Prediction, side: str) -> str:
+def _prediction(row: Prediction, side: str) -> str:
     label, sure = getattr(row, f"{side}_label"), getattr(row, f"{side}_confidence")
     return _short(label) + ("" if sure is None else f" {percent(sure)}")
 
@@ -174,10 +175,10 @@ def index_of(row: Prediction, side: str, class_names: Sequence[str]) -> int:
             raise ModelError(
                 f"{row.path}: {error} The table is of another model: name the one that made it."
             ) from error
-    there = class_names[index] if index < len(class_names) else None
+    name = class_names[index] if index < len(class_names) else None
     # A table writes classes with equal names as "NAME (INDEX)".
-    if there is None or (label != f"{there} ({index})" and index not in classes_meant(label, class_names)):
-        instead = f"none of its {len(class_names)}" if there is None else repr(there)
+    if name is None or (label != f"{name} ({index})" and index not in classes_meant(label, class_names)):
+        instead = f"none of its {len(class_names)}" if name is None else repr(name)
         raise ModelError(
             f"{row.path}: class {index} is {label!r} in the table, and {instead} in the model: the table is of another "
             "model; name the one that made it."

@@ -63,18 +63,18 @@ def copy(files: Mapping[str, Path], folders: Mapping[str, str], to: Path | str) 
         PredictionsError: a file cannot be copied.
     """
     for path, file in files.items():
-        place = Path(to, folders[path], file.name)
+        target = Path(to, folders[path], file.name)
         number = 1
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            while os.path.lexists(place) and not filecmp.cmp(file, place, shallow=False):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            while os.path.lexists(target) and not filecmp.cmp(file, target, shallow=False):
                 number += 1
-                place = place.with_name(f"{file.stem}.{number}{file.suffix}")
-            if not os.path.lexists(place):
-                with replacing(place) as draft:
+                target = target.with_name(f"{file.stem}.{number}{file.suffix}")
+            if not os.path.lexists(target):
+                with replacing(target) as draft:
                     shutil.copyfile(file, draft)
         except OSError as error:
             raise PredictionsError(
-                f"{file}: cannot be copied to {place}: {error.strerror or error}"
+                f"{file}: cannot be copied to {target}: {error.strerror or error}"
             ) from error
-        yield place
+        yield target

@@ -164,7 +164,9 @@ def iterate_predictions(path: Path | str) -> Iterator[Prediction]:
     path = Path(path)
     seen: set[int] = set()
     for line, row in _numbered(path):
-        if hash(row.path) in seen:  # its line is searched only now: storing all line numbers would take memory
+        if (
+            hash(row.path) in seen
+        ):  # its line is searched only now: storing all line numbers would take memory
             first = next((n for n, other in _numbered(path) if other.path == row.path), line)
             if first < line:
                 raise _wrong(path, line, "path", f"{_shown(row.path)} was there before, in line {first}")

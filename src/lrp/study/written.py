@@ -75,8 +75,8 @@ class StudyFolder:
     def sheet(self, name: str, entries: Sequence[Entry] | Mapping[str, Sequence[Entry]], title: str) -> None:
         """Write a contact sheet. Without any photo, no sheet is written and an older one is removed, as outdated."""
         groups = entries.values() if isinstance(entries, Mapping) else [entries]
-        there = set(self.photos.values())
-        if not any(file in there for group in groups for file, *_ in group):
+        existing = set(self.photos.values())
+        if not any(file in existing for group in groups for file, *_ in group):
             self._remove(name)
             return
         picture = contact_sheet(entries, title)

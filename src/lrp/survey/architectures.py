@@ -126,7 +126,9 @@ def names(part: str = "") -> list[str]:
     import torchvision.models
 
     everything = [
-        *torchvision.models.list_models(module=torchvision.models),  # only classifiers: no detection, no video
+        *torchvision.models.list_models(
+            module=torchvision.models
+        ),  # only classifiers: no detection, no video
         *(f"timm:{name}" for name in TIMM.values()),
     ]
     found = [name for name in everything if part in name]

@@ -195,7 +195,9 @@ def measure(name: str, make: Make, *, composite: Any = None, repeats: int = 3) -
     """Like `check`, for the result of `make`: a model in eval mode, float32, and an image [1, C, H, W] for it."""
     facts: dict[str, Any] = {}
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # warnings of timm and torch about their own code; ours are in the facts
+        warnings.simplefilter(
+            "ignore"
+        )  # warnings of timm and torch about their own code; ours are in the facts
         torch.manual_seed(0)
         try:
             _measure(facts, make, composite, repeats)

@@ -94,7 +94,7 @@ def markdown(results: Iterable[Result]) -> str:
     unmeasured = [f"{total - len(group)} of {name}" for name, total, group in groups if len(group) < total]
     lines = [
         "# Models", "",
-        f"Made by `{COMMAND}`; do not edit. {_said(results)}", "",
+        f"Made by `{COMMAND}`; do not edit. {_provenance(results)}", "",
         f"**{summary(results)}**" if results else "**Nothing was measured.**", "",
         *([f"Not measured yet: {', '.join(unmeasured)}.", ""] if unmeasured else []),
         "All classifiers of torchvision, and of each timm family (a module of `timm.models`) the classifier with the "
@@ -116,7 +116,7 @@ def markdown(results: Iterable[Result]) -> str:
     return "\n".join(lines)
 
 
-def _said(results: Sequence[Result]) -> str:
+def _provenance(results: Sequence[Result]) -> str:
     """The versions, dates and thread counts of the measurements."""
 
     def span(values: Iterable[Any]) -> str:

@@ -31,46 +31,46 @@ class Worker:
         """Start measuring `name` with `threads` threads."""
         self.name, self.began = name, time.monotonic()
         self.folder = tempfile.TemporaryDirectory(prefix="lrp-check-")
-        self.place = Path(self.folder.name) / "result.json"
+        self.result_file = Path(self.folder.name) / "result.json"
         # A file, not a pipe: torch logs a lot, and an unread pipe would fill up and block the worker.
-        self.words = open(Path(self.folder.name) / "words.txt", "w+b")  # noqa: SIM115
+        self.log = open(Path(self.folder.name) / "log.txt", "w+b")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lrp.survey.check", name, str(self.place)],
-            stdin=subprocess.DEVNULL, stdout=self.words, stderr=self.words,
+            [sys.executable, "-m", "lrp.survey.check", name, str(self.result_file)],
+            stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
 
     def result(self) -> Result | None:
         """The measurements, or a result with the reason why the worker died; None while it runs."""
         code = self.process.poll()
-        late = time.monotonic() - self.began > HOURS * 3600
-        if code is None and not late:
+        timed_out = time.monotonic() - self.began > HOURS * 3600
+        if code is None and not timed_out:
             return None
         if code == 0:
-            found = Result.from_dict(json.loads(self.place.read_text(encoding="utf-8")))
+            found = Result.from_dict(json.loads(self.result_file.read_text(encoding="utf-8")))
         else:
-            found = Result(self.name, family(self.name), self._died(code), date=date.today().isoformat())
+            found = Result(self.name, family(self.name), self._failure(code), date=date.today().isoformat())
         self.stop()
         return found
 
-    def _died(self, code: int | None) -> str:
+    def _failure(self, code: int | None) -> str:
         if code is None:
             return f"took longer than {HOURS:g} h: it was ended"
         if code < 0:
             return f"its process was ended by signal {-code}" + (
                 ": the memory did not suffice, probably; try --jobs 1" if code == -9 else ""
             )
-        self.words.seek(0)
-        lines = self.words.read().decode(errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        return f"its process ended with exit code {code}: {said[-1] if said else 'it said nothing'}"
+        self.log.seek(0)
+        lines = self.log.read().decode(errors="replace").split("\n")
+        output = [line.strip() for line in lines if line.strip()]
+        return f"its process ended with exit code {code}: {output[-1] if output else 'it said nothing'}"
 
     def stop(self) -> None:
         """Kill the process; a result that `result` has not returned is lost."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        self.words.close()
+        self.log.close()
         self.folder.cleanup()
 
 

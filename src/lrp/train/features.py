@@ -50,7 +50,9 @@ class StoredRows:
     def __getitem__(self, at: slice | Tensor) -> Tensor:
         """`at`: a slice or an index tensor."""
         places = self._places[at]
-        if len(places) and bool((places.diff() == 1).all()):  # consecutive, as after a first run: a view, no copy
+        if len(places) and bool(
+            (places.diff() == 1).all()
+        ):  # consecutive, as after a first run: a view, no copy
             found = self._table[int(places[0]) : int(places[-1]) + 1]
         else:
             found = self._table[places]
@@ -115,18 +117,18 @@ def features(
     device = torch.device(device)
     workers = workers or min(8, os.cpu_count() or 1)
     identity = json.dumps([_FORMAT, key, preprocessing.to_dict(), device.type], sort_keys=True)
-    place = Path(folder, hashlib.sha256(identity.encode()).hexdigest()[:16])
-    with os_errors(place, "made", TrainingError):
-        place.mkdir(parents=True, exist_ok=True)
-    with Lock(place, "choose another cache folder", TrainingError):
-        tables = {view: _Table(place / view, identity) for view in views}
+    table_folder = Path(folder, hashlib.sha256(identity.encode()).hexdigest()[:16])
+    with os_errors(table_folder, "made", TrainingError):
+        table_folder.mkdir(parents=True, exist_ok=True)
+    with Lock(table_folder, "choose another cache folder", TrainingError):
+        tables = {view: _Table(table_folder / view, identity) for view in views}
         known: list[str | None] = list(digests) if digests is not None else _digests(samples, workers)
         for table in tables.values():
             table.drop_damaged({digest for digest in known if digest})
         reasons: dict[int, str] = {}
         new: set[str] = set()
 
-        def see(index: int) -> tuple[str, Tensor] | str:
+        def load(index: int) -> tuple[str, Tensor] | str:
             try:
                 photo = read(samples[index])
                 return photo.digest, preprocessing(photo.pixels)
@@ -137,7 +139,7 @@ def features(
 
         todo = _missing(known, tables, batch_size)
         advance(len(samples) - sum(map(len, todo.values())), len(samples))
-        for _, batch, seen in read_ahead(todo.items(), see, workers):
+        for _, batch, seen in read_ahead(todo.items(), load, workers):
             fresh: dict[str, Tensor] = {}
             for index, found in zip(batch, seen, strict=True):
                 if isinstance(found, str):
@@ -216,7 +218,7 @@ def _store(
 def _digests(samples: Sequence[Sample], workers: int) -> list[str | None]:
     """SHA-256 of each file; None if it cannot be read: opening it as a photo will raise with the reason."""
 
-    def look(sample: Sample) -> str | None:
+    def digest_of(sample: Sample) -> str | None:
         try:
             if not sample.file.is_file():  # reading a pipe would block
                 return None
@@ -226,7 +228,7 @@ def _digests(samples: Sequence[Sample], workers: int) -> list[str | None]:
             return None
 
     with ThreadPoolExecutor(workers, "lrp-digest") as pool:
-        return list(pool.map(look, samples))
+        return list(pool.map(digest_of, samples))
 
 
 # ---------------------------------------------------------------- on disk
@@ -264,14 +266,14 @@ class _Table:
                 return
             self._shapes = tuple(tuple(shape) for shape in header["shapes"])
             self._end = file.tell()
-            there = self._rows_path.stat().st_size // (4 * self._width)
-            self._count = there  # complete rows are never overwritten: another run may be reading them
+            complete = self._rows_path.stat().st_size // (4 * self._width)
+            self._count = complete  # complete rows are never overwritten: another run may be reading them
             for line in file:
                 if not line.endswith(b"\n"):
                     break  # the incomplete last line of a killed run
                 self._end += len(line)
                 entry = unseal(line)
-                if entry is not None and entry["row"] < there:
+                if entry is not None and entry["row"] < complete:
                     self._found[entry["digest"]] = entry["row"], entry["sum"]
 
     def _begin_anew(self) -> None:

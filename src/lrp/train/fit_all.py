@@ -140,7 +140,7 @@ def fit_all(
         drop_last=single,
         **options,
     )
-    judged = DataLoader(
+    val_batches = DataLoader(
         Photos(val, preprocessing, None, max_megapixels),
         settings.batch_size,
         sampler=Order(len(val), None, rank, world),
@@ -182,12 +182,12 @@ def fit_all(
     if history:
         advance(len(val) + (len(history) - 1) * in_epoch, total, "training")
     else:
-        val_loss, accuracy = _judge(model, judged, fabric, advance, total, "training")
+        val_loss, accuracy = _evaluate(model, val_batches, fabric, advance, total, "training")
         history.append({"epoch": 0, "val_loss": val_loss, "val_accuracy": accuracy})
     while shared(fabric, close) and not finished(history, settings):
         epoch, begin = len(history), time.perf_counter()
         order.epoch = epoch
-        words, told = f"training, epoch {epoch} of {settings.epochs}", begin
+        words, reported = f"training, epoch {epoch} of {settings.epochs}", begin
         sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
         wrapped.train()
         if settings.keep_statistics:
@@ -203,8 +203,8 @@ def fit_all(
             with fabric.no_backward_sync(wrapped, enabled=not last):
                 logits = _logits(wrapped(images))
                 loss = functional.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
-                held = min(settings.accumulate, len(batches) - step * settings.accumulate)
-                fabric.backward(loss / held)
+                count = min(settings.accumulate, len(batches) - step * settings.accumulate)
+                fabric.backward(loss / count)
             if last:
                 rate = _rate(((epoch - 1) * steps + step) / (settings.epochs * steps), settings)
                 for group in optimizer.param_groups:
@@ -219,13 +219,15 @@ def fit_all(
                 sums += torch.stack(
                     [loss.double() * len(targets), right.double(), right.new_tensor(len(targets))]
                 )
-            if time.perf_counter() > told + 1:  # at most once a second: reading the sums waits for the GPU
-                told, (so_far, hits, seen) = time.perf_counter(), sums.tolist()
+            if (
+                time.perf_counter() > reported + 1
+            ):  # at most once a second: reading the sums waits for the GPU
+                reported, (so_far, hits, seen) = time.perf_counter(), sums.tolist()
                 words = f"training, epoch {epoch} of {settings.epochs}, loss {so_far / seen:.3f}, {hits / seen:.1%}"
             advance(len(targets) * world, total, words)
         total_loss, correct, seen = _summed(fabric, sums)
         seconds = time.perf_counter() - begin
-        val_loss, accuracy = _judge(model, judged, fabric, advance, total, words)
+        val_loss, accuracy = _evaluate(model, val_batches, fabric, advance, total, words)
         history.append(
             {
                 "epoch": epoch, "loss": total_loss / seen, "accuracy": correct / seen, "val_loss": val_loss,
@@ -280,13 +282,13 @@ def _logits(output: Any) -> Tensor:
 
 def _summed(fabric: Fabric, sums: Tensor) -> list[float]:
     """The sums added over all devices."""
-    together: Any = fabric.all_reduce(sums, reduce_op="sum")
-    return together.tolist()
+    total: Any = fabric.all_reduce(sums, reduce_op="sum")
+    return total.tolist()
 
 
-def _judge(
+def _evaluate(
     model: nn.Module,
-    judged: DataLoader[Any],
+    val_batches: DataLoader[Any],
     fabric: Fabric,
     advance: Callable[[int, int, str], None],
     total: int,
@@ -300,7 +302,7 @@ def _judge(
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
     with torch.no_grad():
-        for images, targets in loaded(judged):
+        for images, targets in loaded(val_batches):
             images, targets = fabric.to_device(
                 (images.contiguous(memory_format=torch.channels_last), targets)
             )

@@ -164,7 +164,7 @@ def fit_head(
                 f"epoch {len(history)}: the loss is no number any more: the features have values too large for it; "
                 "train the whole net instead (--train all)."
             )
-        val_loss, val_accuracy = variables.judge(val)
+        val_loss, val_accuracy = variables.evaluate(val)
         history.append(
             {
                 "epoch": len(history), "loss": descent.loss, "accuracy": descent.accuracy, "objective": objective,

@@ -21,7 +21,9 @@ STRENGTHS = tuple(10.0 ** (half / 2) for half in range(2, -11, -1))
 FOLDS = 5
 LARGE = 2**24  # numbers in the features; with more, one fold is accurate enough and five would take minutes
 CHUNK = 2**22  # numbers per chunk: limits the memory
-ROUGHLY = 1e-3  # relative to the objective: in the cross-validation, descent stops after a step that gains less
+ROUGHLY = (
+    1e-3  # relative to the objective: in the cross-validation, descent stops after a step that gains less
+)
 
 
 class Rows(Protocol):
@@ -189,7 +191,7 @@ class Variables:
         squares = [t.square().sum() for t in self.tensors.values() if t.dim() > 1]
         return torch.stack(squares).sum() / 2 if squares else torch.zeros(())
 
-    def judge(self, data: Data, smoothing: float = 0.0, descend: bool = False) -> tuple[float, float]:
+    def evaluate(self, data: Data, smoothing: float = 0.0, descend: bool = False) -> tuple[float, float]:
         """Mean loss in nats and accuracy; with `descend` the loss's gradient is added to the variables' gradients."""
         loss, right = 0.0, 0
         for inputs, labels in data:
@@ -246,7 +248,7 @@ class Descent:
         self._at = [tensor.detach().clone() for tensor in now]
         for tensor in now:
             tensor.grad = None
-        self.loss, self.accuracy = self.variables.judge(self.data, self.smoothing, descend=True)
+        self.loss, self.accuracy = self.variables.evaluate(self.data, self.smoothing, descend=True)
         penalty = self.strength * self.variables.penalty()
         if penalty.requires_grad:
             penalty.backward()
@@ -290,7 +292,7 @@ def cross_validated(
                     break
                 before = now
             places[number] = variables.copy()
-            losses.append(variables.judge(unseen, smoothing)[0])
+            losses.append(variables.evaluate(unseen, smoothing)[0])
         if not sum(losses) < lowest:
             break
         best, lowest = strength, sum(losses)

@@ -155,7 +155,7 @@ def retrain(
         if not overwrite and (kept := run.kept()) is not None:
             return kept
         state = run.begin(overwrite)
-        model_ = _laid_out(fresh.model, where)
+        model_ = _on_device(fresh.model, where)
         if train == "head" or (state is None and pretrained):
             fitted = _head(
                 run, model_, torch.zeros(2, 3, *preprocessing.geometry.crop, device=where),
@@ -179,19 +179,19 @@ def retrain(
             return Retrained(str(output), (), (), {}, (), (), ())
         assert fabric is not None
         if not first:  # Fabric copies the weights from the first process
-            model_ = _laid_out(build(task.architecture, len(task.data.classes), task.preprocessing), where)
+            model_ = _on_device(build(task.architecture, len(task.data.classes), task.preprocessing), where)
         history = fit_all(
             model_, task.heads, task.preprocessing, task.data.train, task.data.val, settings, fabric,
             workers=workers, state=task.state, max_megapixels=max_megapixels,
             advance=advance if first else lambda done, total, what: None,
-            on_epoch=lambda facts: run.tell(facts, model_), on_state=lambda held: run.after_epoch(model_, held),
+            on_epoch=lambda facts: run.add_epoch(facts, model_), on_state=lambda held: run.after_epoch(model_, held),
         )  # fmt: skip
         if not first:
             return Retrained(str(output), (), tuple(history), {}, (), (), ())
         return run.end(model_, history)
 
 
-def _laid_out(model: nn.Module, device: torch.device) -> nn.Module:
+def _on_device(model: nn.Module, device: torch.device) -> nn.Module:
     """The model on its device in channels-last memory, in which convolutions run nearly twice as fast."""
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -250,8 +250,8 @@ def _head(
 
     fitted = fit_head(
         parts.tail, stores[0].views, labels[0], stores[1].views, labels[1], settings, state=state if whole else None,
-        on_state=run.keep if whole else lambda state: None,
-        on_epoch=(lambda facts: run.tell(facts, model)) if whole else lambda facts: None, advance=progress,
+        on_state=run.save_state if whole else lambda state: None,
+        on_epoch=(lambda facts: run.add_epoch(facts, model)) if whole else lambda facts: None, advance=progress,
     )  # fmt: skip
     if whole:
         run.extra = {"weight_decay": fitted.weight_decay}

@@ -135,7 +135,7 @@ class Run:
 
     # ------------------------------------------------------------ writing
 
-    def tell(self, facts: Facts, model: nn.Module) -> None:
+    def add_epoch(self, facts: Facts, model: nn.Module) -> None:
         """Add an epoch to the history, and call the `on_epoch` functions."""
         if facts["epoch"] < len(self.history):
             return  # already reported before the run was killed
@@ -146,14 +146,14 @@ class Run:
         for function in self.on_epoch:
             function(dict(facts), now)
 
-    def keep(self, state: Mapping[str, Any]) -> None:
+    def save_state(self, state: Mapping[str, Any]) -> None:
         """Write the state from which a killed run resumes, atomically."""
         advice = ". What was finished before is kept; the same command goes on"
         with replacing(self.resume, TrainingError, advice=advice) as draft:
             save({"identity": self.identity, "state": dict(state)}, draft)
 
     def after_epoch(self, model: nn.Module, state: Mapping[str, Any]) -> None:
-        self.keep(state)
+        self.save_state(state)
         self.save_best(model, state["history"])
 
     def save_best(self, model: nn.Module, history: Sequence[Facts]) -> None:
@@ -217,8 +217,8 @@ class Run:
             from lrp.train import curves
 
             figure = curves.plot_training(self.history, best_epoch(self.history), title=self.output.name)
-            for place in self._curves():
-                curves.save(figure, place, TrainingError)
+            for path in self._curves():
+                curves.save(figure, path, TrainingError)
 
     def _files(self) -> list[Path]:
         return [self.output, sidecar_of(self.output), self.last_file, self.history_file, *self._curves()]

@@ -66,23 +66,23 @@ class Watch:
             target: Any = meant[0] if len(meant) == 1 else "predicted"
             e = explainer(preprocessing(photo.pixels)[None].to(device), target)
             index = int(e.target[0])
-            sure = float(torch.softmax(e.logits[0].double(), 0)[index])
+            probability = float(torch.softmax(e.logits[0].double(), 0)[index])
             values = e.relevance[0].sum(0).detach().float().cpu().numpy()
             on_photo = preprocessing.geometry.to_photo(values, *photo.pixels.shape[:2])
-            title = f"{class_names[index]} {100 * sure:.1f} %"
-            trust = "" if e.health.ok else f"NOT TRUSTWORTHY: {e.health.problems[0]}"
+            title = f"{class_names[index]} {100 * probability:.1f} %"
+            warning = "" if e.health.ok else f"NOT TRUSTWORTHY: {e.health.problems[0]}"
             picture = heatmap.draw(
                 photo.pixels,
-                [heatmap.Panel(on_photo, title, trust)],
+                [heatmap.Panel(on_photo, title, warning)],
                 title=f"epoch {epoch}",
                 subtitle=photo.path.name,
             )
-            place = folder / f"{self.names[i]}.png"
-            heatmap.save_png(picture, place, {"epoch": str(epoch)}, TrainingError)
+            picture_file = folder / f"{self.names[i]}.png"
+            heatmap.save_png(picture, picture_file, {"epoch": str(epoch)}, TrainingError)
             tile = folder / f"{self.names[i]}.map.png"
             colours = heatmap.colours(on_photo, heatmap.scale([on_photo]))
-            said = {"epoch": str(epoch), "photo": photo.digest, "said": trust or title}
-            heatmap.save_png(_large(colours), tile, said, TrainingError)
+            metadata = {"epoch": str(epoch), "photo": photo.digest, "said": warning or title}
+            heatmap.save_png(_large(colours), tile, metadata, TrainingError)
         sheet = contact_sheet(
             {
                 photo.path.name: [(photo.path, "the photo", ""), *self.shown(i)]
