@@ -42,7 +42,7 @@ class Call(nn.Module):
 
 
 def plain(make, *shape, view=None, **options):
-    """A module whose matrix `oracle.of_module` knows; `view`: its input's shape, if not `shape`."""
+    """A module whose matrix `oracle.of_module` computes; `view`: its input's shape, if not `shape`."""
     if view is not None:
         options["prepare"] = lambda x: (x.reshape(x.shape[0], *view),)
     return Case(make, shape, lambda op: oracle.of_module(op, view or shape), **options)

@@ -46,8 +46,8 @@ class Classifier:
         loaded: the model on `device`, in eval mode, its preprocessing and class names.
         indices: class folder -> index of the model's output; the files of other folders have no true class.
         name, weights: values of the columns "model" and "weights".
-        restrict: only the classes of `indices` compete; the others count as impossible.
-        device: where to compute.
+        restrict: only the classes of `indices` can be predicted; the others get probability 0.
+        device: the device of the computation.
         half: float16 products with channels-last memory, the fastest on GPUs.
         max_megapixels: larger photos are not read.
     """
@@ -91,7 +91,7 @@ class Classifier:
         ]
 
     def confidences(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [N, h, w, 3] -> float64 [N, K]: softmax over the classes that compete, 0 for the others."""
+        """uint8 [N, h, w, 3] -> float64 [N, K]: softmax over the classes that can be predicted, 0 for the others."""
         pre = self.loaded.preprocessing
         mean, std = (torch.tensor(v, device=self.device).view(-1, 1, 1) for v in (pre.mean, pre.std))
         x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # a view: memory stays channels-last
@@ -194,7 +194,7 @@ def evaluate(
         model: a name that `load_model` accepts, or a `LoadedModel`; it is moved to `device`, in channels-last memory.
         output: the CSV; during the run, `<output>.journal` exists beside it.
         name: for the column "model"; "": the model's name, if `model` is a name.
-        classes: "model": all the model's classes compete; "data": only those of the data set.
+        classes: "model": all the model's classes can be predicted; "data": only those of the data set.
         size: side of the model's input in pixels; None: the size it was trained with.
         arch, labels: arguments of `load_model` for a weight file without sidecar.
         device: "auto" (a GPU if available), "cpu", "cuda", "cuda:1", "mps".

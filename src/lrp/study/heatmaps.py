@@ -195,8 +195,8 @@ def _expect_choice(gallery: Gallery) -> None:
 
 
 def _check(facts: dict[str, object], row: Prediction, class_names: Sequence[str]) -> None:
-    """Set `differs` if the prediction changed. Not if only the data's classes competed: then another class may be the
-    most probable of all."""
+    """Set `differs` if the prediction changed. Not checked if only the data's classes could be predicted: then another
+    class may be the most probable of all."""
     if not row.restricted and index_of(row, "predicted", class_names) != facts["predicted_index"]:
         facts["differs"] = (
             f"{row.path}: the table says {row.predicted_label!r}, the model {facts['predicted']!r} now: was it "

@@ -37,7 +37,7 @@ class Retrained(Plain):
     """The result of a training.
 
     Attributes:
-        output: the weights of the best epoch; `load_model` takes it.
+        output: the weights of the best epoch, a file for `load_model`.
         files: all files written, the output first.
         history: a dict for each epoch; the first is the model before training.
         metrics: of the best epoch: epoch, val_accuracy, val_loss.
