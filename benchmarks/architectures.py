@@ -1,23 +1,23 @@
-"""Which composite fits which kind of net? A table per architecture, on a task whose answer is known.
+"""Compare composites for each kind of architecture, on a task whose relevant pixels are known.
 
     python benchmarks/architectures.py [--kinds vit,mixer] [--steps N] [--brief]
 
-Small nets are trained here, on one thread, to read an object among distractors: its hue (3) and the direction of
-its stripes (2) are the class. Its shape, place, size and tint, the four plain distractors, the coloured background
-and the noise say nothing. All columns are means over images that the net has not seen and classifies correctly:
+Small nets are trained, on one thread, to classify an object among distractors: its hue (3) and the direction of its
+stripes (2) define the class. Its shape, position, size and tint, the four plain distractors, the coloured background
+and the noise are independent of it. All columns are means over correctly classified images outside the training set:
 
     area    squares of 6 x 6 pixels are blurred, once the least relevant first, once the most relevant first; the
-            area between the two curves of the logit: larger means that the logit hangs on what the map shows
-    mass    share of the positive relevance that lies on the object; above the table: that of a uniform map
-    point   how often the largest relevance lies on the object
-    class   rank correlation of the squares' relevance for the predicted and the second class, without its sign
-            (which is that of the second logit): 1 is a map that does not depend on the class asked for
-    share   how much of the logit reached the pixels
-    health  whether the account of the explanation closes (`Explanation.health.ok`)
+            area between the two curves of the logit: larger means that the logit depends on the relevant pixels
+    mass    share of the positive relevance inside the object; above the table: that of a uniform map
+    point   how often the largest relevance is inside the object
+    class   rank correlation of the squares' relevance for the predicted and the second class, absolute value
+            (the sign is that of the second logit): 1 is a map that does not depend on the explained class
+    share   share of the logit that reached the pixels
+    health  whether the explanation's ledger closes (`Explanation.health.ok`)
 
-Rows go by area. --brief compares only the named presets, as published, with the other methods, all nets in one
-table of area and mass. The nets are tiny and the images simple: differences of a few hundredths are noise, and what only
-large nets have (dozens of layers of biases, massive activations) is not seen here.
+Rows are sorted by area. --brief compares only the named presets, as published, with the other methods, all nets in one
+table of area and mass. The nets are tiny and the images simple: differences of a few hundredths are noise, and effects
+that only large nets have (dozens of layers of biases, massive activations) do not occur.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ from faithfulness import rank_correlation
 
 SIDE, CLASSES, SQUARE = 48, 6, 6
 SQUARES = SIDE // SQUARE
-LOW, HIGH = -2.0, 2.0  # a black and a white pixel
+LOW, HIGH = -2.0, 2.0  # values of a black and of a white pixel
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Images [N, 3, SIDE, SIDE] with labels [N] and the object's mask [N, SIDE, SIDE]; lengths in sides."""
+    """Images [N, 3, SIDE, SIDE] with labels [N] and the object's mask [N, SIDE, SIDE]; lengths in units of SIDE."""
 
     off_centre: float = 0.22
     radius: tuple[float, float] = (0.17, 0.27)
@@ -133,7 +133,7 @@ WHERE |= {"depthwise": lrp.depthwise, "first": lrp.first}
 
 
 def composite(words: dict[str, str]) -> lrp.Composite:
-    """What is not said is ε; flat, w² and zᴮ know no bias."""
+    """The composite for {kind of layer: rule}. Other layers get ε; flat, w² and zᴮ have no bias option."""
     bias = words["bias"]
     rules = {"flat": lrp.Flat(), "w²": lrp.WSquare(), "zᴮ": lrp.ZBox(LOW, HIGH), "pass": lrp.Pass(), "|·|": lrp.Magnitude()}  # fmt: skip
     rules |= {"ε": lrp.Epsilon(bias=bias), "z⁺": lrp.ZPlus(bias=bias), "α2β1": lrp.AlphaBeta(bias=bias)}
@@ -143,7 +143,7 @@ def composite(words: dict[str, str]) -> lrp.Composite:
 
 
 def around(text: str, **choices: str) -> list[dict[str, str]]:
-    """A base such as "conv z⁺, linear ε, bias absorb", and all that differs from it in one word."""
+    """A base such as "conv z⁺, linear ε, bias absorb", and all variants that differ from it in one choice."""
     base = dict(part.split() for part in text.split(", "))
     return [base] + [base | {word: c} for word, each in choices.items() for c in each.split()]
 
@@ -166,7 +166,7 @@ DENSE += around("linear ε, first ε, bias absorb", linear="γ0.25 z⁺ α2β1",
 
 @dataclass(frozen=True)
 class Kind:
-    """An architecture, how long and how fast it learns, and what to try on it."""
+    """An architecture, its training steps and learning rate, and the composites to compare."""
 
     build: Callable[[], nn.Module]
     steps: int
@@ -197,7 +197,7 @@ def trained(kind: Kind, steps: int) -> nn.Module:
     model, seed = kind.build(), torch.Generator().manual_seed(1)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            module.reset_parameters()  # timm's start is made for nets much wider than these
+            module.reset_parameters()  # timm's initialisation is for much wider nets
     optimizer = torch.optim.AdamW(model.parameters(), kind.rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, kind.rate, steps, pct_start=0.15)
     for _ in range(steps):
@@ -211,7 +211,7 @@ def trained(kind: Kind, steps: int) -> nn.Module:
 
 
 class Sample:
-    """Images that the model classifies correctly, with masks, two likeliest classes, logit and blurred selves."""
+    """Correctly classified images, with masks, the two most probable classes, logit, and blurred versions."""
 
     def __init__(self, model: nn.Module, scenes: Scenes, count: int = 64) -> None:
         x, label, mask = scenes.draw(512, torch.Generator().manual_seed(2))
@@ -225,7 +225,7 @@ class Sample:
         self.blurred = F.conv2d(F.pad(self.x, [6] * 4, mode="reflect"), kernel, groups=3)
 
     def mean_logit(self, order: Tensor) -> Tensor:
-        """While ever more squares are blurred, 0 in `order` first: [N]."""
+        """The mean logit for a rising number of blurred squares, 0 in `order` first: [steps]."""
         logits = []
         for count in range(0, SQUARES**2 + 1, SQUARES):
             gone = (order < count).view(-1, 1, SQUARES, SQUARES)
@@ -247,14 +247,14 @@ class Sample:
         area = self.mean_logit(order) - self.mean_logit(SQUARES**2 - 1 - order)
         positive = relevance.clamp(min=0)
         mass = (positive * self.mask).sum((1, 2)) / positive.sum((1, 2)).clamp(min=1e-12)
-        top = relevance == relevance.amax((1, 2), keepdim=True)  # flat first layers have ties
+        top = relevance == relevance.amax((1, 2), keepdim=True)  # Flat in the first layer produces ties
         point = (top & self.mask).sum((1, 2)) / top.sum((1, 2))
         same, share = rank_correlation(score, second).abs(), relevance.sum((1, 2)) / self.logit
         return tuple(float(column.mean()) for column in (area, mass, point, same, share))
 
 
 def methods(kind: Kind, model: nn.Module, brief: bool) -> dict[str, Any]:
-    """What to compare: explainers, and other methods as functions of images and target."""
+    """The methods to compare: explainers, and functions of images and target."""
     mixes: dict[str, Any] = {"the default": None}
     if not brief:
         mixes |= {", ".join(f"{k} {v}" for k, v in words.items()): composite(words) for words in kind.mixes}

@@ -1,13 +1,13 @@
-"""Do the maps find what the decision hangs on? A table of candidate presets and other methods.
+"""Measure whether maps find the pixels that the decision depends on: a table of presets and other methods.
 
     python benchmarks/faithfulness.py [--model efficientnet_lite0] [--photos FOLDER] [--count 48]
 
 Each photo is cut into 14 x 14 squares, ordered by the relevance that falls on them. Squares are replaced
-by the photo's blurred self, once the most relevant first, once the least relevant first, and the logit
-of the predicted class is watched. The score is the area between the two curves, in logits: larger means
-that what the map calls relevant is what the logit hangs on. "class" is the rank correlation between the
-maps of the predicted and of the second class: lower means that the map depends on the class asked for.
-"share" is how much of the logit reached the pixels. Without --photos: scikit-image's.
+by the blurred photo, once the most relevant first, once the least relevant first, and the logit of the
+predicted class is recorded. The score is the area between the two curves, in logits: larger means that
+the logit depends more on the squares with much relevance. "class" is the rank correlation between the
+maps of the predicted and of the second class: lower means that the map depends on the explained class.
+"share" is the share of the logit that reached the pixels. Without --photos: scikit-image's photos.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The same on a GPU: time and memory against the gradient's, VGG16 images a second, one image's latency.
+"""Speed on a GPU: time and memory relative to the gradient's, VGG16 images per second, latency of one image.
 
     PYTHONPATH=src python benchmarks/gpu.py [--rounds 30] [--write]
 
-Needs torch, torchvision and a CUDA device, nothing else of the project's. TF32 is on for convolutions and matrix products, for
-all columns alike; times are between CUDA events, after warming up.
+Needs only torch, torchvision and a CUDA device. TF32 is on for convolutions and matrix products, for all columns; times
+are measured between CUDA events, after a warm-up.
 """
 
 from __future__ import annotations

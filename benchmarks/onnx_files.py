@@ -1,10 +1,10 @@
-"""Exported explanation programs in onnxruntime: how far from torch, how large, how fast.
+"""Exported explanation programs in onnxruntime: error relative to torch, size, speed.
 
     python benchmarks/onnx_files.py [--models vgg16,resnet50,efficientnet_lite0] [--write]
 
-`epsilon_plus_flat` on photos that come with scikit-image, in batches of 1 and 3 from one file. Errors are relative (L2): of onnxruntime
-to torch, both in float32; and, to judge those by, of torch in float32 to torch in float64. EfficientNet-Lite0 has its ImageNet weights,
-the others random ones. --write puts the table into docs/export.md.
+`epsilon_plus_flat` on photos of scikit-image, in batches of 1 and 3 from one file. Errors are relative (L2): of
+onnxruntime to torch, both in float32; for comparison, of torch in float32 to torch in float64. EfficientNet-Lite0
+has its ImageNet weights, the others random ones. --write writes the table into docs/export.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROUNDS = 5
 
 
 def error(found: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Relative error (L2), and the largest difference as a part of the largest value."""
+    """Relative error (L2), and the largest difference relative to the largest value."""
     difference = found.double() - truth.double()
     return (
         float(difference.norm() / truth.double().norm()),

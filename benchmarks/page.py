@@ -1,4 +1,4 @@
-"""Where the measured tables go: between two comments of a page of docs/, each its own block."""
+"""Writes measured tables into a page of docs/, each between its two comments."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def mark(value: float, must: float, aim: float) -> str:
-    """Bold where the aim is reached; what is missed is said."""
+    """Bold if the aim is reached; marked if the required value is missed."""
     if value <= aim:
         return f"**{value:.2f}**"
     return f"{value:.2f}" if value <= must else f"{value:.2f} (missed)"
 
 
 def write(block: str, text: str, file: Path = PAGE) -> None:
-    """Put `text` into the page, in place of what the block held."""
+    """Replace the content of a block of the page by `text`."""
     begin, end = f"<!-- {block}: begin -->", f"<!-- {block}: end -->"
     page = file.read_text(encoding="utf-8")
     if begin not in page:

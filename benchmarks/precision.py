@@ -1,10 +1,10 @@
-"""How far an explanation in float32, exact or mixed, is from the same in float64, on real photos.
+"""Difference between an explanation in float32, exact or mixed, and the same in float64, on real photos.
 
     python benchmarks/precision.py [--photos FOLDER] [--count 16] [--models efficientnet_lite0,vgg16] [--write]
 
-EfficientNet-Lite0 with its ImageNet weights, others with random ones; relevance summed over the channels. Of each photo: the relative error (L2), the
-rank correlation of the pixels, and the share of the 5 % most relevant pixels that both have in common; the worst and
-the mean over the photos. Without --photos: crops of the photos that come with scikit-image.
+EfficientNet-Lite0 with its ImageNet weights, others with random ones; relevance summed over the channels. For each
+photo: the relative error (L2), the rank correlation of the pixels, and the share of the 5 % most relevant pixels that
+both have in common; the worst and the mean over the photos. Without --photos: crops of scikit-image's photos.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def photos(folder: Path | None, count: int) -> list[Path]:
 
 
 def compared(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[N, H, W] each -> relative error, rank correlation, share of the top 5 % in common; [N] each."""
+    """Two maps [N, H, W] -> relative error, rank correlation, share of the top 5 % in common; [N] each."""
     error = (found - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
     top = int(0.05 * truth[0].numel())
     chosen = [

@@ -1,10 +1,10 @@
-"""What an explanation costs as work grows, against one input gradient: batch, resolution, depth.
+"""Cost of an explanation, relative to one input gradient, for growing batch, resolution and depth.
 
     python benchmarks/scaling.py [--rounds 3] [--write]
 
-Time and peak memory of `epsilon_plus_flat` over the gradient's of the same model and images: ResNet18 with 1 to 64 images,
-ResNet18 with 64 to 512 pixels, ResNets of 18 to 152 layers. The ratio should stay flat. --write puts the plot and
-the table into docs/.
+Time and peak memory of `epsilon_plus_flat` divided by those of the gradient, for the same model and images: ResNet18
+with 1 to 64 images, ResNet18 with 64 to 512 pixels, ResNets of 18 to 152 layers. The ratio should be constant.
+--write writes the plot and the table into docs/.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python benchmarks/speed.py [--rounds 5] [--models vgg16,vgg19,resnet50] [--write]
 
-Everything is interleaved in one process and compared within a round, so that a machine that speeds up or slows down moves
-all columns alike; medians over rounds. Random weights: they change no operation's cost. Memory is measured in processes
-of their own, as growth of the peak resident set over the loaded model. --write puts the tables into
-docs/performance.md. The goals beside the numbers: must, and aim in bold where reached.
+All runs are interleaved in one process and compared within a round, so that changes of the machine's speed affect all
+columns equally; medians over rounds. Weights are random, since they do not affect the cost. Memory is measured in
+separate processes, as growth of the peak resident set over the loaded model. --write writes the tables into
+docs/performance.md. Goals are beside the numbers: must, and aim, in bold if reached.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCH = 4
 BOX = {"low": -2.2, "high": 2.7}
 Run = Callable[[], object]
 
-# what: (how it is called here, must, aim); for ResNet50 where that differs
+# row: (name in the table, must, aim); for ResNet50 only if different
 GOALS = {
     "epsilon_plus_flat": (1.55, 1.45),
     "epsilon_plus_flat, mixed": (1.15, 1.0),
@@ -50,7 +50,7 @@ def model_and_images(name: str, batch: int = BATCH, side: int = 224) -> tuple[to
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).eval()
     for parameter in model.parameters():
-        parameter.requires_grad_(False)  # the gradient is that of the input alone
+        parameter.requires_grad_(False)  # only the gradient with respect to the input
     return model, torch.randn(batch, 3, side, side)
 
 
@@ -64,7 +64,7 @@ def gradient(model: torch.nn.Module, x: torch.Tensor) -> Run:
 
 
 def explainer(model: torch.nn.Module, what: str, **settings: object) -> object:
-    """An explainer by the name of a row: a preset, and ", mixed" behind it."""
+    """An explainer by the name of a row: a preset, with ", mixed" appended for mixed precision."""
     import lrp
 
     preset, _, precision = what.partition(", ")
@@ -116,7 +116,7 @@ def captum(name: str, x: torch.Tensor) -> Run:
 def interleaved(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
     """Seconds of each run in each round."""
     for run in runs.values():
-        run()  # captures, allocates, warms up
+        run()  # warm-up: captures, allocates
     taken: dict[str, list[float]] = {label: [] for label in runs}
     for _ in range(rounds):
         for label, run in runs.items():
@@ -131,7 +131,7 @@ def ratio(taken: dict[str, list[float]], what: str, to: str = "gradient") -> flo
 
 
 def ratios(names: list[str], rounds: int) -> str:
-    """The table of time against the gradient's."""
+    """The table of times relative to the gradient's."""
     measured = {}
     for name in names:
         model, x = model_and_images(name)
@@ -161,7 +161,7 @@ def ratios(names: list[str], rounds: int) -> str:
 
 
 def many(rounds: int) -> float:
-    """Ten targets in one call against ten calls, VGG16, one image."""
+    """Ten targets in one call compared with ten calls, VGG16, one image."""
     model, x = model_and_images("vgg16", 1)
     made = explainer(model, "epsilon_plus_flat")
     targets = list(range(10))
@@ -170,7 +170,7 @@ def many(rounds: int) -> float:
 
 
 def peak(name: str, what: str, batch: int, side: int = 224) -> float:
-    """Peak memory in MiB of one run, over what the process held with the model loaded and the program written."""
+    """Peak memory of one run in MiB, above that of the process with the model loaded and the program written."""
     model, x = model_and_images(name, batch, side)
     if what == "gradient":
         run = gradient(model, x)
@@ -180,15 +180,15 @@ def peak(name: str, what: str, batch: int, side: int = 224) -> float:
         made(x[:1], 0)  # type: ignore[operator]
         run = lambda: made(x, 0)  # type: ignore[operator]  # noqa: E731
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what the warming up left is given back: it would serve the run unseen
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
+    ctypes.CDLL(None).malloc_trim(0)  # return free memory of the warm-up, which the run would use unmeasured
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the current memory
     held = status("VmRSS")
     run()
     return (status("VmHWM") - held) / 1024
 
 
 def status(key: str) -> int:
-    """A line of /proc/self/status, in KiB."""
+    """A value of /proc/self/status, in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
 

@@ -1,14 +1,14 @@
-"""Time and memory of `lrp evaluate`: the whole against its two parts, and many photos against few.
+"""Time and memory of `lrp evaluate`, compared with its two parts, and for many photos compared with few.
 
     python benchmarks/study.py [--rounds 5] [--models efficientnet_lite0,resnet50] [--data FOLDER]
 
 Decoding alone, inference alone and `evaluate` are interleaved in one process and compared within a round, so that
-a machine that speeds up or slows down moves all three alike; medians over rounds. Decoding runs beside inference,
-but on a CPU both want the same cores: the whole may take as long as its parts together, and 15 % more (the goal).
-Memory is measured in processes of their own, as growth of the peak resident set over the loaded model: the least
-of three. It must be the same for four times as many photos.
+changes of the machine's speed affect all three equally; medians over rounds. Decoding runs in parallel with inference,
+but on a CPU both use the same cores: the whole may take as long as the sum of its parts plus 15 % (the goal).
+Memory is measured in separate processes, as growth of the peak resident set over the loaded model: the minimum of
+three. It must be the same for four times as many photos.
 
-Without --data, the photos are scikit-image's, cut and turned into a few hundred of 500 x 375 pixels.
+Without --data, a few hundred photos of 500 x 375 pixels are cropped and mirrored from scikit-image's.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from lrp.study.evaluate import BATCH, Classifier, evaluate
 from speed import status
 
 GOAL = 1.15
-PEAKS = 3  # what the threads happen to hold at the same moment makes 100 MiB of difference, upwards only
+PEAKS = 3  # repetitions: memory held by the threads at the same time adds up to 100 MiB at random
 SIZE = 500, 375
 
 
 def generate(folder: Path, count: int) -> Path:
-    """`count` different JPEGs in class folders, the same at every call."""
+    """`count` different JPEGs in class folders; deterministic."""
     write_photos(folder / "whole")
     sources = [sample.file for sample in DataSet.open(folder / "whole")]
     random = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def generate(folder: Path, count: int) -> Path:
         with Image.open(source) as opened:
             image = opened.convert("RGB")
         width, height = image.size
-        side = random.uniform(0.5, 0.9)  # the part of each side that is seen
+        side = random.uniform(0.5, 0.9)  # fraction of each side in the crop
         left, top = random.uniform(0, 1 - side, 2)
         seen = (left * width, top * height, (left + side) * width, (top + side) * height)
         image = image.resize(SIZE, Image.Resampling.BICUBIC, seen)
@@ -66,13 +66,13 @@ def generate(folder: Path, count: int) -> Path:
 
 def times(name: str, data: DataSet, rounds: int, workers: int, output: Path) -> None:
     loaded = load(name)
-    loaded.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as evaluate has it
+    loaded.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as in evaluate
     classifier = Classifier(loaded, {})
     samples = list(data)
     with ThreadPoolExecutor(workers) as pool:
         read = list(pool.map(classifier.read, samples))
     crops = np.stack([crop for crop in read if isinstance(crop, np.ndarray)])
-    classifier.confidences(crops[:BATCH])  # allocates, warms up
+    classifier.confidences(crops[:BATCH])  # warm-up: allocates
 
     def decode() -> None:
         with ThreadPoolExecutor(workers) as pool:
@@ -105,7 +105,7 @@ def times(name: str, data: DataSet, rounds: int, workers: int, output: Path) -> 
 
 
 def load(name: str) -> LoadedModel:
-    """Weights only where nothing is downloaded: they change no operation's cost."""
+    """With pretrained weights only if they need no download: weights do not affect the cost."""
     return load_model(name, pretrained=name == PACKAGED)
 
 
@@ -123,7 +123,7 @@ def memory(name: str, data: DataSet, folder: Path) -> None:
 
 
 def link(data: DataSet, folder: Path, copies: int) -> None:
-    """The data set several times over, as links: as many files, whatever they take on the disk."""
+    """The data set `copies` times, as links: more files without more disk space."""
     for number, sample in enumerate(data):
         for copy in range(copies):
             place = folder / sample.category / f"{copy}-{number}{sample.file.suffix}"
@@ -132,10 +132,10 @@ def link(data: DataSet, folder: Path, copies: int) -> None:
 
 
 def peak(name: str, folder: Path) -> int:
-    """By how many MiB the peak grows while a folder of links is evaluated."""
+    """Growth of the peak memory, in MiB, while a folder of links is evaluated."""
     loaded, data = load(name), DataSet.open(folder, follow_links=True)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the current memory
     held = status("VmRSS")
     with tempfile.TemporaryDirectory() as place:
         evaluate(data, loaded, Path(place, "r.csv"))

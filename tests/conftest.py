@@ -1,4 +1,4 @@
-"""One thread: the tests are many and small, and threads would wait for each other more than they compute."""
+"""Fixtures of all tests. Tests use one thread: for many small computations threads cost more time than they save."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 from helpers.server import Server, serving
 
 torch.set_num_threads(1)
-# Child processes import the helpers too.
+# So that child processes can import the helpers.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
 )

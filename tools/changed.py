@@ -1,6 +1,6 @@
 """Runs a checker on the Python files that changed since the branch left main: `python tools/changed.py ruff check`.
 
-Changed: committed on this branch, staged, edited or new. mypy gets those below src/ alone, as in pyproject.toml.
+Changed means committed on this branch, staged, edited or new. mypy checks only files below src/, as in pyproject.toml.
 """
 
 import subprocess
@@ -16,7 +16,7 @@ def git(*arguments: str) -> list[str]:
 
 
 def changed() -> list[str]:
-    """Relative to the project's folder; without those that are gone."""
+    """The changed files, relative to the project's folder; without deleted ones."""
     (base,) = git("merge-base", "HEAD", "main") or git("merge-base", "HEAD", "origin/main") or ["HEAD"]
     names = git("diff", "--name-only", base) + git("ls-files", "--others", "--exclude-standard")
     return sorted({name for name in names if name.endswith(".py") and (ROOT / name).exists()})

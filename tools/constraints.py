@@ -1,4 +1,4 @@
-"""Write constraints.txt: the versions that are installed here. `make constraints` upgrades them first."""
+"""Write constraints.txt with the versions installed now. `make constraints` upgrades them first."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ HEAD = """\
 # theirs exactly, and they differ from one build of torch to the next. For the same reason versions stand without
 # the label of a build ("+cpu").
 """
-# torch's own, pinned by torch; and what is no dependency of lrp: itself, and the installers.
+# Dependencies pinned by torch itself; and packages that lrp does not depend on: lrp itself and the installers.
 LEFT_OUT = re.compile(r"(nvidia-.*|cuda-.*|triton|lrp|pip|setuptools|wheel)==")
 
 

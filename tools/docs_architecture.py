@@ -20,21 +20,21 @@ PICTURE = ROOT / "docs" / "architecture.svg"
 
 
 @dataclass
-class Room:
-    """A package of lrp, or a module that stands beside the packages."""
+class Component:
+    """A package of lrp, or a module at the same level."""
 
     name: str
-    holds: str  # CONTRIBUTING.md's words
+    holds: str  # the description in CONTRIBUTING.md
     package: bool
     modules: int
     lines: int
     imports: set[str]
 
 
-# ---------------------------------------------------------------- what there is
+# ---------------------------------------------------------------- reading the packages
 
 
-def rooms(contributing: str, source: Path = SOURCE) -> dict[str, Room]:
+def components(contributing: str, source: Path = SOURCE) -> dict[str, Component]:
     """Every row of CONTRIBUTING.md's first table, with what its files import."""
     table = contributing.partition("| package |")[2].partition("\n\n")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", table, flags=re.MULTILINE))
@@ -45,7 +45,7 @@ def rooms(contributing: str, source: Path = SOURCE) -> dict[str, Room]:
         texts = [path.read_text(encoding="utf-8") for path in files]
         imports = set().union(*(imported(text) for text in texts)) & rows.keys() - {name}
         modules = sum(path.name != "__init__.py" for path in files)
-        found[name] = Room(
+        found[name] = Component(
             name,
             holds.partition(";")[0].strip().replace("`", ""),
             package,
@@ -57,7 +57,7 @@ def rooms(contributing: str, source: Path = SOURCE) -> dict[str, Room]:
 
 
 def imported(text: str) -> set[str]:
-    """The first parts below `lrp` of what a module imports, anywhere in it; not those for types alone."""
+    """The packages and modules of `lrp` that a module imports, anywhere in it; without imports only for types."""
     found = set()
     waiting: list[ast.AST] = [ast.parse(text)]
     while waiting:
@@ -78,36 +78,36 @@ def imported(text: str) -> set[str]:
 
 @dataclass
 class Layout:
-    """Layers from the bottom up, each from left to right; an arrow that skips layers bends in each of them."""
+    """Layers from bottom to top, each from left to right; an arrow that crosses a layer has a bend in it."""
 
     layers: list[list[str]]
-    arrows: list[list[str]]  # from the importing room down, over its bends, to the imported one
-    also: dict[str, list[str]]  # imports that arrows show already, over other rooms
+    arrows: list[list[str]]  # from the importing component down, through its bends, to the imported one
+    also: dict[str, list[str]]  # imports without an arrow, because arrows over other components imply them
     bends: set[str] = field(default_factory=set)
 
 
-def layout(rooms: dict[str, Room]) -> Layout:
-    """Each room one layer above the highest that it imports; arrows only where no longer way shows the same."""
+def layout(components: dict[str, Component]) -> Layout:
+    """Each component is one layer above the highest one that it imports; no arrow if a longer path implies it."""
     reach: dict[str, set[str]] = {}
 
     def below(name: str) -> set[str]:
         if name not in reach:
-            inside = rooms[name].imports & rooms.keys()
+            inside = components[name].imports & components.keys()
             reach[name] = inside.union(*(below(other) for other in inside))
         return reach[name]
 
     direct, also = {}, {}
-    for name, room in rooms.items():
-        inside = room.imports & rooms.keys()
+    for name, component in components.items():
+        inside = component.imports & components.keys()
         direct[name] = sorted(o for o in inside if not any(o in below(other) for other in inside))
         also[name] = sorted(inside - set(direct[name]))
     level: dict[str, int] = {}
-    for name in sorted(rooms, key=lambda name: len(below(name))):
+    for name in sorted(components, key=lambda name: len(below(name))):
         level[name] = 1 + max((level[other] for other in direct[name]), default=-1)
     result = Layout([[] for _ in range(1 + max(level.values()))], [], also)
-    for name in rooms:
+    for name in components:
         result.layers[level[name]].append(name)
-    for name in rooms:
+    for name in components:
         for other in direct[name]:
             bends = [f"{name}>{other}@{n}" for n in range(level[name] - 1, level[other], -1)]
             for bend in bends:
@@ -119,7 +119,7 @@ def layout(rooms: dict[str, Room]) -> Layout:
 
 
 def _untangle(result: Layout) -> None:
-    """Order each layer by where its arrows go to, and keep the order in which the fewest cross."""
+    """Sort each layer by the positions that its arrows connect to; keep the order with the fewest crossings."""
     hops = [hop for arrow in result.arrows for hop in pairwise(arrow)]
     best, kept = crossings(result.layers, hops), [list(layer) for layer in result.layers]
     for sweep in range(24):
@@ -167,43 +167,47 @@ def text(x: float, y: float, words: str, kind: str = "") -> str:
     return f'<text x="{x:.0f}" y="{y:.0f}"{of_kind}>{escape(words)}</text>'
 
 
-def size(room: Room) -> str:
-    """How large, in two digits: a picture should not be out of date after every commit."""
-    unit = 10 ** max(0, len(str(room.lines)) - 2)
-    lines = f"about {round(room.lines / unit) * unit:,} lines"
-    return f"{room.modules} modules, {lines}" if room.package else lines
+def size(component: Component) -> str:
+    """The size with two significant digits, so that the picture is not out of date after every commit."""
+    unit = 10 ** max(0, len(str(component.lines)) - 2)
+    lines = f"about {round(component.lines / unit) * unit:,} lines"
+    return f"{component.modules} modules, {lines}" if component.package else lines
 
 
-def body(room: Room, also: list[str]) -> list[tuple[str, str]]:
-    """(words, class) of the lines below a room's name."""
-    lines = [(line, "") for line in textwrap.wrap(room.holds, 32)]
+def body(component: Component, also: list[str]) -> list[tuple[str, str]]:
+    """(text, CSS class) of the lines below a component's name."""
+    lines = [(line, "") for line in textwrap.wrap(component.holds, 32)]
     lines += [(line, "also") for line in textwrap.wrap(f"also imports {', '.join(also)}", 36)] if also else []
-    return [*lines, (size(room), "size")]
+    return [*lines, (size(component), "size")]
 
 
-def bar(rooms: list[Room], top: float, words: str) -> tuple[list[str], float]:
-    """A layer that is not connected by arrows: its rooms side by side in one wide box."""
-    inner = (WIDTH - 2 * MARGIN) / len(rooms)
-    cells = [textwrap.wrap(room.holds, int(inner / 7.6)) for room in rooms]
+def bar(components: list[Component], top: float, words: str) -> tuple[list[str], float]:
+    """A layer without arrows: its components side by side in one wide box."""
+    inner = (WIDTH - 2 * MARGIN) / len(components)
+    cells = [textwrap.wrap(component.holds, int(inner / 7.6)) for component in components]
     height = 62 + 17 * max(map(len, cells)) + 20
     parts = [
         f'<rect class="base" x="{MARGIN}" y="{top:.0f}" width="{WIDTH - 2 * MARGIN}" height="{height}" rx="8"/>',
         text(MARGIN + 14, top + 22, words, "also"),
     ]
-    for i, (room, lines) in enumerate(zip(rooms, cells, strict=True)):
+    for i, (component, lines) in enumerate(zip(components, cells, strict=True)):
         x = MARGIN + 14 + i * inner
-        parts.append(text(x, top + 46, room.name, "name"))
+        parts.append(text(x, top + 46, component.name, "name"))
         parts += [text(x, top + 66 + 17 * n, line) for n, line in enumerate(lines)]
-        parts.append(text(x, top + 66 + 17 * len(lines), size(room), "size"))
+        parts.append(text(x, top + 66 + 17 * len(lines), size(component), "size"))
     return parts, top + height
 
 
-def draw(rooms: dict[str, Room]) -> str:
-    """The picture as SVG: the command line on top, what everything may use at the bottom, arrows in between."""
-    base = [r for r in rooms.values() if not r.package and not any(rooms[n].package for n in r.imports)]
-    middle = {name: room for name, room in rooms.items() if name != "cli" and room not in base}
+def draw(components: dict[str, Component]) -> str:
+    """The picture as SVG: the command line at the top, modules that all may import at the bottom, arrows in between."""
+    base = [
+        r for r in components.values() if not r.package and not any(components[n].package for n in r.imports)
+    ]
+    middle = {
+        name: component for name, component in components.items() if name != "cli" and component not in base
+    }
     plan = layout(middle)
-    parts, y = bar([rooms["cli"]], MARGIN, "imports all that is below; nothing imports it")
+    parts, y = bar([components["cli"]], MARGIN, "imports all that is below; nothing imports it")
     y += 30
     places: dict[str, tuple[float, float, float, float]] = {}  # x of the middle, top, bottom, width
     for layer in reversed(plan.layers):
@@ -216,13 +220,13 @@ def draw(rooms: dict[str, Room]) -> str:
         y += tall + ROW
     ports = _ports(plan, places)
     parts += [_curve(arrow, places, ports) for arrow in plan.arrows]
-    for name, room in middle.items():
+    for name, component in middle.items():
         x, y0, y1, width = places[name]
         parts.append(
             f'<rect class="box" x="{x - width / 2:.0f}" y="{y0:.0f}" width="{width}" height="{y1 - y0:.0f}" rx="8"/>'
         )
         parts.append(text(x - width / 2 + 14, y0 + 26, name, "name"))
-        for n, (words, kind) in enumerate(body(room, plan.also[name])):
+        for n, (words, kind) in enumerate(body(component, plan.also[name])):
             parts.append(text(x - width / 2 + 14, y0 + 47 + 17 * n, words, kind))
     y += 30 - ROW
     more, y = bar(base, y, "imported by all that is above, as CONTRIBUTING.md allows")
@@ -241,7 +245,7 @@ def draw(rooms: dict[str, Room]) -> str:
 def _ports(
     plan: Layout, places: dict[str, tuple[float, float, float, float]]
 ) -> dict[tuple[str, str], float]:
-    """Where arrows leave and reach a box: side by side, in the order of where they come from and go to."""
+    """Start and end points of arrows at a box: side by side, sorted by the position of their other end."""
     found = {}
     for name in places:
         if name in plan.bends:
@@ -278,7 +282,7 @@ LINES = re.compile(r"about ([\d,]+) lines")
 
 
 def same(old: str, new: str) -> bool:
-    """Equal but for the numbers of lines, and these within a fifth."""
+    """Equal except for the numbers of lines, which may differ by a fifth."""
     numbers = [[int(n.replace(",", "")) for n in LINES.findall(picture)] for picture in (old, new)]
     return LINES.sub("", old) == LINES.sub("", new) and all(
         abs(a - b) <= max(a, b) / 5 for a, b in zip(*numbers, strict=True)
@@ -289,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it is out of date")
     check = parser.parse_args(arguments).check
-    picture = draw(rooms((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+    picture = draw(components((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
     if not check:
         PICTURE.write_text(picture, encoding="utf-8")
     elif not same(PICTURE.read_text(encoding="utf-8") if PICTURE.exists() else "", picture):

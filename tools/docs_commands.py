@@ -1,9 +1,9 @@
 """docs/commands.md from what `lrp COMMAND --help` prints.
 
-    python tools/docs_commands.py            # writes it
-    python tools/docs_commands.py --check    # says whether it is up to date, exit code 1 if not
+    python tools/docs_commands.py            # writes the page
+    python tools/docs_commands.py --check    # exit code 1 if the page is out of date
 
-The text is that of a terminal 88 columns wide, whatever the terminal is.
+The text is formatted for 88 columns, independent of the terminal.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-r"""A hook of mkdocs: equations become MathML while the site is built, so that no page loads a script for them.
+r"""A hook of mkdocs: converts equations to MathML while the site is built, so that pages need no script for them.
 
-In the pages stands LaTeX, $inline$ or in a paragraph of its own between $$. `pymdownx.arithmatex` finds it, latex2mathml
-translates it, every browser of today draws it. What latex2mathml does not know fails the build: it would stand on the
-page as it was typed.
+The pages contain LaTeX, $inline$ or in a separate paragraph between $$. `pymdownx.arithmatex` finds it, latex2mathml
+converts it, all current browsers display it. Unknown LaTeX commands make the build fail: otherwise they would appear on
+the page as source text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 
-# As arithmatex with generic: true marks them.
+# The markup of arithmatex with generic: true.
 _EQUATION = re.compile(
     r'<(span|div) class="arithmatex">(?:\\\((.+?)\\\)|\\\[(.+?)\\\])</\1>', flags=re.DOTALL
 )

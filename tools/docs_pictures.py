@@ -1,13 +1,14 @@
-"""The pictures of the documentation, made by lrp itself: every rule and every preset on one photo.
+"""Make the pictures of the documentation with lrp: every rule and every preset on one photo.
 
     python tools/docs_pictures.py [FOLDER]    # docs/pictures without FOLDER; a minute on 2 cores
 
-It lives here and not in docs/, where everything becomes a part of the site. Nothing in it is random and it computes on one
-thread: on one machine the files come out the same to the byte. Photo: scikit-image's coffee (Rachel Michetti, CC0).
+It is not in docs/ because all files there become part of the site. It uses no random numbers and one thread: on the
+same machine the files are the same byte for byte. Photo: scikit-image's coffee (Rachel Michetti, CC0).
 
-Each heatmap is a card: relevance on what the model sees of the photo, 224 x 224 pixels, two by two enlarged; how much of the
-logit reached the pixels; and a colour bar that ends at the 99.5th percentile of the card's own |relevance|.
-What no packaged net has (max pools, gates, attention) is shown on a handful of numbers instead, computed by lrp too.
+Each heatmap is a card: relevance at the model's input, 224 x 224 pixels, enlarged twofold; the share of the logit that
+reached the pixels; and a colour bar that ends at the 99.5th percentile of the card's |relevance|.
+Operations that no packaged net has (max pools, gates, attention) are shown on small grids of numbers, also computed by
+lrp.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from lrp.pictures.text import font
 
 MODEL, PHOTO, TARGET, BASE = "efficientnet_lite0", "coffee.png", "espresso", "epsilon_gamma_wsquare"
 INK, FAINT, FRAME = (25, 25, 25), (95, 95, 95), (200, 200, 200)
-SCALE, MARGIN, EM = 2, 12, 26  # enlarged so much; pixels of the card
-CELL, GAP = 92, 40  # of the drawings in numbers
+SCALE, MARGIN, EM = 2, 12, 26  # factor of enlargement; pixels of the card
+CELL, GAP = 92, 40  # pixels, of the drawings with numbers
 
 
-# ---------------------------------------------------------------- which rule goes where
+# ---------------------------------------------------------------- composites
 
 
 def rule_composites() -> dict[str, lrp.Composite]:
-    """File name -> the base preset with one rule put where it fits. docs/rules.md says the same in words.
+    """File name -> the base preset with one rule replaced. docs/rules.md describes the same composites.
 
-    Not Gamma and WSquare, which are the base, nor ZBox, which makes it `epsilon_gamma_box`.
+    Without Gamma and WSquare, which are in the base preset, and ZBox, with which it is `epsilon_gamma_box`.
     """
     inner = lrp.family("conv") & ~lrp.first
     ones_that_keep_the_shape = lrp.op("conv2d") & (lambda o: lrp.depthwise(o) and o.input_shape() == o.shape)
@@ -93,7 +94,7 @@ def _share(reached: float, start: float) -> str:
 
 
 def photo_card(pixels: np.ndarray) -> Image.Image:
-    """What the model sees of the photo, laid out as the heatmaps are."""
+    """The part of the photo that is the model's input, in the layout of the heatmaps."""
     height, width = (SCALE * side for side in pixels.shape[:2])
     sheet = Image.new("RGB", (width + 2 * MARGIN, height + 4 * EM + 2 * MARGIN), "white")
     picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
@@ -105,7 +106,7 @@ def photo_card(pixels: np.ndarray) -> Image.Image:
     return sheet
 
 
-# ---------------------------------------------------------------- drawings in numbers
+# ---------------------------------------------------------------- drawings with numbers
 
 
 class MaxPool(nn.Module):
@@ -219,7 +220,7 @@ def drawing(name: str) -> Image.Image:
     return sheet
 
 
-# ---------------------------------------------------------------- all of them
+# ---------------------------------------------------------------- main
 
 
 load = functools.cache(lrp.load_model)  # one model, so that it is captured once
@@ -233,14 +234,14 @@ def explained(composite: lrp.Composite) -> lrp.Explanation:
 
 
 def save(image: Image.Image, path: Path, palette: Image.Image | None = None) -> None:
-    """As a PNG of few colours, those of the photo or of the scale: a third of the bytes, and no eye tells."""
+    """As a PNG with a palette, of the photo or of the colour scale: a third of the bytes, no visible difference."""
     few = image.quantize(96, palette=palette, dither=Image.Dither.NONE)
     few.save(path, optimize=True)
     print(f"{path}  {path.stat().st_size / 1000:.0f} kB", flush=True)
 
 
 def scale_palette() -> Image.Image:
-    """The colours of heatmaps in even steps, and the greys of words and frames."""
+    """The colours of heatmaps in equal steps, and the greys of text and frames."""
     shades = heatmap.colours(np.linspace(-1, 1, 101)[None], 1).reshape(-1, 3)
     greys = np.linspace(25, 255, 16).round().astype(np.uint8)[:, None].repeat(3, axis=1)
     image = Image.new("P", (1, 1))

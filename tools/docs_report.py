@@ -1,8 +1,8 @@
-"""The picture in docs/report.md: a photo's page in a report of the demo's photos, as a browser shows it.
+"""Make the picture in docs/report.md: a photo's page in a report of the demo's photos, rendered by a browser.
 
     python tools/docs_report.py [FOLDER]    # docs/pictures without FOLDER; half a minute; needs Chromium
 
-Everything is typed as the page tells to type it; the rectangle is dragged with the browser's mouse.
+It runs the commands given on the page, and draws the rectangle with the browser's mouse.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from playwright.sync_api import sync_playwright
 from lrp.cli.demo import write_photos
 
 WIDTH, PHOTO = 1100, "coffee.png"
-RECTANGLE = (0.40, 0.22, 0.66, 0.55)  # left, top, right, bottom of the coffee, as parts of the photo
+RECTANGLE = (0.40, 0.22, 0.66, 0.55)  # left, top, right, bottom of the coffee, as fractions of the photo
 
 
 def make_report(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A hook of mkdocs: pages that are one wide table have the room of the side bars. Here, since such pages are generated."""
+"""A hook of mkdocs: hides the side bars of pages with one wide table. Such pages are generated, so it is set here."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The notebooks: written as notebooks/NAME.nb.py (jupytext's py:percent), kept as NAME.ipynb with outputs.
+"""Execute the notebooks: notebooks/NAME.nb.py (jupytext's py:percent) -> NAME.ipynb with outputs.
 
     python tools/notebooks.py            execute all of them offline, in one temporary folder, and write the .ipynb
-    python tools/notebooks.py NAME ...   only these; those they read from come first
+    python tools/notebooks.py NAME ...   only these, after those whose output they read
     python tools/notebooks.py --check    only compare the cells of each pair
 
-The suffix is .nb.py, and not .py, because a file lrp.py beside the notebooks would be what `import lrp` finds.
+The suffix is .nb.py, not .py, because `import lrp` would import a file lrp.py beside the notebooks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-# In the order in which one reads what another wrote.
+# A notebook may read files that earlier ones in this order wrote.
 NAMES = (
     "accuracy_check_imagenette",
     "accuracy_check_imagewoof",
@@ -35,7 +35,7 @@ NAMES = (
     "tour",
 )
 OFFLINE = {"LRP_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-LARGEST = 500_000  # bytes of a kept notebook
+LARGEST = 500_000  # bytes of a notebook with outputs
 
 
 def script(name: str) -> Path:
@@ -47,7 +47,7 @@ def kept(name: str) -> Path:
 
 
 def written(name: str) -> nbformat.NotebookNode:
-    """The notebook as its script has it, without outputs; the same each time."""
+    """The notebook of a script, without outputs; deterministic."""
     notebook = jupytext.read(script(name), fmt="py:percent")
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"{number:02d}"
@@ -56,13 +56,13 @@ def written(name: str) -> nbformat.NotebookNode:
 
 @contextmanager
 def kernel(folder: Path) -> Iterator[KernelManager]:
-    """One process for all notebooks, offline and in `folder`: importing torch eight times would take most of the time."""
-    with tempfile.TemporaryDirectory() as room:
-        # Sockets that are files of ours: no port that another process may look into.
+    """One process for all notebooks, offline and in `folder`: importing torch for each would take most of the time."""
+    with tempfile.TemporaryDirectory() as runtime:
+        # Unix sockets in our own folder, not TCP ports, to which other processes could connect.
         manager = KernelManager(
-            kernel_name="python3", transport="ipc", connection_file=str(Path(room, "kernel.json"))
+            kernel_name="python3", transport="ipc", connection_file=str(Path(runtime, "kernel.json"))
         )
-        # Elsewhere than in their own folder, they would not find support.py.
+        # The notebooks run in another folder than their own, where they would not find support.py.
         path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(FOLDER))))
         manager.start_kernel(cwd=str(folder), env=os.environ | OFFLINE | {"PYTHONPATH": path})
         try:
@@ -74,9 +74,9 @@ def kernel(folder: Path) -> Iterator[KernelManager]:
 def execute(
     notebook: nbformat.NotebookNode, manager: KernelManager, timeout: int = 600
 ) -> nbformat.NotebookNode:
-    """Run the cells, which find no name that an earlier notebook left; raises nbclient's CellExecutionError.
+    """Run the cells in an empty namespace, without names of earlier notebooks; raises nbclient's CellExecutionError.
 
-    Afterwards nothing is in it that another run, or another machine, would write differently: no times, no versions.
+    The result contains nothing that differs between runs or machines: no times, no versions.
     """
     notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
     NotebookClient(notebook, timeout=timeout, km=manager, record_timing=False).execute()
@@ -95,13 +95,13 @@ def _settled(outputs: list[nbformat.NotebookNode], number: int) -> Iterator[nbfo
         if "execution_count" in output:
             output["execution_count"] = number
         data = output.get("data", {})
-        # Of two forms of one result, the one that a page shows.
+        # Of two representations of a result keep the HTML, which a page shows.
         if "text/html" in data:
             data.pop("image/png", None)
-        # What stands for a picture or a page where neither can be shown: often an address in memory.
+        # The text alternative of a picture or a table often contains a memory address.
         if len(data) > 1 and "text/plain" in data:
             data["text/plain"] = "(a table)" if "text/html" in data else "(a picture)"
-        # In how many pieces a text arrives is chance.
+        # Merge streams: the number of pieces in which a text arrives is random.
         if (
             last is not None
             and output.output_type == "stream" == last.output_type
@@ -114,7 +114,7 @@ def _settled(outputs: list[nbformat.NotebookNode], number: int) -> Iterator[nbfo
 
 
 def cells(notebook: nbformat.NotebookNode) -> list[tuple[str, str, list[str]]]:
-    """What both halves of a pair share."""
+    """The content that both files of a pair must share."""
     return [(c.cell_type, c.source.strip(), c.metadata.get("tags", [])) for c in notebook.cells]
 
 
@@ -134,9 +134,9 @@ def main(arguments: list[str]) -> int:
     if unknown:
         print(f"no notebook {', '.join(unknown)}: there are {', '.join(NAMES)}.")
         return 2
-    with tempfile.TemporaryDirectory() as room, kernel(Path(room)) as manager:
+    with tempfile.TemporaryDirectory() as folder, kernel(Path(folder)) as manager:
         for name in NAMES:
-            # The table and input/ come from an earlier one.
+            # These two write the table and input/, which others read.
             if arguments and name not in (
                 *arguments,
                 "vgg19_evaluation_csv",

@@ -11,7 +11,7 @@ LOWEST = re.compile(r"(?:>=|==)\s*([\w.]+)")
 
 
 def lowest(requirements: list[str]) -> Iterator[str]:
-    """name==version of each; one without a lower bound is an error, because nobody could have tried it."""
+    """name==version of each; raises for one without a lower bound, because no lowest version can be tested."""
     for requirement in requirements:
         name, version = NAME.match(requirement), LOWEST.search(requirement)
         if name is None or version is None:
@@ -22,7 +22,7 @@ def lowest(requirements: list[str]) -> Iterator[str]:
 
 
 def constraints(pyproject: Path = PYPROJECT) -> list[str]:
-    """One line for every package that lrp or one of its extras names."""
+    """One line for every package that lrp or one of its extras requires."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     return sorted({line for group in groups for line in lowest(group)})

@@ -1,1 +1,1 @@
-"""What several tests share: oracles that share no code with the package, small disks, studies, servers."""
+"""Helpers of several tests: oracles that share no code with the package, small disks, studies, servers."""

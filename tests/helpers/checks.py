@@ -1,4 +1,4 @@
-"""One operation explained, and compared with the oracle."""
+"""Explain one operation and compare the result with the oracle."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ TOLERANCE = 1e-9
 
 
 def images(shape, whole: bool) -> torch.Tensor:
-    """[6, *shape]: signed, non-negative, all zero, non-positive, with zeros, signed; `whole`: whole numbers."""
+    """[6, *shape]: signed, non-negative, all zero, non-positive, with zeros, signed; `whole`: integers."""
     signed = (
         torch.randint(-2, 3, (6, *shape)).double() if whole else torch.randn(6, *shape, dtype=torch.float64)
     )
@@ -26,7 +26,7 @@ def images(shape, whole: bool) -> torch.Tensor:
 
 
 class Branch(nn.Module):
-    """An operation with what stands before and after it."""
+    """The operation of a case with the functions applied before and after it."""
 
     def __init__(self, case: Case):
         super().__init__()
@@ -60,7 +60,7 @@ def total(ledger, term, i=0):
 
 
 def agrees(ours, expected, what, scale=0.0):
-    """Equal to 1e-9 of the largest; where nothing is expected (and no scale given) nothing may come."""
+    """Equal within 1e-9 of the largest expected value or of `scale`; exactly 0 if both are 0."""
     ours, expected = np.asarray(ours), np.asarray(expected)
     assert ours.shape == expected.shape, what
     error, bound = np.abs(ours - expected), TOLERANCE * max(np.abs(expected).max(), float(scale))
@@ -71,11 +71,11 @@ def agrees(ours, expected, what, scale=0.0):
         )
 
 
-TINY = 1e-7  # where next to nothing is expected: 1e-9 · 1e-7 of what entered
+TINY = 1e-7  # if almost nothing is expected, the tolerance is 1e-9 · 1e-7 of the relevance that entered
 
 
 def same(e, i, expected, R, largest=0.0):
-    """One image's relevance and the three terms of the ledger's totals."""
+    """Compare one image's relevance and the three terms of the ledger's totals."""
     scale = max(float(np.abs(np.asarray(R)).sum()), largest)
     agrees(e.relevance[i].reshape(-1).numpy(), expected.relevance, f"relevance of image {i}", TINY * scale)
     for term in TERMS:

@@ -1,4 +1,4 @@
-"""A model that tells colours by their mean, and photos for it."""
+"""A model that classifies photos by their mean colour, and photos for it."""
 
 from pathlib import Path
 
@@ -36,6 +36,8 @@ def photos(root: Path, count: int = 5, folders=("red", "green", "blue")) -> Path
         (root / folder).mkdir(parents=True)
         for i in range(count):
             pixels = random.integers(0, 200, (14, 20, 3), dtype=np.uint8)
-            pixels[..., (channel + (i == 3)) % 3] += 40  # one of each folder looks like the next
+            pixels[..., (channel + (i == 3)) % 3] += (
+                40  # one photo of each folder has the next class's colour
+            )
             Image.fromarray(pixels).save(root / folder / f"{i}.png")
     return root

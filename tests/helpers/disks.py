@@ -1,4 +1,4 @@
-"""A disk that is soon full."""
+"""A small disk, for tests of a full disk."""
 
 import subprocess
 import tempfile
@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def small_disk(size: str = "64k") -> Iterator[Path]:
-    """A tmpfs of that size, gone afterwards; skips the test where none may be mounted (not root, not Linux)."""
+    """A tmpfs of that size, unmounted afterwards; skips the test if it cannot be mounted (not root, not Linux)."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             subprocess.run(

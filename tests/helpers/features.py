@@ -1,4 +1,4 @@
-"""A trunk, photos for it, and its features: for tests of the cache, and for the processes that they kill."""
+"""A trunk, photos for it, and its features: for tests of the cache and for the processes that these tests kill."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ PREPROCESSING = Preprocessing(Geometry(10, (8, 8), "bilinear"), (0.4, 0.5, 0.6),
 
 
 class Trunk(nn.Module):
-    """Two features, [N, 6, 2, 2] and [N, 5], both other ones for a mirrored photo."""
+    """Two features, [N, 6, 2, 2] and [N, 5]; both change if the photo is mirrored."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Zero everywhere is gradient × input, wherever a net is piecewise linear."""
+"""For piecewise linear nets, the rule Zero at all layers gives gradient × input."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ import lrp
 
 
 def is_gradient_times_input(model: nn.Module, x: Tensor, target: Any) -> lrp.Explanation:
-    """Compare with autograd; `target`: a class, or the relevance [N, K] that stands where the logits are.
+    """Compare with autograd; `target`: a class, or the relevance [N, K] of the logits.
 
-    That relevance R goes down the gradient as R / logit.
+    The backward pass of the gradient starts from R / logit for relevance R.
     """
     leaf = x.detach().clone().requires_grad_()
     logits = model(leaf)

@@ -1,7 +1,7 @@
-"""Runs tests against a changed copy of the package, each in a fork of a process that has torch imported already.
+"""Runs tests against a mutated copy of the package, each in a fork of a process that has already imported torch.
 
-As a program it reads lines, [folder of the copy, test] in JSON, and answers each with [exit status, what was printed].
-It never imports `lrp` itself: each fork does, from its copy.
+As a program it reads lines of JSON, [folder of the copy, test], and answers each with [exit status, printed output].
+The parent process never imports `lrp`: each fork imports it from its copy.
 """
 
 import json
@@ -27,7 +27,7 @@ SECONDS = 300
 
 
 def warm() -> None:
-    """What a capture imports late. No gradient is computed: autograd could not be used in a fork then."""
+    """Import the modules that a capture imports lazily. It computes no gradient: then a fork could not use autograd."""
     torch.set_num_threads(1)
     batch = {0: torch.export.Dim("N", min=1)}
     model = nn.Sequential(nn.Conv2d(3, 2, 2), nn.ReLU())
@@ -55,7 +55,7 @@ def run(folder: str, test: str) -> tuple[int, str]:
 
 def serve(answers: Any) -> None:
     os.chdir(ROOT)
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # to import them takes longer than a test
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # importing plugins takes longer than a test
     warm()
     assert "lrp" not in sys.modules
     for line in sys.stdin:

@@ -1,6 +1,6 @@
-"""Every affine operation that has a rule: how it is made, what it is fed, its matrix, the rules it is tested under.
+"""Every affine operation that has a rule: its constructor, input shape, matrix, and the rules it is tested with.
 
-Those that make up a plain convolutional net are tested under every rule, the others under `SOME`.
+The operations of a plain convolutional net are tested with every rule, the others with `SOME`.
 """
 
 from collections.abc import Callable
@@ -17,19 +17,19 @@ from helpers.rules import CONSTANT_RULES, ELEMENTWISE_RULES, RULES, SUM_RULES
 
 @dataclass(frozen=True)
 class Case:
-    """An operation, the [C, H, W] it is fed, how its arguments are cut from that, and its matrix."""
+    """An operation, its input shape [C, H, W], the function that makes its arguments from the input, and its matrix."""
 
     make: Callable[[], nn.Module]
     shape: tuple[int, int, int]
     matrix: Callable[[nn.Module], oracle.Affine]
-    prepare: Callable = lambda x: (x,)  # must keep the order of the elements
-    before: Callable = lambda x: x  # what stands before and
-    after: Callable = lambda z: z  # after the operation: only activations, which pass
+    prepare: Callable = lambda x: (x,)  # must not change the order of the elements
+    before: Callable = lambda x: x  # applied before and
+    after: Callable = lambda z: z  # after the operation: only activations, which do not change relevance
     rules: tuple[str, ...] = tuple(RULES)
 
 
 class Call(nn.Module):
-    """A function as a module, so that it has a path."""
+    """A function as a module, which gives it a path."""
 
     def __init__(self, function, **parameters):
         super().__init__()
@@ -42,14 +42,14 @@ class Call(nn.Module):
 
 
 def plain(make, *shape, view=None, **options):
-    """A module whose matrix `oracle.of_module` knows; `view`: its input's shape, if not `shape`."""
+    """A module whose matrix `oracle.of_module` computes; `view`: its input's shape, if not `shape`."""
     if view is not None:
         options["prepare"] = lambda x: (x.reshape(x.shape[0], *view),)
     return Case(make, shape, lambda op: oracle.of_module(op, view or shape), **options)
 
 
 def called(make, *shape, connected=None, bias=None, **options):
-    """A function of x that is linear; its matrix by unit vectors."""
+    """A linear function of x; its matrix is measured with unit vectors."""
     prepare = options.get("prepare", lambda x: (x,))
 
     def matrix(op):
@@ -59,7 +59,7 @@ def called(make, *shape, connected=None, bias=None, **options):
 
 
 def uneven(norm: nn.Module) -> nn.Module:
-    """Statistics and scales as after a training that flipped some signs."""
+    """Random statistics and scales, with some negative scales, as after training."""
     with torch.no_grad():
         norm.weight.copy_(torch.randn_like(norm.weight) + 0.1)
         norm.bias.copy_(0.5 * torch.randn_like(norm.bias))
@@ -171,7 +171,7 @@ OPERATIONS = {
     "pad_then_conv2d": Case(PaddedConv, (3, 5, 5), padded_matrix),
     "batch_norm": Case(lambda: uneven(nn.BatchNorm2d(3)), (3, 4, 4), norm_alone, after=F.relu,
                        rules=tuple(ELEMENTWISE_RULES)),
-    # inputs provably >= 0, where an engine may skip half of a sign-splitting rule
+    # inputs provably >= 0, for which an engine may skip half of a sign-splitting rule
     "linear_after_relu": Case(
         lambda: nn.Linear(6, 5), (6, 1, 1), lambda op: oracle.of_module(op, (6,)),
         prepare=lambda x: (x.flatten(1),), before=F.relu,

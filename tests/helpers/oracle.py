@@ -1,8 +1,8 @@
-"""docs/rules.md once more, slowly: dense matrices, one output at a time, float64, no line shared with `lrp`.
+"""A slow second implementation of docs/rules.md: dense matrices, one output at a time, float64, no code of `lrp`.
 
-An affine operation is written out as a matrix by feeding it unit vectors. A rule says, for ONE output, how
-its relevance is cut into parts, and for each part which terms stand in the denominator. All else (division,
-stabiliser, the ledger's four terms) is `distribute`, and reads like docs/rules.md:
+The matrix of an affine operation is computed from unit vectors. A rule defines, for ONE output, how its relevance is
+split into parts, and for each part the terms of the denominator. Everything else (division, stabiliser, the ledger's
+four terms) is in `distribute`, in the notation of docs/rules.md:
 
     in = out + bias + epsilon + dropped,   factor = R / s(z),   z = 0 drops R
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-torch.set_num_threads(1)  # the tensors here are small: threads would only wait for each other
+torch.set_num_threads(1)  # the tensors are small: more threads would only cost time
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Affine:
 
 @dataclass
 class Handed:
-    """What one operation did with the relevance of one image."""
+    """The relevance of one image after one operation, with the ledger's terms."""
 
     relevance: np.ndarray  # [n]
     bias: float = 0.0
@@ -46,7 +46,7 @@ class Handed:
 
 
 def dense(linear: Callable, shape: Sequence[int]) -> np.ndarray:
-    """The matrix [K, n] of a linear map of [N, *shape]: column j is what the j-th unit vector gives."""
+    """The matrix [K, n] of a linear map of [N, *shape]: column j is the image of the j-th unit vector."""
     n = int(np.prod(shape))
     units = torch.eye(n, dtype=torch.float64).reshape(n, *shape)
     return linear(units).reshape(n, -1).numpy().T.copy()
@@ -55,7 +55,7 @@ def dense(linear: Callable, shape: Sequence[int]) -> np.ndarray:
 def affine(linear: Callable, shape: Sequence[int], bias=None, ones: Callable | None = None) -> Affine:
     """`linear`: the operation without its bias; `ones`: the same with every weight 1 (default: where w != 0).
 
-    `bias`: one value per output, already spread over the output's positions.
+    `bias`: one value per output, already repeated over the output's positions.
     """
     with torch.no_grad():
         weight = dense(linear, shape)
@@ -65,7 +65,7 @@ def affine(linear: Callable, shape: Sequence[int], bias=None, ones: Callable | N
 
 
 def spread(bias, out_shape: Sequence[int]) -> np.ndarray:
-    """A bias per channel, [C], written out over [C, *positions]."""
+    """A bias per channel, [C], repeated to [C, *positions]."""
     bias = bias.detach().numpy().reshape(-1, *[1] * (len(out_shape) - 1))
     return np.broadcast_to(bias, out_shape).reshape(-1).copy()
 
@@ -103,7 +103,7 @@ def of_module(module: nn.Module, shape: Sequence[int]) -> Affine:
 
 
 def scaled(operation: Affine, scale: np.ndarray, shift: np.ndarray) -> Affine:
-    """scale * (w a + b) + shift, per output: what a batch norm after an operation makes of it."""
+    """scale * (w a + b) + shift, per output: an operation followed by a batch norm."""
     return Affine(scale[:, None] * operation.weight, scale * operation.bias + shift, operation.tap)
 
 
@@ -131,7 +131,7 @@ class Rule:
     parts: Callable
     epsilon: float = 0.0
     unsigned: bool = False  # s(z) = z + epsilon even for z < 0 (kaifishr)
-    relative: bool = False  # epsilon counts in units of the layer's RMS
+    relative: bool = False  # epsilon is in units of the layer's RMS
     options: dict = field(default_factory=dict, hash=False)
 
 
@@ -195,17 +195,17 @@ def flat(epsilon=1e-6):
 
 
 def magnitude(epsilon=1e-6):
-    """For x + y and x - y: in proportion to |x| and |y|."""
+    """For x + y and x - y: shares proportional to |x| and |y|."""
     return Rule(lambda a, w, b, tap: [(1.0, np.abs(a * w), abs(b))], epsilon)
 
 
 def proportional(epsilon=1e-6, unsigned=False):
-    """For a pool written out as an average."""
+    """For a max pool treated as an average."""
     return Rule(lambda a, w, b, tap: [(1.0, a * w, 0.0)], epsilon, unsigned)
 
 
 def distribute(rule: Rule, operation: Affine, a: np.ndarray, R: np.ndarray) -> Handed:
-    """Hand `R` [K] of one image down to the inputs `a` [n] of one affine operation."""
+    """Distribute `R` [K] of one image to the inputs `a` [n] of one affine operation."""
     a, R = np.asarray(a, np.float64).reshape(-1), np.asarray(R, np.float64).reshape(-1)
     handed = Handed(np.zeros(len(a)))
     eps = rule.epsilon
@@ -254,7 +254,7 @@ def windows(pool: nn.MaxPool2d, shape: Sequence[int]):
 
 
 def winner(pool: nn.MaxPool2d, a, shape, R) -> Handed:
-    """The largest input of a window takes all of its relevance; the first of equals."""
+    """The largest input of a window gets all of its relevance; of equal ones the first."""
     a, R = np.asarray(a).reshape(-1), np.asarray(R).reshape(-1)
     handed = Handed(np.zeros(len(a)))
     for inputs, r in zip(windows(pool, shape), R, strict=True):
@@ -267,7 +267,7 @@ def winner(pool: nn.MaxPool2d, a, shape, R) -> Handed:
 
 
 def pool_as_average(pool: nn.MaxPool2d, shape) -> Affine:
-    """A max pool's windows with weight 1 / (inputs in the window)."""
+    """A max pool as an average: its windows with weight 1 / (inputs in the window)."""
     inputs = list(windows(pool, shape))
     weight = np.zeros((len(inputs), int(np.prod(shape))))
     for row, js in zip(weight, inputs, strict=True):
@@ -279,7 +279,7 @@ def pool_as_average(pool: nn.MaxPool2d, shape) -> Affine:
 
 
 def cut(R: np.ndarray, top_k: float) -> tuple[np.ndarray, float]:
-    """Only the max(1, int(top_k n)) largest elements (signed) go on; returns them and the sum of the rest."""
+    """Keep only the max(1, int(top_k n)) largest elements (signed); returns them and the sum of the others."""
     if not top_k:
         return R, 0.0
     k = max(1, int(top_k * R.size))
@@ -294,8 +294,8 @@ def chain(
 ):
     """Explain one image [C, H, W] by a chain of modules; `rule_of(index, module)` -> Rule or "winner".
 
-    `start`: function of the logits [K] -> relevance [K]. `first_input`: put in the place of the first affine
-    operation's input. `top_k` cuts at the output of each linear, conv and pool.
+    `start`: function of the logits [K] -> relevance [K]. `first_input`: replaces the input of the first affine
+    operation. `top_k` is applied at the output of each linear, conv and pool.
     Returns (relevance [n], totals, list of Handed per module from input to output).
     """
     values = [x.double()]
@@ -311,7 +311,7 @@ def chain(
         module, a = modules[i], values[i]
         if not isinstance(
             module, heavy
-        ):  # ReLU, dropout, flatten: relevance passes, or moves with its element
+        ):  # ReLU, dropout, flatten: relevance is unchanged, or moves with its element
             handed_by.append(Handed(R))
             continue
         R, lost = cut(R, top_k)

@@ -1,7 +1,7 @@
-"""The formulas of docs/rules.md for what `oracle.py` does not have: data times data, attention, scales from the data.
+"""The formulas of docs/rules.md that are not in `oracle.py`: products of data, attention, scales computed from data.
 
-One image at a time, numpy, float64, no line shared with `lrp`. `Trace` writes a net out step by step with literal
-formulas; every step remembers how relevance comes back through it.
+One image at a time, numpy, float64, no code of `lrp`. `Trace` computes a net step by step with the literal formulas;
+every step stores a function that propagates relevance back.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +16,7 @@ from helpers.oracle import Affine, Handed
 
 
 def measured(function: Callable, shape: Sequence[int], elementwise=False) -> Affine:
-    """The matrix and the constant of an affine function of [N, *shape]: what 0 gives, and each unit on top.
+    """The matrix and the constant of an affine function of [N, *shape], from its values at 0 and at unit vectors.
 
     `elementwise`: each output is connected to its own input, even by a weight of 0.
     """
@@ -28,9 +28,9 @@ def measured(function: Callable, shape: Sequence[int], elementwise=False) -> Aff
 
 
 def normalised(a, groups: Iterable, weight=None, bias=None, eps=1e-5, centred=True) -> Affine:
-    """Layer, group, instance and RMS norm at image `a`: σ is frozen, (I − 1/n) γ/σ and β remain.
+    """Layer, group, instance and RMS norm at image `a` as affine maps: σ is constant, the matrix is (I − 1/n) γ/σ.
 
-    `groups`: the flat indices of the elements that share a mean and a σ. `weight`, `bias`: one value per element.
+    `groups`: the flat indices of the elements that share a mean and a σ. `weight` (γ), `bias` (β): one per element.
     """
     a = np.asarray(a, np.float64).reshape(-1)
     matrix = np.zeros((a.size, a.size))
@@ -45,7 +45,8 @@ def normalised(a, groups: Iterable, weight=None, bias=None, eps=1e-5, centred=Tr
 
 
 def held(function: Callable, a: Callable, b: Callable, x: torch.Tensor) -> tuple[Affine, Affine]:
-    """function(a(x), b(x)) is bilinear and a, b only move: the matrix for each operand, the other held fixed."""
+    """The matrix for each operand of the bilinear function(a(x), b(x)) with the other operand constant; `a` and `b`
+    only move elements."""
 
     def fixed(u):
         return x.expand(len(u), *x.shape)
@@ -56,7 +57,7 @@ def held(function: Callable, a: Callable, b: Callable, x: torch.Tensor) -> tuple
 
 
 def shared_between(matrices: Sequence[Affine], shares: Sequence[float], x, R, epsilon=1e-6) -> Handed:
-    """Each operand gets its share of R, handed on by Epsilon (Halves: ½ and ½; Values: all and nothing)."""
+    """Each operand gets its share of R, distributed by Epsilon (Halves: ½ and ½; Values: all and nothing)."""
     total = Handed(np.zeros(np.asarray(x).size))
     for matrix, share in zip(matrices, shares, strict=True):
         handed = oracle.distribute(oracle.epsilon(epsilon), matrix, x, share * np.asarray(R))
@@ -96,7 +97,7 @@ def sliding(n: int, kernel: int, stride: int, padding: int, dilation: int, out: 
 
 
 def winners(groups: Iterable, a, R) -> np.ndarray:
-    """The largest of a group takes the relevance of its output; the first of equals."""
+    """The largest of a group gets the relevance of its output; of equal ones the first."""
     a, R = np.asarray(a).reshape(-1), np.asarray(R).reshape(-1)
     relevance = np.zeros(a.size)
     for group, r in zip(groups, R, strict=True):
@@ -108,11 +109,11 @@ def winners(groups: Iterable, a, R) -> np.ndarray:
     return relevance
 
 
-# ------------------------------------------------------------------------------------------ a net, literally
+# --------------------------------------------------------------------------------------------- a whole net
 
 
 class Value:
-    """An array on the way, and the relevance that has come back to it so far."""
+    """An intermediate array, and the relevance propagated back to it so far."""
 
     def __init__(self, array):
         self.array = np.asarray(array, np.float64)
@@ -129,13 +130,13 @@ def numpy(x):
 
 
 def times(factor, terms):
-    """factor · terms, 0 where the factor is 0: a score of −inf has no relevance to hand on."""
+    """factor · terms, but 0 where the factor is 0, also for infinite terms: a score of −inf gets no relevance."""
     factor, terms = np.broadcast_arrays(factor, terms)
     return np.where(factor == 0, 0.0, factor * np.where(factor == 0, 0.0, terms))
 
 
 def summed_back(R, shape):
-    """The relevance of an operand of `shape` that was broadcast."""
+    """R summed to `shape`: the relevance of an operand that was broadcast."""
     R = R.sum(tuple(range(R.ndim - len(shape))))
     return R.sum(tuple(i for i, n in enumerate(shape) if n == 1 and R.shape[i] > 1), keepdims=True)
 
@@ -146,9 +147,9 @@ def softmax(z, axis):
 
 
 class Trace:
-    """One image's way through a net. Constants are arrays or tensors, data are `Value`s.
+    """The computation of a net for one image. Constants are arrays or tensors, data are `Value`s.
 
-    `epsilon`: of everything but the linears and convolutions. `linear`, `conv`: their rules.
+    `epsilon`: of all operations except linears and convolutions. `linear`, `conv`: the rules of these.
     `attention`: "cp_lrp" or "attnlrp".
     """
 
@@ -173,11 +174,11 @@ class Trace:
         return Handed(self.image.relevance.reshape(-1), self.bias, self.epsilon, self.dropped)
 
     def largest(self) -> float:
-        """The largest Σ|R| on the way, once explained: what rounding is measured against."""
+        """The largest Σ|R| of a step, after `explain`: the scale for rounding errors."""
         return max(float(np.abs(value.relevance).sum()) for value, _ in self.steps)
 
     def per_output(self, R, z):
-        """R / s(z); books what ε takes, and what is dropped where z = 0."""
+        """R / s(z); adds the share of ε, and the relevance dropped where z = 0, to the ledger."""
         sign = np.where(z >= 0, 1.0, -1.0)
         s = np.where(z == 0, 1.0, z + self.eps * sign)
         self.epsilon += float((R * self.eps * sign / s)[z != 0].sum())
@@ -185,7 +186,7 @@ class Trace:
         return np.where(z == 0, 0.0, R / s)
 
     def give(self, x, R):
-        """To a `Value`, or, if x is a constant, to the ledger's bias."""
+        """Add R to a `Value`; if x is a constant, to the ledger's bias."""
         if isinstance(x, Value):
             x.relevance += summed_back(R, x.array.shape)
         else:
@@ -214,7 +215,7 @@ class Trace:
         return self.affine(oracle.of_module(module, x.array.shape), x, shape, rule)
 
     def linear(self, x: Value, weight, bias=None) -> Value:
-        """On the last axis: every row is an affine operation of its own."""
+        """On the last axis: every row is a separate affine operation."""
         weight = numpy(weight)
         bias = np.zeros(len(weight)) if bias is None else numpy(bias)
         matrix = Affine(weight, bias, np.ones_like(weight, bool))
@@ -246,10 +247,10 @@ class Trace:
         z = x.array * numpy(c)
         return self.step(z, lambda R: self.give(x, times(self.per_output(R, z), z)))
 
-    # -- of two
+    # -- two operands
 
     def add(self, x, y, sign=1) -> Value:
-        """x + y or x − y of data and data, or of data and a constant: Epsilon over the two."""
+        """x + y or x − y of two data operands, or of data and a constant: Epsilon over the two."""
         z = array_of(x) + sign * array_of(y)
 
         def back(R):
@@ -260,7 +261,7 @@ class Trace:
         return self.step(z, back)
 
     def mul(self, x, y, signal: int | None = None) -> Value:
-        """Data times data: the signal takes all; None: half each."""
+        """Data times data: the signal gets all relevance; None: half each."""
 
         def back(R):
             for k, part in enumerate((x, y)):
@@ -294,16 +295,16 @@ class Trace:
 
         return self.step(p, back)
 
-    # -- what only passes or moves
+    # -- activations and movements
 
     def act(self, function: Callable, x: Value) -> Value:
-        """`function`: PyTorch's; it is the derivative that matters nowhere."""
+        """`function`: a PyTorch activation. Relevance passes unchanged: the derivative is never used."""
         with torch.no_grad():
             out = function(torch.from_numpy(x.array)).numpy()
         return self.step(out, lambda R: self.give(x, R))
 
     def move(self, function: Callable, x: Value) -> Value:
-        """`function`: numpy's, a view or a copy of elements."""
+        """`function`: of numpy, a view or a copy of elements."""
         source = function(np.arange(x.array.size).reshape(x.array.shape))
 
         def back(R):
@@ -321,10 +322,10 @@ class Trace:
 
         return self.step(function([array_of(part) for part in parts], axis), back)
 
-    # -- whole pieces
+    # -- blocks
 
     def attend(self, q: Value, k: Value, v: Value, scale=None, mask=None) -> Value:
-        """Attention on [..., tokens, width]; `scale`, `mask`: what the scores are multiplied by and added to."""
+        """Attention on [..., tokens, width]; `scale`, `mask`: factor and summand of the scores."""
         scores = self.matmul(q, self.move(lambda a: a.swapaxes(-1, -2), k))
         if scale is not None:
             scores = self.scale(scores, scale)

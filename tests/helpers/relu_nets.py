@@ -1,4 +1,4 @@
-"""Nets that are piecewise linear: gradient × input is what relevance must be there, if no rule prefers anything."""
+"""Piecewise linear nets: for them relevance must equal gradient × input, if all rules distribute proportionally."""
 
 from functools import cache
 
@@ -10,7 +10,7 @@ IMAGE = (3, 8, 8)
 
 
 def lively(model):
-    """Double, eval; norms as after a training that flipped some signs, biases not zero."""
+    """In float64 and eval mode, with random norms as after training (some scales negative) and non-zero biases."""
     with torch.no_grad():
         for m in model.modules():
             if isinstance(m, nn.BatchNorm2d):
@@ -75,7 +75,7 @@ RELU_NETS = {
 
 
 class ReluNet(nn.Module):
-    """All that is piecewise linear: residuals, pools, upsampling, padding, a concatenation, a maximum."""
+    """All piecewise linear operations: residuals, pools, upsampling, padding, a concatenation, a maximum."""
 
     def __init__(self):
         super().__init__()

@@ -61,7 +61,7 @@ def tiny(weights: int, **settings: object) -> Gallery:
 
 
 def study(folder: Path, count: int = 12) -> Study:
-    """`count` photos of 4 classes, one of them broken, one of no class; predictions by the models themselves."""
+    """`count` photos of 4 classes, one broken, one without a class; the predictions are computed by the models."""
     galleries = tiny(0), tiny(1)
     random = np.random.default_rng(0)
     photos = folder / "photos"
@@ -77,14 +77,14 @@ def study(folder: Path, count: int = 12) -> Study:
         if i == 3:
             path.write_bytes(b"not a picture")
         for rows, gallery in zip(tables, galleries, strict=True):
-            rows.append(_said(path, gallery, i))
+            rows.append(_predict(path, gallery, i))
     places = folder / "a <i>.csv", folder / "b.csv"
     for place, rows in zip(places, tables, strict=True):
         write_predictions(place, rows)
     return Study(folder, places, tables, galleries)
 
 
-def _said(path: Path, gallery: Gallery, i: int) -> Prediction:
+def _predict(path: Path, gallery: Gallery, i: int) -> Prediction:
     true = i % len(CLASSES)
     if i == 3:
         return Prediction(
@@ -109,7 +109,7 @@ def _said(path: Path, gallery: Gallery, i: int) -> Prediction:
 
 
 def document(path: Path) -> dict:
-    """What stands in a report, read without our code."""
+    """The JSON document of a report, read without our code."""
     text = path.read_text(encoding="utf-8")
     start = text.index('<script type="application/json" id="data">') + len(
         '<script type="application/json" id="data">'

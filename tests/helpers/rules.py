@@ -1,4 +1,4 @@
-"""Each rule of ours with the same rule of the oracle."""
+"""Each rule of lrp with the same rule of the oracle."""
 
 import lrp
 from helpers import oracle
@@ -6,7 +6,7 @@ from helpers import oracle
 EPSILONS = (0.0, 1e-6, 0.25)
 BIASES = ("absorb", "ignore")
 
-# name -> (our rule, the oracle's)
+# name -> (rule of lrp, rule of the oracle)
 RULES = {}
 for bias in BIASES:
     RULES[f"Zero({bias})"] = lrp.Zero(bias=bias), oracle.zero(bias)
@@ -37,7 +37,9 @@ for eps in EPSILONS:
     RULES[f"WSquare({eps})"] = lrp.WSquare(epsilon=eps), oracle.w_square(eps)
     RULES[f"Flat({eps})"] = lrp.Flat(epsilon=eps), oracle.flat(eps)
 
-ELEMENTWISE_RULES = RULES | {"Pass": (lrp.Pass(), oracle.flat(0.0))}  # one input each: all of R is its share
+ELEMENTWISE_RULES = RULES | {
+    "Pass": (lrp.Pass(), oracle.flat(0.0))
+}  # each output has one input, which gets all of R
 SUM_RULES = {
     name: rules
     for name, rules in RULES.items()
@@ -48,7 +50,7 @@ for eps in EPSILONS:
 ALL_RULES = ELEMENTWISE_RULES | SUM_RULES
 CONSTANT_RULES = tuple(name for name in SUM_RULES if not name.startswith("Magnitude"))
 
-# each rule, each ε, each treatment of the bias, without their full product
+# each rule, each ε, each treatment of the bias at least once; not all combinations
 SOME = (
     "Zero(absorb)", "Epsilon(0.25, ignore)", "Gamma(0.25, 0.25, absorb)", "Gamma(7, ignore)", "ZPlus(0.25, absorb)",
     "AlphaBeta(2, 1, 0.25, absorb)", "AlphaBeta(2, 1, 1e-06, full)", "AlphaBeta(1.7, 0.7, ignore)", "ZBox(0.25)",

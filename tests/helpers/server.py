@@ -1,4 +1,4 @@
-"""A web server on this machine: what is published, and all that can go wrong on the way."""
+"""A local web server that can simulate failures of a download."""
 
 import re
 import threading
@@ -8,13 +8,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 ANSWERS = (
-    "",  # in parts if asked
-    "no ranges",  # always the whole
-    "careless",  # parts of whatever version it has
-    "parts only",  # a part, though the whole was asked for
-    "breaks off",  # half of it
+    "",  # supports range requests
+    "no ranges",  # ignores Range, sends the whole body
+    "careless",  # ignores If-Range: sends a part of another version
+    "parts only",  # status 206, though the whole was requested
+    "breaks off",  # closes the connection after half of the body
     "no length",
-    "silent about length",  # where nothing lies beyond what is asked for
+    "silent about length",  # no Content-Range in the answer 416
     "missing",
     "redirect",  # to `location`
     "mute",  # no answer for a second
@@ -22,13 +22,13 @@ ANSWERS = (
 
 
 class Server(ThreadingHTTPServer):
-    """Publishes `body` under every path; `mode`, one of ANSWERS, says what goes wrong."""
+    """Serves `body` under every path; `mode`, one of ANSWERS, selects the failure."""
 
     body = b""
     mode = ""
     etag = '"one"'
     location = ""
-    asked: list[tuple[str | None, str | None]]  # Range and If-Range of each question
+    asked: list[tuple[str | None, str | None]]  # Range and If-Range of each request
     scheme = "http"
 
     @property

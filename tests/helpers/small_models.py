@@ -1,4 +1,4 @@
-"""A tiny classifier with its preprocessing, and photos to go with it."""
+"""A tiny classifier with its preprocessing, and photos for it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A net that trains in no time, photos for it, and a training that ends like one whose power was cut."""
+"""A net that trains fast, photos for it, and a training that can be killed at any step."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from lrp.train.training_run import Run
 
 
 class Tiny(nn.Module):
-    """With all that a training has to keep, batch norm's statistics too, and captured in no time."""
+    """Has every kind of state that a training must store, also batch norm's statistics; fast to capture."""
 
     def __init__(self, num_classes=1000, in_chans=3):
         super().__init__()
@@ -52,7 +52,7 @@ COLOURS = {"red": 0, "green": 1, "blue": 2}
 
 
 def photos(root: Path, count: int = 10, start: int = 0) -> Path:
-    """Noise, tinted as the folder says."""
+    """Noise, tinted with the folder's colour."""
     for folder, channel in COLOURS.items():
         (root / folder).mkdir(parents=True, exist_ok=True)
         for i in range(count):
@@ -65,27 +65,27 @@ def photos(root: Path, count: int = 10, start: int = 0) -> Path:
 
 NET = NetSettings(epochs=2, batch_size=8, learning_rate=2e-3)
 HEAD = HeadSettings(epochs=4, weight_decay=0.1)
-WRITING = ("tell", "keep", "after_epoch", "_save", "_write_history", "_draw", "end")
+WRITING = ("add_epoch", "save_state", "after_epoch", "_save", "_write_history", "_draw", "end")
 
 
-def places(output: str, train: str, kill: int = 0) -> list[str]:
-    """Train, and say by which places it came: each step of a phase, and before and after all that is written.
+def points(output: str, train: str, kill: int = 0) -> list[str]:
+    """Train, and return the names of the points passed: each step of a phase, and before and after each write.
 
-    With `kill`, at that place, counted from 1, the process ends like one whose power was cut.
+    With `kill`, the process is killed (SIGKILL) at that point, counted from 1.
     """
-    torch.set_num_threads(1)  # in a fork it has to come before autograd's own threads do it, both at once
+    torch.set_num_threads(1)  # in a fork, before autograd's threads set it concurrently
     passed: list[str] = []
 
-    def passing(place: str) -> None:
-        passed.append(place)
+    def pass_point(point: str) -> None:
+        passed.append(point)
         if len(passed) == kill:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def counted(name: str, real):
         def call(self, *args, **options):
-            passing(f"before {name}")
+            pass_point(f"before {name}")
             result = real(self, *args, **options)
-            passing(f"after {name}")
+            pass_point(f"after {name}")
             return result
 
         return call
@@ -95,6 +95,6 @@ def places(output: str, train: str, kill: int = 0) -> list[str]:
             patch.setattr(Run, name, counted(name, getattr(Run, name)))
         retrain(
             "data", output, "start.pth", train=train, net=NET, head=HEAD, workers=0, cache="cache",
-            advance=lambda done, total, what: passing(what.partition(",")[0]),
+            advance=lambda done, total, what: pass_point(what.partition(",")[0]),
         )  # fmt: skip
     return passed

@@ -1,6 +1,6 @@
-"""Affine operations beyond a plain convolutional net: the table of `operations.py` goes on.
+"""Affine operations beyond a plain convolutional net; continues the table of `operations.py`.
 
-Their matrices are measured, or written out for each image where the operation takes its scale from the data.
+Their matrices are measured, or, for operations whose scale depends on the data, computed for each image.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from helpers.rules import CONSTANT_RULES, ELEMENTWISE, SOME
 
 
 def affine(function, *shape, rules=SOME, **parameters):
-    """A function of [N, *shape] that is affine. `parameters`: the shapes of its constants, drawn at random."""
+    """An affine function of [N, *shape]. `parameters`: the shapes of its constants, which are random."""
 
     def make():
         return Call(function, **{name: torch.randn(size) for name, size in parameters.items()})
@@ -24,14 +24,14 @@ def affine(function, *shape, rules=SOME, **parameters):
 
 
 def on(module, *shape, before=lambda x: x, after=lambda z: z):
-    """A module without parameters, between two movements."""
+    """A module without parameters, between two functions that only move elements."""
     return affine(lambda x: after(module(before(x))), *shape)
 
 
 def scale_from_data(make, groups, *shape, view=None, centred=True, rules=ELEMENTWISE):
-    """A norm that takes σ from the image: its matrix is another for every image.
+    """A norm that computes σ from the image, so that every image has another matrix.
 
-    `groups`: how the flat indices, in the shape the norm sees, fall into rows that share a σ.
+    `groups`: flat indices, in the shape of the norm's input -> rows of indices that share a σ.
     """
     seen = view or shape
 

@@ -1,4 +1,5 @@
-"""What every training imports late, done once in the process that others are forked from; autograd forbids forks."""
+"""Imports what every training imports lazily, once, in the process that is forked; without autograd, which forbids
+forks."""
 
 import lightning_fabric  # noqa: F401
 import torch

@@ -31,7 +31,7 @@ def test_every_package_is_in_the_picture_and_inside_it():
     picture = ElementTree.parse(ROOT / "docs" / "architecture.svg").getroot()
     width, height = map(int, picture.get("viewBox").split()[2:])
     names = [text.text for text in picture.iter(f"{SVG}text") if text.get("class") == "name"]
-    assert sorted(names) == sorted(architecture.rooms(CONTRIBUTING))
+    assert sorted(names) == sorted(architecture.components(CONTRIBUTING))
     for box in picture.iter(f"{SVG}rect"):
         left, top, wide, tall = (float(box.get(key, 0)) for key in ("x", "y", "width", "height"))
         assert left >= 0 and top >= 0 and left + wide <= width and top + tall <= height
@@ -40,33 +40,33 @@ def test_every_package_is_in_the_picture_and_inside_it():
 
 def test_arrows_and_words_together_are_the_imports():
     """None is lost, and none goes up."""
-    rooms = architecture.rooms(CONTRIBUTING)
-    plan = architecture.layout(rooms)
+    components = architecture.components(CONTRIBUTING)
+    plan = architecture.layout(components)
     level = {name: number for number, layer in enumerate(plan.layers) for name in layer}
-    for name, room in rooms.items():
+    for name, component in components.items():
         arrows = {arrow[-1] for arrow in plan.arrows if arrow[0] == name}
         assert arrows.isdisjoint(plan.also[name])
-        assert arrows | set(plan.also[name]) == room.imports
+        assert arrows | set(plan.also[name]) == component.imports
     for arrow in plan.arrows:
         levels = [level[name] for name in arrow]
         assert levels == list(range(levels[0], levels[-1] - 1, -1))
 
 
-def room(name, *imports, lines=120):
-    return architecture.Room(name, "what it holds", True, 2, lines, set(imports))
+def component(name, *imports, lines=120):
+    return architecture.Component(name, "what it holds", True, 2, lines, set(imports))
 
 
 def test_layers_with_a_pencil():
     """c → b → a shows d → a and e → a already; g → a is shown by nothing else, skips a layer, and bends there."""
-    rooms = [
-        room("a"),
-        room("b", "a"),
-        room("c", "b"),
-        room("d", "c", "a"),
-        room("e", "a", "f"),
-        room("f", "b"),
+    components = [
+        component("a"),
+        component("b", "a"),
+        component("c", "b"),
+        component("d", "c", "a"),
+        component("e", "a", "f"),
+        component("f", "b"),
     ]
-    plan = architecture.layout({r.name: r for r in rooms})
+    plan = architecture.layout({r.name: r for r in components})
     assert [sorted(n for n in layer if n not in plan.bends) for layer in plan.layers] == [
         ["a"], ["b"], ["c", "f"], ["d", "e"],
     ]  # fmt: skip
@@ -75,7 +75,7 @@ def test_layers_with_a_pencil():
     ]  # fmt: skip
     assert plan.also == {"a": [], "b": [], "c": [], "d": ["a"], "e": ["a"], "f": []}
     skipping = architecture.layout(
-        {r.name: r for r in [*rooms[:3], room("g", "a", "h"), room("h", "i"), room("i")]}
+        {r.name: r for r in [*components[:3], component("g", "a", "h"), component("h", "i"), component("i")]}
     )
     (arrow,) = [arrow for arrow in skipping.arrows if (arrow[0], arrow[-1]) == ("g", "a")]
     assert len(arrow) == 3 and arrow[1] in skipping.bends
@@ -85,7 +85,9 @@ def test_crossings_are_counted_and_undone():
     hops = [("d", "a"), ("c", "b")]
     assert architecture.crossings([["a", "b"], ["c", "d"]], hops) == 1
     assert architecture.crossings([["a", "b"], ["d", "c"]], hops) == 0
-    plan = architecture.layout({r.name: r for r in (room("a"), room("b"), room("c", "b"), room("d", "a"))})
+    plan = architecture.layout(
+        {r.name: r for r in (component("a"), component("b"), component("c", "b"), component("d", "a"))}
+    )
     assert architecture.crossings(plan.layers, [tuple(arrow) for arrow in plan.arrows]) == 0
 
 

@@ -439,7 +439,7 @@ def test_a_worker_measures_in_a_process_of_its_own(tmp_path):
     while (found := work.result()) is None:
         time.sleep(0.05)
     assert found.ok and found.name == "squeezenet1_1" and found.threads == 1 and found.times > 0
-    assert not work.place.exists()
+    assert not work.result_file.exists()
 
 
 def test_a_worker_that_dies_is_a_miss_with_the_cause(monkeypatch):

@@ -20,7 +20,7 @@ from torch import nn
 
 import lrp
 from helpers.disks import small_disk
-from helpers.training import HEAD, NET, TINY, photos, places
+from helpers.training import HEAD, NET, TINY, photos, points
 from lrp.cli import main
 from lrp.data.data_set import DataSet
 from lrp.errors import LrpError, ModelError, TrainingError
@@ -167,7 +167,7 @@ def test_vgg19(data, train, monkeypatch):
 def killed(output: str, train: str, kill: int) -> None:
     processes = multiprocessing.get_context("forkserver")  # a fork of this one could not use autograd
     processes.set_forkserver_preload(["helpers.warmed"])
-    child = processes.Process(target=places, args=(output, train, kill))
+    child = processes.Process(target=points, args=(output, train, kill))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
@@ -201,17 +201,17 @@ PHASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("train", PHASES)
 def test_killed_in_any_phase_and_resumed_it_ends_with_the_same_numbers(start, train):
-    passed = places("whole.pth", train)
+    passed = points("whole.pth", train)
     shutil.rmtree("cache")
     each = {place: [i for i, p in enumerate(passed, 1) if p == place] for place in passed}
-    assert {*PHASES[train], "after keep", "after _save", "before end"} <= each.keys()
+    assert {*PHASES[train], "after save_state", "after _save", "before end"} <= each.keys()
     chosen = {places[-1] for place, places in each.items() if place in PHASES[train]}
     # Between every two things that are written; of those that are written again and again, the second time.
     chosen |= {places[min(1, len(places) - 1)] for place, places in each.items() if place.startswith("after")}
     chosen |= {each["before end"][0] + 2}
     for kill in sorted(chosen):
         killed("k.pth", train, kill)
-        places("k.pth", train)
+        points("k.pth", train)
         assert same("k.pth", "whole.pth") and same("k.last.pth", "whole.last.pth"), (kill, passed[kill - 1])
         for ending in ("pth.json", "last.pth.json", "history.json"):
             assert timeless(f"k.{ending}") == timeless(f"whole.{ending}"), (kill, passed[kill - 1], ending)

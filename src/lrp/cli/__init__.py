@@ -1,7 +1,7 @@
 """The command line: every command reads arguments, calls one function, prints one result.
 
-Data goes to stdout, progress and words to stderr. Exit codes: 0 fine, 1 failed, 2 usage, 3 finished with
-files skipped, 130 interrupted.
+Data goes to stdout, progress and messages to stderr. Exit codes: 0 success, 1 failure, 2 wrong usage, 3 finished but
+files were skipped, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -78,15 +78,15 @@ def run() -> None:
 
 
 def _keep_memory() -> None:
-    """Let freed memory stay with the process: on a CPU that doubles a model's speed.
+    """Keep freed memory in the process: on a CPU this doubles a model's speed.
 
-    glibc gives large blocks back to the system at once, and takes them again page by page, zeroed, for the next layer.
-    Only for this program: what a library's user does with memory is not the library's to decide.
+    By default glibc returns large blocks to the system at once; the next layer gets them again page by page, zeroed.
+    Only in the command line program: a library must not change the memory settings of its user's process.
     """
     trim_threshold, mmap_threshold = -1, -3
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # no glibc
+    except (AttributeError, OSError, TypeError):  # not glibc
         return
     for parameter in (trim_threshold, mmap_threshold):
         mallopt(parameter, 1 << 30)

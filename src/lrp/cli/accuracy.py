@@ -19,7 +19,7 @@ SHOWN = 30
 
 
 class OptionalFiles(TyperCommand):
-    """--csv and --plot also without a file's name, which typer has no word for."""
+    """Allows --csv and --plot without a file name; typer has no option with an optional value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         spelled = []
@@ -84,7 +84,7 @@ def accuracy(
             found.append(one)
             if one.error:
                 common.complain(f"{one.model}: {one.error}")
-            evaluate.say_unmatched(one.model, one.unmatched or {})
+            evaluate.warn_unmatched(one.model, one.unmatched or {})
             if one.accuracy and one.accuracy.unreadable:
                 common.complain(
                     f"{one.model}: {one.accuracy.unreadable:,} files could not be read: see {one.output}."
@@ -103,7 +103,7 @@ def accuracy(
 
 
 def show(found: list[Measured]) -> None:
-    """The numbers of all models, and where there are few classes, of each class."""
+    """Print the numbers of all models and, if there are few classes, of each class."""
     rows = []
     for one in found:
         if a := one.accuracy:

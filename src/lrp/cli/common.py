@@ -1,4 +1,4 @@
-"""What the commands share: options, how they complain, and a bar."""
+"""Shared by the commands: options, error handling, warnings, a progress bar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Skipped(Exception):
-    """The command finished, and left files out: exit code 3."""
+    """The command finished, but skipped files: exit code 3."""
 
 
 def complain(sentence: str) -> None:
@@ -27,7 +27,7 @@ def complain(sentence: str) -> None:
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the exit codes: our own errors are one line; bugs keep their traceback."""
+    """Wrap a command: an `LrpError` is printed as one line and sets the exit code; bugs keep their traceback."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -44,7 +44,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as stop:
             complain("interrupted; what is finished is whole, and the same command goes on from there.")
             raise typer.Exit(130) from stop
-        except BrokenPipeError as gone:  # the reader of our output left, as `head` does
+        except BrokenPipeError as gone:  # the reader of the pipe closed it, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from gone
 
@@ -53,8 +53,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def usage(*kinds: type[LrpError]) -> Iterator[None]:
-    """Errors of these kinds are about the arguments: exit code 2; always of a preset or a class that does not exist.
-    Not where the disk refused: that is exit code 1. A path that leads nowhere is a wrong argument, too.
+    """Treat errors of these types, and always `CompositeError` and `TargetError`, as wrong arguments: exit code 2.
+    Errors caused by an OSError keep exit code 1, except if a path does not exist, which is a wrong argument too.
     """
     try:
         yield
@@ -70,7 +70,7 @@ def usage(*kinds: type[LrpError]) -> Iterator[None]:
 
 
 def example(text: str) -> Callable[[Any], Any]:
-    """The example that a command's help shows."""
+    """Set the example shown in a command's help."""
 
     def add(command: Any) -> Any:
         command.example = text
@@ -108,7 +108,7 @@ EXPLAIN = typer.Option("--explain", help="Also draw the heatmaps.")
 def explain_options(
     wanted: bool, composite: str | None, size: int | None, device: str
 ) -> ExplainOptions | None:
-    """Of the commands that explain the photos of a table; None where nothing is to be explained."""
+    """Options for commands that can explain the photos of a table; None without `wanted`."""
     if not wanted:
         return None
     from lrp.gallery.options import ExplainOptions
@@ -118,7 +118,7 @@ def explain_options(
 
 
 def complain_about(results: Iterable[Result]) -> None:
-    """Say which pictures were skipped, are not trustworthy, or are predicted otherwise than their table says."""
+    """Warn about skipped photos, unhealthy explanations, and predictions that differ from the table's."""
     for result in results:
         if result.status == "skipped":
             complain(f"skipped {result.path}: {result.error}")
@@ -130,7 +130,7 @@ def complain_about(results: Iterable[Result]) -> None:
 
 
 class progress:
-    """A bar on stderr where a person is watching, nothing where not: gives advance(done, total, what)."""
+    """A progress bar on stderr if it is a terminal, otherwise nothing; entering returns advance(done, total, what)."""
 
     def __init__(self, what: str, quiet: bool = False) -> None:
         from rich.console import Console
@@ -154,7 +154,7 @@ class progress:
         task = self.bar.add_task(self.what, total=None)
 
         def advance(done: int, total: int, what: str = "") -> None:
-            """`done` more of `total`; of a new `what`, from the beginning."""
+            """Add `done` steps of `total`; a new `what` restarts the bar at 0."""
             if what and what != self.what:
                 self.what = what
                 self.bar.reset(task, description=what)

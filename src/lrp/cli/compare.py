@@ -127,12 +127,12 @@ def _accuracies(p: Paired) -> list[str]:
 def _twins(twins: Sequence[Twin]) -> list[list[str]]:
     from lrp.values import percent
 
-    def said(value: float | None) -> str:
+    def cell(value: float | None) -> str:
         return "" if value is None else percent(value)
 
     return [
         [
-            str(rank), t.a.true_label, said(t.a.true_confidence), said(t.b.true_confidence), t.a.predicted_label,
+            str(rank), t.a.true_label, cell(t.a.true_confidence), cell(t.b.true_confidence), t.a.predicted_label,
             t.b.predicted_label, t.a.path,
         ]
         for rank, t in enumerate(twins, 1)

@@ -1,4 +1,4 @@
-"""`lrp confidence`: the correct predictions that a model is surest and least sure of."""
+"""`lrp confidence`: the correct predictions with the highest and the lowest confidence."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _class(one: Surest) -> list[str]:
 
 
 def end(written: Written, silent: bool, pictures: Sequence[Result] = ()) -> None:
-    """Say where everything is, and what is missing: exit code 3 then."""
+    """Print the paths of all files and what is missing; exit code 3 if something is missing."""
     if not silent:
         print(f"-> {written.folder}: {', '.join(written.files)}")
         for folder, group in groupby(p.output.parent for p in pictures if p.output):

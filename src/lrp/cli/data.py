@@ -1,4 +1,4 @@
-"""`lrp data`: photos to study, downloaded: Imagenette and Imagewoof."""
+"""`lrp data`: download the data sets Imagenette and Imagewoof."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def data(
 
 
 class _progress:
-    """A bar of bytes on stderr, one step after the other, where a person is watching; nothing where not."""
+    """A progress bar in bytes on stderr, a task for each step, if it is a terminal; otherwise nothing."""
 
     def __init__(self) -> None:
         from rich.console import Console

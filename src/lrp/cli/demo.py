@@ -1,4 +1,4 @@
-"""`lrp demo`: photos to try, and their explanations."""
+"""`lrp demo`: example photos and their explanations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lrp.cli import common, explain
 from lrp.errors import ImageError
 
 PACKAGED = "efficientnet_lite0"
-# scikit-image's own photos: file -> the ImageNet class of what is on it.
+# scikit-image's photos: file -> the ImageNet class of the object shown.
 PHOTOS = {
     "chelsea.png": "tiger cat",
     "coffee.png": "espresso",
@@ -44,7 +44,7 @@ def demo(
 
 
 def write_photos(folder: Path) -> list[Path]:
-    """Copy scikit-image's photos to `folder`/<class>/; files that are there stay."""
+    """Copy scikit-image's photos to `folder`/<class>/; existing files are not replaced."""
     try:
         import skimage.data
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""`lrp errors`: where a model is wrong, what it takes for what, how honest its confidences are."""
+"""`lrp errors`: the mistakes of a model, its confused classes, and its calibration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lrp evaluate`: a data set through a model, one CSV row per file."""
+"""`lrp evaluate`: predict the photos of a data set, one CSV row per file."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def evaluate(
             read, model, output or outputs([model], ".")[0], classes=classes.value, size=size, arch=arch, labels=labels,
             batch_size=batch_size, device=device, max_megapixels=max_megapixels, overwrite=overwrite, advance=advance,
         )  # fmt: skip
-    say_unmatched(model, found.unmatched)
+    warn_unmatched(model, found.unmatched)
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
-        print(said(found))
+        print(summary(found))
     if found.counts.get("unreadable") or found.counts.get("unmatched"):
         raise common.Skipped
 
@@ -86,24 +86,24 @@ def opened(data: Path, split: str | None, follow_links: bool) -> DataSet:
     return found
 
 
-def say_unmatched(model: str, unmatched: Mapping[str, Sequence[str]]) -> None:
-    for folder, near in unmatched.items():
-        hint = f"; near it: {', '.join(near)}" if near else ""
+def warn_unmatched(model: str, unmatched: Mapping[str, Sequence[str]]) -> None:
+    for folder, similar in unmatched.items():
+        hint = f"; near it: {', '.join(similar)}" if similar else ""
         common.complain(f"the folder {folder!r} is no class of {model}{hint}.")
 
 
-def said(found: Evaluation) -> str:
-    """The result in two lines."""
+def summary(found: Evaluation) -> str:
+    """The summary of a run, in two lines."""
     counts = {name: found.counts.get(name, 0) for name in ("ok", "unreadable", "unmatched")}
     line = f"{found.total:,} files = " + " + ".join(f"{n:,} {name}" for name, n in counts.items())
     if counts["ok"]:
         line += f"; {found.correct:,} of {counts['ok']:,} correct ({found.correct / counts['ok']:.1%})"
     fresh = found.total - found.resumed
-    pace = (
+    speed = (
         f"{fresh:,} predicted in {found.seconds:.1f} s ({fresh / found.seconds:.1f}/s)"
         if fresh
         else "up to date"
     )
     if found.resumed and fresh:
-        pace += f", {found.resumed:,} were there from a run that was stopped"
-    return f"{line}\n-> {found.output}: {pace}"
+        speed += f", {found.resumed:,} were there from a run that was stopped"
+    return f"{line}\n-> {found.output}: {speed}"

@@ -1,4 +1,4 @@
-"""`lrp explain`: photos in, heatmaps beside the photos out."""
+"""`lrp explain`: explain photos and write pictures with the photos and their heatmaps."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _not_found(message: str, given: list[Path]) -> str:
 
 
 def show(results: Iterable[Result], json_lines: bool = False, quiet: bool = False) -> Counter[str]:
-    """Print each result as it comes, and their sum; returns how many files ended with which status."""
+    """Print each result when it is ready, then the totals; returns the number of files per status."""
     counts: Counter[str] = Counter()
     for result in results:
         counts[result.status] += 1
@@ -141,7 +141,7 @@ def show(results: Iterable[Result], json_lines: bool = False, quiet: bool = Fals
 
 
 def _line(result: Result) -> str:
-    """One line of result: what became of a file."""
+    """The result of a file as one line."""
     if result.status == "skipped":
         return f"skipped  {result.path}: {result.error}"
     facts = result.facts

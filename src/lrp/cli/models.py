@@ -54,7 +54,7 @@ def models(
 
 
 def measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
-    """Measure and print, a line per model. Exit code 3: the goals are not met."""
+    """Measure the models and print one line for each. Exit code 3 if the goals are not met."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
@@ -86,7 +86,7 @@ def measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
 
 
 def _line(result: Result, kept: bool) -> str:
-    """One model on one line."""
+    """The result of one model as one line."""
     status = "miss" if not result.ok else "kept" if kept else "ok"
     if not result.ok:
         return f"{status:<4}  {result.name}: {textwrap.shorten(result.reason, 200)}"

@@ -1,4 +1,4 @@
-"""`lrp report`: one HTML file to look through."""
+"""`lrp report`: an interactive report as one HTML file."""
 
 from __future__ import annotations
 

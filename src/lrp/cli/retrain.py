@@ -1,4 +1,4 @@
-"""`lrp retrain`: a model with new classes."""
+"""`lrp retrain`: train a model on new classes."""
 
 from __future__ import annotations
 
@@ -122,15 +122,15 @@ def retrain(
 
         heard.append(Watch(watch, f"{place}.watch", every=1 if train is Train.all else 10))
     if tensorboard:
-        heard.append(_board(Path(f"{place}.tensorboard")))
+        heard.append(_tensorboard_writer(Path(f"{place}.tensorboard")))
     quiet = quiet or (devices * nodes > 1 and _not_the_first())
     silent = quiet or as_json
-    told: list[str] = []
+    printed: list[str] = []
 
     def on_data(material: TrainingData) -> None:
-        told.extend(material.notes)
+        printed.extend(material.notes)
         if not silent:
-            say(material)
+            show_data(material)
 
     with _Bar("reading photos", quiet) as advance:
         if not silent:
@@ -143,23 +143,23 @@ def retrain(
                 batch_size=batch_size, cache=cache, overwrite=overwrite, on_epoch=heard,
                 on_data=on_data, advance=advance,
             )  # fmt: skip
-    if not found.files:  # another process's than the first
+    if not found.files:  # not the first process
         return
     for path, reason in found.broken:
         common.complain(f"left out {path}: {reason}")
     for note in found.notes:
-        if not silent and note not in told:
+        if not silent and note not in printed:
             common.complain(note)
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
-        print(said(found))
+        print(summary(found))
     if found.broken:
         raise common.Skipped
 
 
-def say(material: TrainingData) -> None:
-    """The data, before the training begins."""
+def show_data(material: TrainingData) -> None:
+    """Print a summary of the data before the training begins."""
     classes = material.classes
     print(
         f"{len(material.train):,} photos to train on, {len(material.val):,} to validate, {len(classes)} classes"
@@ -173,7 +173,7 @@ def say(material: TrainingData) -> None:
 
 
 class _Lines:
-    """Prints each epoch; of `epochs` in all, with the time that they will take at most. 0: that is unknown."""
+    """Prints each epoch, with the estimated time for the rest of at most `epochs`. 0: unknown number, no estimate."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
@@ -190,7 +190,7 @@ class _Lines:
 
 
 def duration(seconds: float) -> str:
-    """ "40 s", "12 min", "3 h 20 min"."""
+    """A time as text: "40 s", "12 min", "3 h 20 min"."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -198,7 +198,7 @@ def duration(seconds: float) -> str:
 
 
 def line(facts: dict[str, Any]) -> str:
-    """One epoch."""
+    """The metrics of one epoch as one line."""
     words = [f"epoch {facts['epoch']:>3}"]
     if "loss" in facts:
         words.append(f"loss {facts['loss']:.3f}, {100 * facts['accuracy']:.1f} % of train")
@@ -209,7 +209,7 @@ def line(facts: dict[str, Any]) -> str:
 
 
 class _Bar(common.progress):
-    """With images per second; words after a comma say how it goes, and change without beginning anew."""
+    """A bar with images per second; text after a comma, such as the loss, can change without restarting the bar."""
 
     def __init__(self, what: str, quiet: bool) -> None:
         from rich.progress import ProgressColumn, Task
@@ -217,7 +217,9 @@ class _Bar(common.progress):
 
         class Speed(ProgressColumn):
             def render(self, task: Task) -> Text:
-                images = not task.description.startswith("training the head")  # its steps see all of them
+                images = not task.description.startswith(
+                    "training the head"
+                )  # each of its steps uses all images
                 return Text(f"{task.speed:.0f} images/s" if images and task.speed else "")
 
         super().__init__(what, quiet)
@@ -226,15 +228,15 @@ class _Bar(common.progress):
     def __enter__(self) -> Callable[[int, int, str], None]:
         advance = super().__enter__()
 
-        def tell(done: int, total: int, words: str) -> None:
+        def update(done: int, total: int, words: str) -> None:
             advance(done, total, words.partition(",")[0])
             self.bar.update(self.bar.task_ids[0], description=words)
 
-        return tell
+        return update
 
 
 def _not_the_first() -> bool:
-    """Whether this is another process than the first of those that train together."""
+    """Whether this is not the first of the processes that train together."""
     try:
         from lightning_fabric.utilities.rank_zero import rank_zero_only
     except ModuleNotFoundError:
@@ -242,7 +244,7 @@ def _not_the_first() -> bool:
     return bool(getattr(rank_zero_only, "rank", 0))
 
 
-def said(found: Retrained) -> str:
+def summary(found: Retrained) -> str:
     best = found.metrics
     words = f"best: epoch {best['epoch']}, {100 * best['val_accuracy']:.2f} % of val, val loss {best['val_loss']:.3f}"
     if found.kept:
@@ -252,7 +254,7 @@ def said(found: Retrained) -> str:
     return f"{words}\n-> {', '.join(found.files)}"
 
 
-def _board(folder: Path) -> OnEpoch:
+def _tensorboard_writer(folder: Path) -> OnEpoch:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""`lrp rules`: which rule explains which operation of a model, before anything runs."""
+"""`lrp rules`: the rule of each operation of a model, without running an explanation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rules(
 ) -> None:
     """Print the table operation -> rule: module path, operation, output's shape, rule, sign of its input."""
     if known:
-        import lrp.engine.graph.vocabulary  # noqa: F401  (registers what is known)
+        import lrp.engine.graph.vocabulary  # noqa: F401  (registers the supported operations)
         from lrp.engine.graph.ops import known as vocabulary
 
         for name, family in vocabulary().items():
@@ -41,7 +41,9 @@ def rules(
     with common.usage():
         options = ExplainOptions(composite, bias, epsilon, top_k)
     named: dict[str, Any] = {} if arch is None else {"arch": arch}
-    loaded = load_model(model or "efficientnet_lite0", pretrained=False, **named)  # weights change no rule
+    loaded = load_model(
+        model or "efficientnet_lite0", pretrained=False, **named
+    )  # rules do not depend on weights
     preprocessing = loaded.preprocessing.with_size(size) if size else loaded.preprocessing
     print(
         Explainer(loaded.model, options.rules(preprocessing)).rules(

@@ -1,4 +1,4 @@
-"""Tables on stdout: drawn on a terminal, plain text in columns where a program or a file reads them."""
+"""Tables on stdout: with lines on a terminal, as plain text in columns for a pipe or a file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; a column whose name begins with ">" is set to the right."""
+    """Print a table; a column whose name begins with ">" is right-aligned."""
     right = [name.startswith(">") for name in columns]
     heads, body = [name.lstrip(">") for name in columns], [list(map(_printable, row)) for row in rows]
     if sys.stdout.isatty():
@@ -24,7 +24,7 @@ def _drawn(title: str, heads: list[str], right: list[bool], body: list[list[str]
 
     table = Table(title=Text(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for head, to_right in zip(heads, right, strict=True):
-        # Where the terminal is narrow, cells are wrapped; nothing is ever cut off.
+        # On a narrow terminal cells are wrapped, never truncated.
         table.add_column(Text(head), justify="right" if to_right else "left", overflow="fold")
     for row in body:
         table.add_row(*map(Text, row))
@@ -44,7 +44,7 @@ def _plain(title: str, heads: list[str], right: list[bool], body: list[list[str]
 
 
 def _printable(text: str) -> str:
-    """A file may be called anything: control characters would move a terminal's cursor."""
+    """Escape control characters, which a file name may contain: they would move the terminal's cursor."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 

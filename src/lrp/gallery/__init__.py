@@ -1,1 +1,1 @@
-"""Photos in, pictures out: explains the files of a folder, one result for every file."""
+"""Explains the photos of a folder and writes a picture for each; one result for every file."""

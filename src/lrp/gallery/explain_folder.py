@@ -1,4 +1,4 @@
-"""`lrp.explain_folder`: files and folders of photos through one model, a result for each."""
+"""`lrp.explain_folder`: explain files and folders of photos with one model; one result for each file."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ def explain_folder(
     *,
     advance: Advance = lambda done, total: None,
 ) -> Iterator[Result]:
-    """Explain photos and write for each a picture with its heatmap beside it; yields one result for each file found.
+    """Explain photos and write, for each, a picture with its heatmap beside it; yields one result per file found.
 
     for result in lrp.explain_folder("photos", "pictures", model="vgg19", target="top3"):
         print(result.status, result.path, result.output)
 
-    The files are found and the model is loaded by the call; the photos are explained as the results are taken. A file
-    that cannot be read stops nothing. What is up to date is kept, so that the same call goes on after an interruption.
+    The call finds the files and loads the model; each photo is explained when its result is requested. A file that
+    cannot be read does not stop the run. Up-to-date results are kept, so the same call resumes after an interruption.
 
     Args:
-        paths: photos, or folders of them; of a folder the tree below it is kept in `output`. What lies in `output`
-            counts only if it is named.
+        paths: photos, or folders of them; `output` repeats a folder's directory tree. Files inside `output` are
+            explained only if they are named here.
         output: folder of the pictures.
-        model: a name as `load_model` takes it, or what it returns; it is moved to the options' device.
+        model: a name that `load_model` accepts, or a `LoadedModel`; it is moved to the options' device.
         target: "predicted"; "true" (the class that the photo's folder names); a class, its index, "topK"; "A-vs-B" or a
-            `Contrast`; several as "a,b" or a list: a heatmap for each.
+            `Contrast`; several as "a,b" or a list: one heatmap for each.
         options: how to explain, draw and save.
         advance: called with (1, number of files) after each file.
 
     Raises:
-        ImageError: there is nothing at a path, or no file below them.
+        ImageError: a path does not exist, or there is no file below the paths.
         TargetError: no such class.
         ModelError: the model cannot be loaded.
         OptionError: there is no such device.

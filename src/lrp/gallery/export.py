@@ -27,19 +27,19 @@ def export(
     options: ExplainOptions | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Write one ONNX file from images to logits and relevance, for any number of images.
+    """Write one ONNX file that computes logits and relevance from images, for any batch size.
 
     Inputs are `image` [N, C, H, W], preprocessed, and with `target_input` also `target`, int64 [N]; outputs are `logits`
-    [N, K] and `relevance` [N, C, H, W], in units of the logits. The file's metadata says how it was made.
+    [N, K] and `relevance` [N, C, H, W], in units of the logits. The file's metadata records how it was made.
 
     Args:
-        model: a name as `load_model` takes it, what that returns, or an `Explainer` of any model.
-        path: the file; written whole or not at all.
+        model: a name that `load_model` accepts, a `LoadedModel`, or an `Explainer` of any model.
+        path: the file; written atomically.
         target: one target for every image: "predicted", a class, its index, "A-vs-B", or a `Contrast`.
         target_input: the class of each image is the file's second input instead, -1 for the predicted one.
-        x: with an `Explainer`, images [N, C, H, W] of the shape that the file is to take; only the shape counts.
+        x: with an `Explainer`, images [N, C, H, W] of the shape that the file shall accept; only the shape is used.
         options: how to explain: composite, bias, epsilon, top_k, size, device. An `Explainer` has its own.
-        overwrite: replace a file that is there.
+        overwrite: replace an existing file.
 
     Raises:
         TargetError: no such class, or not one target for every image.
@@ -47,7 +47,7 @@ def export(
         ExportError: onnx is not installed; the file exists, or would be too large; the program cannot be exported, or
             computes something else in onnxruntime.
         ModelError: the model cannot be loaded.
-        CaptureError, UnsupportedError, CompositeError: the model cannot be explained (so).
+        CaptureError, UnsupportedError, CompositeError: the model cannot be explained, or not with these options.
     """
     if target_input and target != "predicted":
         raise TargetError(f"{target!r} settles the class, target_input leaves it open: give one of them.")

@@ -1,4 +1,4 @@
-"""What makes a result the same: the photo, the model, what is asked, and how it is drawn."""
+"""Fingerprints of results: a hash of the photo, the model, the target, and how the picture is drawn."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ def fingerprint(
     photo: Photo,
     request: Request,
     true: int | None,
-    together: str,
+    scale_digest: str,
 ) -> str:
-    """In hex; `true` is the class that the photo's folder names, `together` a digest of what shares its colour scale."""
+    """In hex. `true`: the class that the photo's folder names; `scale_digest`: of all photos on one colour scale."""
     facts = {
         **identity,
         "lrp": lrp.__version__,
         "photo": photo.digest,
-        "target": request.text if _written(request, loaded.class_names) else repr(request),
+        "target": request.text if _text_is_complete(request, loaded.class_names) else repr(request),
         "true": true,
         "preprocessing": loaded.preprocessing.to_dict(),
         "drawing": {
             "style": options.style, "percentile": options.percentile, "shared_scale": options.shared_scale,
         },
-        "all": together,
+        "all": scale_digest,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _written(request: Request, class_names: Sequence[str]) -> bool:
-    """Whether its text says all of it: not where a caller chose the parts, or words of their own."""
+def _text_is_complete(request: Request, class_names: Sequence[str]) -> bool:
+    """Whether the request's text defines it completely: not if the caller set the parts, titles or heading."""
     try:
         return Request.parse(request.text, class_names) == request
     except TargetError:
@@ -52,7 +52,7 @@ def _written(request: Request, class_names: Sequence[str]) -> bool:
 
 
 def digest_of_all(found: Sequence[Found]) -> str:
-    """On one common scale, each picture depends on all photos."""
+    """With a shared colour scale each picture depends on all photos, so their digest enters its fingerprint."""
     digest = hashlib.sha256()
     for file in found:
         try:
@@ -63,14 +63,14 @@ def digest_of_all(found: Sequence[Found]) -> str:
     return digest.hexdigest()
 
 
-def kept_facts(place: Path, fingerprint: str, save: Sequence[str]) -> dict[str, Any] | None:
-    """The facts of an earlier result with this fingerprint, if all its files are there."""
+def kept_facts(picture: Path, fingerprint: str, save: Sequence[str]) -> dict[str, Any] | None:
+    """The facts of an earlier result with this fingerprint, if all its files exist."""
     if "png" not in save:
         return None
-    metadata = heatmap.read_metadata(place)
+    metadata = heatmap.read_metadata(picture)
     if metadata.get("fingerprint") != fingerprint:
         return None
     others = [FORMATS[name] for name in save if name != "png"]
-    if any(one.fingerprint(place.with_suffix(one.suffix)) != fingerprint for one in others):
+    if any(one.fingerprint(picture.with_suffix(one.suffix)) != fingerprint for one in others):
         return None
     return json.loads(metadata["facts"])

@@ -1,6 +1,6 @@
-"""What is written of an explained photo: a picture, arrays, a heatmap alone. A format is one function.
+"""Output formats of an explained photo: a picture, arrays, a heatmap alone. A format is one function.
 
-A format of your own: a function with `@output_format(name, suffix)`; `ExplainOptions(save=("png", name))` then writes it.
+To add a format, decorate a function with `@output_format(name, suffix)`; `ExplainOptions(save=("png", name))` uses it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from lrp.storage.atomic import replacing
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """All that a format may want to write.
+    """Everything that a format can write.
 
     Attributes:
-        sheet: facts, fingerprint, words, maps on the model's input, arrays.
+        sheet: facts, fingerprint, texts, maps at the model's input size, arrays.
         pixels: the photo, uint8 [H, W, 3].
-        panels: the maps on the photo's pixels.
-        style, percentile: as `ExplainOptions` has them.
-        limit: of the colour scale, where it is common to several photos.
+        panels: the maps resized to the photo's pixels.
+        style, percentile: see `ExplainOptions`.
+        limit: where the colour scale ends, if several photos share it; else None.
     """
 
     sheet: Sheet
@@ -45,10 +45,10 @@ class Format(NamedTuple):
     """How one kind of file is written.
 
     Attributes:
-        suffix: in place of the picture's ".png".
-        write: writes the file, whole or not at all.
-        fingerprint: of the result that such a file belongs to; None where it is damaged, missing or not ours.
-        arrays: whether the sheet's arrays are wanted.
+        suffix: replaces the picture's ".png".
+        write: writes the file atomically.
+        fingerprint: reads the result's fingerprint from such a file; None if it is damaged, missing or not ours.
+        arrays: whether the format needs the sheet's arrays.
     """
 
     suffix: str
@@ -58,7 +58,7 @@ class Format(NamedTuple):
 
 
 FORMATS: dict[str, Format] = {}
-"""Name -> format. The picture is written last: where it is, all are."""
+"""Name -> format. The picture is written last: if it exists, all files of the result exist."""
 
 
 def png_fingerprint(path: Path) -> str | None:
@@ -71,7 +71,7 @@ def output_format(
     fingerprint: Callable[[Path], str | None] = png_fingerprint,
     arrays: bool = False,
 ) -> Callable[[Write], Write]:
-    """Register a function (finished, path) that writes a file; `fingerprint` reads one back, as of our PNG files."""
+    """Register a function (finished, path) that writes a file; `fingerprint` reads the fingerprint from such a file."""
 
     def register(write: Write) -> Write:
         FORMATS[name] = Format(suffix, write, fingerprint, arrays)
@@ -84,13 +84,13 @@ def _npz_fingerprint(path: Path) -> str | None:
     try:
         with np.load(path) as saved:
             return str(saved["fingerprint"])
-    except Exception:  # missing, cut short, or not ours: np.load raises what it meets
+    except Exception:  # missing, truncated, or not ours: np.load can raise any exception
         return None
 
 
 @output_format("png", ".png")
 def write_picture(made: Finished, path: Path) -> None:
-    """The photo with its heatmaps beside it; its metadata holds fingerprint, facts and the photo's digest."""
+    """The photo with its heatmaps beside it; the metadata holds fingerprint, facts and the photo's digest."""
     sheet = made.sheet
     picture = heatmap.draw(
         made.pixels, made.panels, title=sheet.heading[0], subtitle=sheet.heading[1], style=made.style,
@@ -115,8 +115,8 @@ def write_arrays(made: Finished, path: Path) -> None:
 
 @output_format("heatmap", ".heatmap.png")
 def write_heatmap(made: Finished, path: Path) -> None:
-    """The heatmap alone, on the photo's pixels: transparent where relevance is 0 or the model never saw. Several stand
-    side by side."""
+    """The heatmap alone, at the photo's size: transparent where relevance is 0 or outside the model's crop. Several
+    are placed side by side."""
     maps = [panel.relevance for panel in made.panels]
     limit = heatmap.scale(maps, made.percentile) if made.limit is None else made.limit
     heatmap.save_png(heatmap.transparent(maps, limit), path, {"fingerprint": made.sheet.fingerprint})

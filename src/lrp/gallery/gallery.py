@@ -1,7 +1,7 @@
-"""Photos in, pictures out: explains files and accounts for every one of them.
+"""Explains image files, writes their pictures, and returns one result for each file.
 
 Each file found gives exactly one `Result`: "ok" (explained now), "kept" (an earlier result with the same
-fingerprint stands) or "skipped" (with the reason). A bad file stops nothing.
+fingerprint is still valid) or "skipped" (with the reason). A bad file does not stop the run.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Gallery:
     """Explains files with one model and writes a picture for each.
 
     Args:
-        loaded: the model on `device`, its preprocessing at the size wanted, its class names.
-        explainer: explains that model.
-        request: the same for all photos, or what gives each one its own.
-        identity: whatever else decides what a result is (model's name, weights, preset): its fingerprint.
-        options: how to draw and save; what they say of rules, size and device is settled in `loaded` and `explainer`.
+        loaded: the model on `device`, its preprocessing at the requested size, its class names.
+        explainer: the explainer of that model.
+        request: one request for all photos, or a function that returns the request of each file.
+        identity: everything else that the fingerprint of a result depends on (model's name, weights, preset).
+        options: how to draw and save; rules, size and device are already applied in `loaded` and `explainer`.
     """
 
     loaded: LoadedModel
@@ -57,10 +57,10 @@ class Gallery:
         options: ExplainOptions = DEFAULT_OPTIONS,
         target: Any = "predicted",
     ) -> Gallery:
-        """A model by its name, or as `load_model` gives it, ready to explain; it is moved to the options' device.
+        """A gallery for a model's name or a `LoadedModel`; the model is moved to the options' device.
 
         Args:
-            target: as `Request.of` takes it, or a function that gives each file found its request.
+            target: a value that `Request.of` accepts, or a function that returns the request of each file.
 
         Raises:
             ModelError: the model cannot be loaded.
@@ -85,26 +85,27 @@ class Gallery:
 
     def run(self, found: Sequence[Found], output: Path) -> Iterator[Result]:
         """Explain the files; yields one result for each, in their order."""
-        places = outputs(found, output, [FORMATS[name].suffix for name in self.options.save])
-        together = fingerprints.digest_of_all(found) if self.options.shared_scale else ""
-        made = self.explained(found, places, together)
+        paths = outputs(found, output, [FORMATS[name].suffix for name in self.options.save])
+        scale_digest = fingerprints.digest_of_all(found) if self.options.shared_scale else ""
+        made = self.explained(found, paths, scale_digest)
         if not self.options.shared_scale:
             for one in made:
                 yield one if isinstance(one, Result) else self.write(one, None)
             return
-        # One scale needs all maps first; they are small, at the model's input size. Photos are read again.
+        # A shared scale needs all maps before the first picture. Only the maps are kept in memory (they are small, at
+        # the model's input size); the photos are read again when they are drawn.
         waiting = [one if isinstance(one, Result) else one.without_pixels() for one in made]
         maps = [m.values for one in waiting if isinstance(one, Sheet) for m in one.maps]
-        # An interrupted run left some pictures: they are kept, and theirs is the scale of all.
+        # Pictures of an interrupted run are kept, so their colour scale must be used for the others too.
         known = [one.facts["scale"] for one in waiting if isinstance(one, Result) and one.status == "kept"]
         limit = known[0] if known else heatmap.scale(maps, self.options.percentile) if maps else None
         for one in waiting:
             yield one if isinstance(one, Result) else self.write(one, limit)
 
     def explained(
-        self, found: Sequence[Found], places: Sequence[Path], together: str = ""
+        self, found: Sequence[Found], paths: Sequence[Path], scale_digest: str = ""
     ) -> Iterator[Result | Sheet]:
-        """Results that are settled and sheets to draw, in order; photos go through the model in batches."""
+        """Finished results and sheets to draw, in the files' order; photos go through the model in batches."""
         queue: list[Result | Waiting] = []
         batch_size = self.options.batch_size
 
@@ -114,30 +115,32 @@ class Gallery:
             yield from [q if isinstance(q, Result) else next(sheets) for q in queue]
             queue.clear()
 
-        for file, place in zip(found, places, strict=True):
-            queue.append(self._opened(file, place, together))
+        for file, path in zip(found, paths, strict=True):
+            queue.append(self._opened(file, path, scale_digest))
             if sum(isinstance(q, Waiting) for q in queue) == batch_size or len(queue) == 16 * batch_size:
                 yield from flush()
         yield from flush()
 
-    def _opened(self, file: Found, place: Path, together: str) -> Result | Waiting:
-        """The photo with its target, or the result that is already there, or why it is skipped."""
+    def _opened(self, file: Found, path: Path, scale_digest: str) -> Result | Waiting:
+        """The photo with its target; or a result: kept from an earlier run, or skipped with the reason."""
         try:
             photo = open_photo(file.path, max_megapixels=self.options.max_megapixels)
-            self.loaded.preprocessing.geometry.box(*photo.pixels.shape[:2])  # refuses what is too narrow
+            self.loaded.preprocessing.geometry.box(
+                *photo.pixels.shape[:2]
+            )  # raises for a photo that is too narrow
             request = self.request if isinstance(self.request, Request) else self.request(file)
             true = self._folder_class(file) if request.needs_folder else None
         except LrpError as error:
             return Result(file.path, "skipped", error=getattr(error, "reason", None) or str(error))
         options = self.options
         fingerprint = fingerprints.fingerprint(
-            self.identity, self.loaded, options, photo, request, true, together
+            self.identity, self.loaded, options, photo, request, true, scale_digest
         )
         if not options.overwrite:
-            kept = fingerprints.kept_facts(place, fingerprint, options.save)
+            kept = fingerprints.kept_facts(path, fingerprint, options.save)
             if kept is not None:
-                return Result(file.path, "kept", place, facts=kept)
-        return Waiting(photo, place, fingerprint, request, request.entries(true))
+                return Result(file.path, "kept", path, facts=kept)
+        return Waiting(photo, path, fingerprint, request, request.entries(true))
 
     def _folder_class(self, file: Found) -> int:
         folder = file.path.absolute().parent.name
@@ -171,7 +174,7 @@ class Gallery:
         return [sheet(one, i, explained, self.loaded, arrays) for i, one in enumerate(waiting)]
 
     def write(self, sheet: Sheet, limit: float | None = None) -> Result:
-        """Write a sheet, which may hold another gallery's maps too, on its own scale or from -limit to limit."""
+        """Write a sheet, on its own colour scale or from -limit to limit. It may hold maps of another gallery too."""
         options, source = self.options, sheet.photo.path
         sheet.facts["scale"] = limit
         try:
@@ -181,7 +184,9 @@ class Gallery:
             panels = [one.panel(*pixels.shape[:2]) for one in sheet.maps]
             made = Finished(sheet, pixels, panels, options.style, options.percentile, limit)
             sheet.output.parent.mkdir(parents=True, exist_ok=True)
-            for name in sorted(options.save, key=lambda name: name == "png"):  # last: where it is, all are
+            for name in sorted(
+                options.save, key=lambda name: name == "png"
+            ):  # PNG last: if it exists, all files exist
                 FORMATS[name].write(made, sheet.output.with_suffix(FORMATS[name].suffix))
         except ImageError as error:
             return Result(source, "skipped", error=str(error), facts=sheet.facts)

@@ -1,4 +1,4 @@
-"""How photos are explained, drawn and saved, as one value: shared by command line, library, study and report."""
+"""Options for explaining, drawing and saving photos, as one value: used by command line, library, study and report."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ class ExplainOptions:
 
     Attributes:
         composite: a preset's name, or a `Composite`; None: the preset that fits the architecture.
-        bias: "absorb" (biases keep their share of the relevance), "ignore" (they take none); None: as the preset has it.
-        epsilon: the stabiliser of every rule; None: as the preset has it.
+        bias: "absorb" (biases keep their share of the relevance), "ignore" (they get none); None: the preset's value.
+        epsilon: the stabiliser of every rule; None: the preset's value.
         top_k: keep this fraction of the largest relevance at each layer; 0 keeps all.
-        style: "heatmap", "overlay" or "both": what stands beside the photo.
+        style: "heatmap", "overlay" or "both": what is drawn beside the photo.
         percentile: of |relevance|, where the colour scale ends; above 0, up to 100.
-        shared_scale: one colour scale for all photos, so that they compare.
-        size: side of the model's input in pixels; None: what it was trained with.
-        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
+        shared_scale: one colour scale for all photos, so that they can be compared.
+        size: side of the model's input in pixels; None: the size it was trained with.
+        device: "auto" (a GPU if available), "cpu", "cuda", "cuda:1", "mps".
         precision: "exact", or "mixed": sums of one sign in bfloat16.
-        batch_size: photos that go through the model together.
-        max_megapixels: larger photos are skipped unread.
-        save: what is written for each photo: "png" (the picture), "npz" (relevance and logits as arrays), "heatmap" (the
+        batch_size: photos per batch.
+        max_megapixels: larger photos are skipped without being read.
+        save: files written for each photo: "png" (the picture), "npz" (relevance and logits as arrays), "heatmap" (the
             heatmap alone, transparent). A result is kept by a later run only if "png" is among them: the picture holds its
             facts.
-        overwrite: make again what is up to date.
-        arch, labels: for a model that is a file without sidecar, as `load_model` takes them.
+        overwrite: compute up-to-date results again.
+        arch, labels: arguments of `load_model` for a model file without sidecar.
 
     Raises:
-        OptionError: values that cannot be; all of them are named.
-        CompositeError: no such preset, or not with this bias, epsilon or top_k.
+        OptionError: invalid values; the message names all of them.
+        CompositeError: no such preset, or the preset does not allow this bias, epsilon or top_k.
     """
 
     composite: str | Composite | None = None
@@ -72,12 +72,10 @@ class ExplainOptions:
         if wrong:
             raise OptionError("; ".join(wrong))
         if not isinstance(self.composite, Composite):
-            self._preset(
-                self.composite or "epsilon_gamma_box", low=-1.0, high=1.0
-            )  # to check its settings now
+            self._preset(self.composite or "epsilon_gamma_box", low=-1.0, high=1.0)  # checks the settings now
 
     def _wrong(self) -> list[tuple[str, str]]:
-        """(option, what was expected) of each value that cannot be."""
+        """(option, expected value) of each invalid option."""
         formats = isinstance(self.save, tuple) and self.save and all(name in FORMATS for name in self.save)
         fits = {
             "composite": (
@@ -113,7 +111,7 @@ class ExplainOptions:
         return {"epsilon": self.epsilon, "top_k": self.top_k} | bias
 
     def rules(self, preprocessing: Preprocessing) -> Composite | Callable[[Graph], Composite]:
-        """The composite for inputs so preprocessed, as `Explainer` takes it."""
+        """The composite for inputs with this preprocessing, as an argument for `Explainer`."""
         if isinstance(self.composite, Composite):
             return self.composite
         bounds: dict[str, Any] = {"low": preprocessing.low, "high": preprocessing.high}
@@ -123,7 +121,7 @@ class ExplainOptions:
 
     @property
     def composite_name(self) -> str | None:
-        """A preset's name; of a `Composite` its description; None: chosen for the architecture."""
+        """The preset's name, or the description of a `Composite`; None: chosen for the architecture."""
         return self.composite.describe() if isinstance(self.composite, Composite) else self.composite
 
 

@@ -1,4 +1,4 @@
-"""What to explain of a photo: targets as the command line writes them."""
+"""Which outputs of a photo to explain: targets in the syntax of the command line."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lrp.errors import TargetError
 
 @dataclass(frozen=True)
 class Request:
-    """What to explain of a photo, one heatmap for each part: a target as the command line writes it, or several.
+    """Which outputs of a photo to explain: one or more targets in the command line's syntax, one heatmap for each part.
 
     Attributes:
-        text: as it was asked for.
-        parts: each "predicted", "true" (the folder's class), an index, or a `Contrast` of such.
-        count: instead of parts, so many of the likeliest classes.
-        titles: above each heatmap; without them the class and its probability.
-        heading: title and subtitle above the photo; without it the predicted class and the file's name.
+        text: the target as the user wrote it.
+        parts: each "predicted", "true" (the folder's class), an index, or a `Contrast` of these.
+        count: instead of parts, the number of most probable classes to explain.
+        titles: one title above each heatmap; default: the class and its probability.
+        heading: title and subtitle above the photo; default: the predicted class and the file's name.
 
     Raises:
-        TargetError: neither parts nor a count, or both; not one title for each heatmap.
+        TargetError: neither or both of parts and count are given; or the number of titles is not that of the heatmaps.
     """
 
     text: str
@@ -49,10 +49,10 @@ class Request:
 
     @staticmethod
     def of(target: Any, class_names: Sequence[str]) -> Request:
-        """Of text as the command line writes it, an index, a `Contrast`, or a list of these; or a request as it is.
+        """From text in the command line's syntax, an index, a `Contrast`, or a list of these; a `Request` is unchanged.
 
         Raises:
-            TargetError: no such class, or something else.
+            TargetError: no such class, or another type of target.
         """
         if isinstance(target, Request):
             return target
@@ -63,12 +63,12 @@ class Request:
 
     @staticmethod
     def parse(text: str, class_names: Sequence[str]) -> Request:
-        """Read predicted, true, CLASS, INDEX, topK, A-vs-B, or several but topK with commas between them.
+        """Parse predicted, true, CLASS, INDEX, topK, A-vs-B; or several of these except topK, separated by commas.
 
-        Words come before classes of that name, and a class with a comma in its name before a list.
+        Keywords take precedence over classes of the same name, and a class with a comma in its name over a list.
 
         Raises:
-            TargetError: no such class; the nearest are named.
+            TargetError: no such class; the message names the most similar ones.
         """
         if match := re.fullmatch(r"top(\d+)", text):
             count = int(match[1])
@@ -88,7 +88,7 @@ class Request:
         return Request(text, tuple(_part(part, class_names) for part in parts))
 
     def entries(self, true: int | None) -> list[Any]:
-        """What `Explainer` takes for each part, for a photo whose folder names class `true`."""
+        """The `Explainer` target of each part, for a photo whose folder names class `true`."""
 
         def entry(part: Any) -> Any:
             if isinstance(part, Contrast):

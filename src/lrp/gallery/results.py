@@ -1,4 +1,4 @@
-"""What becomes of a file, and where its results go."""
+"""The result of a file, and the paths of its output files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ FACTS = (
 
 @dataclass
 class Result(Plain):
-    """What became of one file.
+    """The result of one file.
 
     Attributes:
         path: the file.
-        status: "ok" (explained now), "kept" (an earlier result with the same fingerprint stands) or "skipped".
+        status: "ok" (explained now), "kept" (an earlier result with the same fingerprint is valid) or "skipped".
         output: the first of the files written for it; None if it was skipped.
         error: why it was skipped.
-        facts: what was predicted and explained, by the names of `FACTS`.
+        facts: what was predicted and explained; the keys are `FACTS`.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class Result(Plain):
     facts: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """One JSON object; the keys are the same whatever the status."""
+        """One JSON object; the keys are the same for every status."""
         empty = dict.fromkeys(FACTS)
         return {
             "path": str(self.path),
@@ -47,12 +47,12 @@ class Result(Plain):
 
 
 def outputs(found: Sequence[Found], output: Path, suffixes: Sequence[str] = (".png",)) -> list[Path]:
-    """A picture for each file: the relative path kept, `.png` for its suffix; a taken name keeps its own too.
+    """A picture path for each file: its relative path with the suffix `.png`; if that is taken, `.png` is appended.
 
-    A photo is never written over, even where `output` is the photos' own folder.
+    A photo is never overwritten, even if `output` is the folder of the photos.
 
     Args:
-        suffixes: of all files that stand for a photo, in place of `.png`: a name is free if all of them are.
+        suffixes: of all files written for a photo, in place of `.png`: a name is free if all of these files are free.
     """
     taken = {_real(f.path) for f in found}
     places = []
@@ -74,8 +74,8 @@ def _real(path: Path) -> str:
 
 
 def find(paths: Sequence[Path], output: Path) -> list[Found]:
-    """The files below `paths`, without the results of an earlier run: what lies in `output` counts only if
-    it was named itself."""
+    """The files below `paths`, without the results of an earlier run: files inside `output` are included only if
+    they are named in `paths`."""
     root = os.path.realpath(output)
     meant = [os.path.realpath(p) for p in paths if _inside(os.path.realpath(p), root)]
     found = []

@@ -1,4 +1,4 @@
-"""An explained photo whose files are still to be written: its maps, its facts, its words."""
+"""An explained photo whose files are not yet written: its maps, its facts, its texts."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from lrp.pictures.photos import Geometry, Photo
 
 
 class Waiting(NamedTuple):
-    """A photo that is to be explained, and what of it."""
+    """A photo to be explained, with its targets."""
 
     photo: Photo
     output: Path
     fingerprint: str
     request: Request
-    entries: list[Any]  # what `Explainer` takes, one for each map; none for topK
+    entries: list[Any]  # targets for `Explainer`, one for each map; empty for topK
 
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """One heatmap to draw: it knows its model's geometry, so that the maps of two models fit into one picture."""
+    """One heatmap to draw. It holds its model's geometry, so that one picture can show maps of two models."""
 
-    values: np.ndarray  # [h, w], on the model's input: small until it is drawn
+    values: np.ndarray  # [h, w], at the model's input size; resized to the photo only when drawn
     geometry: Geometry
     title: str
     subtitle: str
@@ -45,14 +45,14 @@ class Map:
 
 @dataclass
 class Sheet:
-    """An explained photo whose files are still to be written.
+    """An explained photo whose files are not yet written.
 
     Attributes:
-        output: the picture; the other formats' files stand beside it.
-        facts: as `Result` has them; they go into the picture, too.
+        output: the picture; the files of other formats are written beside it.
+        facts: as in `Result`; also written to the picture's metadata.
         heading: title and subtitle above the photo.
-        arrays: what "npz" writes, where it is to be written.
-        unit: what relevance is counted in.
+        arrays: the arrays for "npz", if that format is requested.
+        unit: the unit of relevance.
     """
 
     output: Path
@@ -65,21 +65,21 @@ class Sheet:
     unit: str
 
     def without_pixels(self) -> Sheet:
-        """For a sheet that waits for others: they are read again when it is drawn."""
+        """A copy without the photo's pixels, to save memory; they are read again when the sheet is drawn."""
         return replace(self, photo=replace(self.photo, pixels=np.empty((0, 0, 3), np.uint8)))
 
 
 def sheet(
     waiting: Waiting, i: int, explained: Sequence[Explanation], loaded: LoadedModel, with_arrays: bool
 ) -> Sheet:
-    """Of the photo that was the i-th of a batch; `explained` has an explanation of the batch for each of its maps."""
+    """The sheet of the i-th photo of a batch; `explained`: one explanation of the whole batch for each map."""
     photo, place, fingerprint, request, entries = waiting
     names, geometry = loaded.class_names, loaded.preprocessing.geometry
     logits = explained[0].logits[i].detach().cpu()
     probabilities = logits.double().softmax(0)
     best = probabilities.topk(min(5, len(names)))
     winner = int(best.indices[0])
-    # Of topK the classes are the explanations' own targets.
+    # For topK the classes are read from the explanations' targets.
     entries = entries or [int(e.target[i]) for e in explained]
     panels = [_panel(e, i, part, probabilities, names) for e, part in zip(explained, entries, strict=True)]
     titles = request.titles or [p["title"] for p in panels]

@@ -1,1 +1,1 @@
-"""Tables of predictions -> one HTML file to look through and to mail, with photos and their heatmaps."""
+"""Tables of predictions -> a self-contained HTML file with photos and their heatmaps."""

@@ -1,8 +1,8 @@
-"""Pictures and maps -> text that fits into one file.
+"""Encode pictures and maps as text, within a size limit.
 
-A map is relevance summed over the channels, one signed byte a pixel: q = round(sign(r) · 127 · sqrt(|r| / s)),
-s = max |r|, row by row, deflated, base64. The square root keeps small values: what is a thousandth of the largest
-still has four steps. The exact sums of the positive and of the negative part go with it.
+A map is relevance summed over the channels, one signed byte per pixel: q = round(sign(r) · 127 · sqrt(|r| / s)),
+s = max |r|, row by row, deflated, base64. The square root keeps small values: a thousandth of the largest
+value becomes 4, not 0. The exact sums of the positive and of the negative part are stored too.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from PIL import Image
 
 from lrp.pictures import heatmap
 
-PHOTO = 512  # longest side of a photo that is explained
-THUMBS = (96, 64, 48, 32)  # longest sides of the small ones
-THUMB_SHARE = 0.4  # of the file that they may take
-BLOCKS = (1, 2, 4)  # pixels of a map, along each side, that may be summed to one
+PHOTO = 512  # longest side of an explained photo, in pixels
+THUMBS = (96, 64, 48, 32)  # longest sides of the thumbnails, in pixels
+THUMB_SHARE = 0.4  # largest share of the file for thumbnails
+BLOCKS = (1, 2, 4)  # side of the blocks of a map's pixels that may be summed to one pixel
 THUMB_TYPE = "image/webp"
 
 
 @dataclass
 class Explained:
-    """One photo and the maps that explain it, before it is known how much room there is.
+    """One photo and its maps, before the space available for them is known.
 
     Attributes:
-        entry: what the page gets, without what only `packed` adds.
-        maps: the relevance [h, w] of each of `entry["maps"]`.
+        entry: the photo's entry in the document, without the data that `packed` adds.
+        maps: the relevance [h, w] of each map in `entry["maps"]`.
     """
 
     entry: dict[str, Any]
     maps: list[np.ndarray] = field(default_factory=list)
 
     def packed(self, block: int) -> dict[str, Any]:
-        """With maps of which block x block pixels are one."""
+        """The entry with its maps, block x block pixels summed to one."""
         maps = [
             facts | quantised(relevance, block)
             for facts, relevance in zip(self.entry["maps"], self.maps, strict=True)
@@ -48,7 +48,7 @@ class Explained:
 
 
 def quantised(relevance: np.ndarray, block: int = 1) -> dict[str, Any]:
-    """Relevance [h, w] as the page reads it; in blocks only where they fit without a rest."""
+    """Relevance [h, w] in the format of the page; blocks are used only if they divide both sides."""
     exact = relevance.astype(np.float64)
     positive, negative = float(exact.clip(min=0).sum()), float(exact.clip(max=0).sum())
     height, width = exact.shape
@@ -66,7 +66,7 @@ def quantised(relevance: np.ndarray, block: int = 1) -> dict[str, Any]:
 
 
 def small(pixels: np.ndarray, side: int) -> Image.Image:
-    """A photo [H, W, 3] with its longest side at most `side`."""
+    """A photo [H, W, 3], reduced so that its longest side is at most `side` pixels."""
     height, width = pixels.shape[:2]
     factor = min(1.0, side / max(height, width))
     size = max(1, round(width * factor)), max(1, round(height * factor))
@@ -74,7 +74,7 @@ def small(pixels: np.ndarray, side: int) -> Image.Image:
 
 
 def coded(image: Image.Image, kind: str, quality: int) -> str:
-    """A picture as base64, with nothing in it but the picture."""
+    """A picture as base64, without metadata."""
     file = io.BytesIO()
     image.save(file, kind, quality=quality)
     return base64.b64encode(file.getvalue()).decode("ascii")
@@ -84,26 +84,26 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + coded(image, "JPEG", 82)
 
 
-def thumbs(smalls: Sequence[Image.Image | None], room: int) -> tuple[list[str], str]:
-    """The small photos as base64, as large as there is room for; and what to say where there is not.
+def thumbs(smalls: Sequence[Image.Image | None], space: int) -> tuple[list[str], str]:
+    """The thumbnails as base64, as large as the space allows; and a note if some are left out.
 
     Args:
-        smalls: photos no larger than `THUMBS[0]`; None: there is none.
-        room: bytes.
+        smalls: photos with sides up to `THUMBS[0]`; None: no photo.
+        space: available bytes.
     """
     made: list[str] = []
     for side in THUMBS:
         made = ["" if one is None else coded(_within(one, side), "WEBP", 55) for one in smalls]
-        if sum(map(len, made)) <= room:
+        if sum(map(len, made)) <= space:
             return made, ""
     used, kept = 0, 0
     for i, one in enumerate(made):
         used += len(one)
-        if used > room:
+        if used > space:
             made[i] = ""
         kept += bool(made[i])
-    there = sum(one is not None for one in smalls)
-    return made, f"Of {there:,} photos, {kept:,} are shown small: there was no room for more (--max-mb)."
+    photos = sum(one is not None for one in smalls)
+    return made, f"Of {photos:,} photos, {kept:,} are shown small: there was no room for more (--max-mb)."
 
 
 def _within(image: Image.Image, side: int) -> Image.Image:
@@ -115,35 +115,36 @@ def _within(image: Image.Image, side: int) -> Image.Image:
 
 
 def fitting(
-    explained: Sequence[Explained], room: int, size: Callable[[dict[str, Any]], int]
+    explained: Sequence[Explained], space: int, size: Callable[[dict[str, Any]], int]
 ) -> tuple[list[dict[str, Any]], str]:
-    """As many explained photos as there is room for, the first first; with what to say if not all are as they were.
+    """As many of the first explained photos as fit; and a note if maps were summed or photos left out.
 
     Args:
-        size: bytes that one takes in the file.
+        space: available bytes.
+        size: returns the bytes of an entry in the file.
     """
     entries: list[dict[str, Any]] = []
     block = 1
     for block in BLOCKS:
         entries = [one.packed(block) for one in explained]
-        if sum(map(size, entries)) <= room:
+        if sum(map(size, entries)) <= space:
             break
     kept, used = [], 0
     for entry in entries:
         used += size(entry)
-        if used > room:
+        if used > space:
             break
         kept.append(entry)
-    said = []
+    notes = []
     if block > 1 and kept:
-        said.append(
+        notes.append(
             f"The maps are summed over squares of {block} x {block} pixels of the model's input to save room (--max-mb)."
         )
     if len(kept) < len(entries):
-        said.append(
+        notes.append(
             f"Of {len(entries):,} explained photos, {len(kept):,} are here: there was no room for more (--max-mb)."
         )
-    return kept, " ".join(said)
+    return kept, " ".join(notes)
 
 
 def palette() -> str:

@@ -1,4 +1,4 @@
-"""Photos and what tables say of them -> their maps: of each model, why the one class and why the other."""
+"""Photos and their predictions -> relevance maps: for each model, one map for each of two classes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 class Explainable(NamedTuple):
-    """A row of the report: its number, its photo, and what each table says of it."""
+    """A row of the report to explain: its number, its photo, and its prediction in each table."""
 
     row: int
     file: Path
-    said: tuple[Prediction | None, ...]
+    predictions: tuple[Prediction | None, ...]
 
 
 def explained(
-    asked: Sequence[Explainable], galleries: Sequence[Gallery], place: Mapping[str, int], notes: list[str]
+    asked: Sequence[Explainable], galleries: Sequence[Gallery], position: Mapping[str, int], notes: list[str]
 ) -> Iterator[encode.Explained]:
-    """The maps of each photo; those that cannot be read, or are predicted otherwise now, are counted in `notes`.
+    """The maps of each photo. A note is added for unreadable photos and for predictions that differ from the table.
 
-    One photo at a time: then its account and health are its own.
+    Explains one photo at a time, so that its account and health do not depend on other photos.
 
     Raises:
         ModelError: a row's classes are not its model's.
@@ -45,13 +45,13 @@ def explained(
             )
     unread, differing = 0, 0
     for one in asked:
-        said: list[str] = []
+        changed: list[str] = []
         try:
-            made = _explained(one, open_photo(one.file), galleries, place, said)
+            made = _explained(one, open_photo(one.file), galleries, position, changed)
         except ImageError:
             unread += 1
             continue
-        differing += bool(said)
+        differing += bool(changed)
         yield made
     if unread:
         notes.append(f"{unread:,} photos that were to be explained could not be read.")
@@ -63,7 +63,11 @@ def explained(
 
 
 def _explained(
-    one: Explainable, photo: Photo, galleries: Sequence[Gallery], place: Mapping[str, int], said: list[str]
+    one: Explainable,
+    photo: Photo,
+    galleries: Sequence[Gallery],
+    position: Mapping[str, int],
+    changed: list[str],
 ) -> encode.Explained:
     shown = encode.small(photo.pixels, encode.PHOTO)
     entry: dict[str, Any] = {
@@ -74,10 +78,10 @@ def _explained(
         "maps": [],
     }
     made = encode.Explained(entry)
-    labels = select.classes_to_explain(one.said)
-    for number, (gallery, row) in enumerate(zip(galleries, one.said, strict=True)):
+    labels = select.classes_to_explain(one.predictions)
+    for number, (gallery, row) in enumerate(zip(galleries, one.predictions, strict=True)):
         if row is not None:
-            for facts, relevance in _maps(photo, gallery, row, labels, place, said):
+            for facts, relevance in _maps(photo, gallery, row, labels, position, changed):
                 entry["maps"].append({"model": number} | facts)
                 made.maps.append(relevance)
     return made
@@ -88,12 +92,12 @@ def _maps(
     gallery: Gallery,
     row: Prediction,
     labels: Sequence[str],
-    place: Mapping[str, int],
-    said: list[str],
+    position: Mapping[str, int],
+    changed: list[str],
 ) -> Iterator[tuple[dict[str, Any], Any]]:
     preprocessing, explainer = gallery.loaded.preprocessing, gallery.explainer
     names = gallery.loaded.class_names
-    classes = {label: index for label in labels if (index := _place(row, label, names)) is not None}
+    classes = {label: index for label in labels if (index := _index(row, label, names)) is not None}
     if not classes:
         return
     x = preprocessing(photo.pixels).unsqueeze(0).to(gallery.device)
@@ -104,16 +108,16 @@ def _maps(
     if (
         row.predicted_label
         and not row.restricted
-        and int(probabilities.argmax()) != _place(row, row.predicted_label, names)
+        and int(probabilities.argmax()) != _index(row, row.predicted_label, names)
     ):
-        said.append(row.path)
+        changed.append(row.path)
     for label, e in zip(classes, made, strict=True):
         index, health = classes[label], e.health
         totals = {name: float(values[0]) for name, values in e.ledger.totals.items()}
         relevance = e.relevance[0].detach().double().sum(0).cpu().numpy()
         yield (
             {
-                "class": place[label],
+                "class": position[label],
                 "probability": float(probabilities[index]),
                 "logit": float(made.logits[0, index]),
                 "start": totals["start"],
@@ -130,8 +134,8 @@ def _maps(
         )
 
 
-def _place(row: Prediction, label: str, names: Sequence[str]) -> int | None:
-    """The model's number for a class; None where it has no such class, as one that was retrained on others."""
+def _index(row: Prediction, label: str, names: Sequence[str]) -> int | None:
+    """The model's index for a class; None if it has no such class, for example after retraining on others."""
     for side in ("predicted", "true"):
         if label == getattr(row, f"{side}_label"):
             return index_of(row, side, names)

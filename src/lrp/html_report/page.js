@@ -1,4 +1,4 @@
-// The report: data -> state in the address -> what is shown. All text is written as text, never as HTML.
+// The report: shows the data according to the state in the URL's hash. All text is inserted as text, never as HTML.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -9,7 +9,7 @@ const LETTERS = TWO ? ["A", "B"] : [""];
 const imageOf = new Map(data.images.map((image) => [image.row, image]));
 const main = document.getElementById("main");
 
-// ---------------------------------------------------------------- making elements
+// ---------------------------------------------------------------- creating elements
 
 function el(name, attributes = {}, ...children) {
   const node = document.createElement(name);
@@ -32,7 +32,7 @@ function svg(name, attributes = {}, ...children) {
 const said = document.getElementById("said");
 function say(sentence) { said.textContent = sentence; }
 
-// ---------------------------------------------------------------- numbers in words
+// ---------------------------------------------------------------- formatting numbers
 
 function percent(value) {
   if (value === null || value === undefined) return "–";
@@ -51,7 +51,7 @@ const signed = (value) => (value > 0 ? "+" : "") + round(value).replace("-", "�
 const plural = (count, one, many) => `${whole(count)} ${count === 1 ? one : many}`;
 const label = (index) => (index >= 0 ? classes[index] : "–");
 
-// ---------------------------------------------------------------- the address holds the state
+// ---------------------------------------------------------------- state in the URL
 
 function read() {
   const [view, query = ""] = location.hash.slice(1).split("?");
@@ -65,7 +65,7 @@ function link(view, parameters = {}) {
 const entries = (at, ...without) => Object.fromEntries([...at].filter(([key]) => !without.includes(key)));
 const modelOf = (at) => (TWO && at.get("model") === "1" ? 1 : 0);
 
-// ---------------------------------------------------------------- which photos
+// ---------------------------------------------------------------- filtering photos
 
 function outcome(row, model) {
   const correct = rows.by[model].correct[row];
@@ -110,7 +110,7 @@ function chosen(at) {
 
 // ---------------------------------------------------------------- tables and charts
 
-// columns: [name, is it a number, value for sorting, what is shown]
+// columns: [name, whether it is numeric, item -> sort key, item -> cell content]
 function table(caption, columns, items, limit = 25) {
   let order = [...items], by = null, down = false;
   const more = el("button", { type: "button", class: "more", onclick: () => { limit = items.length; fill(); } }, `all ${whole(items.length)}`);
@@ -344,7 +344,7 @@ function photos(at) {
   return [el("h2", { id: "found" }, words), filters, grid];
 }
 
-// Only the tiles in sight exist.
+// Only the visible tiles are in the DOM.
 let relayout = null;
 function virtual(grid, found, at, m) {
   let columns = 1, focused = 0;
@@ -415,7 +415,7 @@ async function relevanceOf(map) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const q = new Int8Array(await new Response(stream).arrayBuffer());
   const values = Float64Array.from(q, (v) => Math.sign(v) * map.scale * (v / 127) ** 2);
-  // What rounding took from the sums, each part gets back in proportion: they are known exactly.
+  // Quantisation changed the sums of the positive and of the negative part; rescale both to the exact sums.
   let positive = 0, negative = 0;
   for (const v of values) { if (v > 0) positive += v; else negative += v; }
   const up = positive ? map.positive / positive : 0, down = negative ? map.negative / negative : 0;
@@ -440,7 +440,7 @@ function coloured(values, width, height, limit, seeThrough) {
   return canvas;
 }
 
-// How much of [from, to] lies in each of `count` equal parts of [low, high]; both in parts of the photo.
+// The share of each of `count` equal cells of [low, high] that is inside [from, to]; all as fractions of the photo's side.
 function overlaps(count, low, high, from, to) {
   const size = (high - low) / count;
   return Float64Array.from({ length: count }, (_, i) =>
@@ -457,7 +457,7 @@ function within(map, values, [left, top, right, bottom]) {
 
 // ---------------------------------------------------------------- one photo
 
-const look = { map: 0, mode: 0, opacity: 1, rectangle: null }; // kept from photo to photo
+const look = { map: 0, mode: 0, opacity: 1, rectangle: null }; // kept when another photo is shown
 const SHARP = 512;
 const MODES = ["heatmap", "overlay", "side by side"];
 
@@ -502,7 +502,7 @@ function top5(row, m) {
       result === "wrong" && by.true_confidence[row] !== null ? `; the true class has ${percent(by.true_confidence[row])}` : "") : null);
 }
 
-// What can be seen of each model: one class, the other, or the one and not the other.
+// The maps to choose from for each model: the first class, the second, or their contrast.
 function choices(image) {
   const order = [...new Set(image.maps.map((map) => map.class))];
   const of = (m, c) => image.maps.find((map) => map.model === m && map.class === c);
@@ -561,7 +561,7 @@ function drawScale(scale, limit, seed) {
 const unitOf = (seed) => (seed === "logit" ? "logits" : "of the start");
 
 function stage(image, row, m) {
-  const grown = Math.max(1, SHARP / Math.max(image.width, image.height)); // a map may be finer than its photo
+  const grown = Math.max(1, SHARP / Math.max(image.width, image.height)); // a map may have more pixels than its photo
   const [width, height] = [image.width, image.height].map((side) => Math.round(side * grown));
   const canvas = el("canvas", { width, height, role: "img" });
   const box = el("div", { class: "rectangle", hidden: true });
@@ -656,7 +656,7 @@ function stage(image, row, m) {
   return { figure: el("figure", {}, area, caption, pointer, reading), health, draw, onchange: (f) => { changed = f; } };
 }
 
-// ---------------------------------------------------------------- what could not be read, how it was made
+// ---------------------------------------------------------------- unreadable files, provenance
 
 function problems() {
   const lost = [];
@@ -675,7 +675,7 @@ function made() {
     [el("dt", {}, name), el("dd", {}, name === "Command" ? el("code", {}, value) : value)]))];
 }
 
-// ---------------------------------------------------------------- putting it together
+// ---------------------------------------------------------------- main
 
 const VIEWS = { overview, confusion, photos, photo, problems, made };
 const TABS = [["overview", "Overview"], ["confusion", "Confusion"], ["photos", "Photos"], ["problems", "Not counted"], ["made", "How made"]];

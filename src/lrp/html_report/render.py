@@ -1,8 +1,8 @@
-"""A document of plain values -> one HTML file that needs nothing else and asks for nothing.
+"""A document of plain values -> one self-contained HTML file, which makes no requests.
 
-All text of the document reaches the page as JSON, in which no character can end the element that it stands in; the
-page writes it as text, never as HTML. A content-security policy allows the one script and the one style by their hash,
-pictures from the file itself, and nothing more.
+All text of the document is in the page as JSON, escaped so that no character can end the script element; the page
+inserts it as text, never as HTML. A content-security policy allows only the one script and the one style, by their
+hashes, and pictures from the file itself.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ ESCAPES = str.maketrans(
 
 
 def as_json(document: Any) -> str:
-    """JSON that may stand in a script element."""
+    """JSON that is safe inside a script element."""
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.translate(ESCAPES).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def render(document: dict[str, Any]) -> str:
-    """The page.
+    """The HTML page.
 
     Raises:
         ReportError: jinja2 is not installed.
@@ -52,7 +52,7 @@ def render(document: dict[str, Any]) -> str:
 
 
 def policy(css: str, script: str) -> str:
-    """The content-security policy, with the hashes of exactly what stands between the tags."""
+    """The content-security policy, with the hashes of the exact text between the tags."""
     return (
         f"default-src 'none'; img-src data: blob:; style-src {_hash(css)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'"

@@ -1,4 +1,4 @@
-"""`lrp.report`: tables of predictions, and the models that made them, as one HTML file."""
+"""`lrp.report`: an HTML report of tables of predictions and of the models that made them."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def report(
     """Write one HTML file that shows a table of predictions, or two models on the same photos, with heatmaps.
 
     Args:
-        results: the table, as `lrp evaluate` writes it.
-        output: the HTML file, written whole or not at all; None: RESULTS_report.html beside the table.
-        compare: a second table of the same photos, as of the retrained model.
+        results: a CSV of `lrp evaluate`.
+        output: the HTML file, written atomically; None: RESULTS_report.html beside the table.
+        compare: a second table of the same photos, for example of the retrained model.
         explain: how many photos get heatmaps, mistakes first; 0: none, and no model is loaded.
-        models: what made each table, if it is not where its rows say: a name, or what `load_model` returns.
+        models: the model of each table, if it is not where its rows say: a name, or a `LoadedModel`.
         options: how to explain: composite, size, device, ...
-        rows: how many photos are listed, mistakes first; the numbers are always of all.
-        max_mb: the largest size of the file, in million bytes. Small photos, the resolution of the maps and, last,
-            explained photos are given up for it.
-        root: where the photos are now, if they have moved.
-        command: what was typed, to be shown.
-        advance: called with (done since the last call, in all, what).
+        rows: how many photos are listed, mistakes first; the statistics are always of all photos.
+        max_mb: the largest size of the file, in million bytes. To fit, thumbnails are reduced first, then the
+            resolution of the maps, last the number of explained photos.
+        root: where the photos are now, if they were moved.
+        command: the user's command, shown in the report.
+        advance: called with (number done since the last call, total, name of the step).
 
     Raises:
-        PredictionsError: a table cannot be read, or is not of the same photos.
-        ModelError: a table's model cannot be loaded, or is another now.
+        PredictionsError: a table cannot be read, or the tables are not of the same photos.
+        ModelError: a table's model cannot be loaded, or has changed.
         CompositeError: rules whose heatmap is the same for every class.
-        ReportError: jinja2 is not installed, the file cannot be written, or nothing of it fits into `max_mb`.
+        ReportError: jinja2 is not installed, the file cannot be written, or even without pictures exceeds `max_mb`.
     """
     results = Path(results)
     galleries = []

@@ -1,4 +1,4 @@
-"""Which photos are worth explaining, the most telling first; and which rows are shown where there are too many."""
+"""Selects the photos to explain, the most informative first; and the rows to list if there are too many."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from itertools import zip_longest
 from lrp.study.comparison import Twin
 from lrp.study.predictions import Prediction
 
-KEPT = 4  # one in so many places is kept for photos that are right, where there are any
+KEPT = 4  # one in KEPT places is reserved for photos that are right, if there are any
 
 
 def to_explain(rows: Mapping[str, Prediction], count: int) -> list[str]:
-    """The paths of at most `count` rows: mistakes, the most confident first; then the least sure and the surest of
-    the right ones in turn."""
+    """The paths of at most `count` rows: mistakes, most confident first; then alternately the right ones with the
+    lowest and with the highest confidence."""
     counted = [path for path, row in rows.items() if row.counted]
 
     def falling(path: str) -> tuple[float, str]:
@@ -27,8 +27,8 @@ def to_explain(rows: Mapping[str, Prediction], count: int) -> list[str]:
 
 
 def changes_to_explain(twins: Sequence[Twin], count: int) -> list[str]:
-    """The same of two tables, by A's path: lost, gained and what both have wrong in turn; then what both have right,
-    the largest change of the true class's probability first."""
+    """The same for two tables, as A's paths: lost, gained and wrong in both in turn; then right in both. In each group
+    sorted by the change of the true class's probability, largest first."""
 
     def by_change(twin: Twin) -> tuple[float, str]:
         return -abs(twin.change or 0.0), twin.a.path
@@ -36,12 +36,12 @@ def changes_to_explain(twins: Sequence[Twin], count: int) -> list[str]:
     groups: dict[tuple[bool, bool], list[str]] = {}
     for twin in sorted(twins, key=by_change):
         groups.setdefault((bool(twin.a.correct), bool(twin.b.correct)), []).append(twin.a.path)
-    telling = (groups.get(kind, []) for kind in ((True, False), (False, True), (False, False)))
-    return [*_in_turn(*telling), *groups.get((True, True), [])][:count]
+    informative = (groups.get(kind, []) for kind in ((True, False), (False, True), (False, False)))
+    return [*_in_turn(*informative), *groups.get((True, True), [])][:count]
 
 
 def to_show(paths: Sequence[str], wrong: set[str], first: Sequence[str], count: int) -> list[str]:
-    """At most `count` of the paths, in their order: those explained, then mistakes, then the others evenly."""
+    """At most `count` of the paths, in their order. Explained ones are preferred, then mistakes, then others evenly."""
     if len(paths) <= count:
         return list(paths)
     kept = dict.fromkeys(first[:count])
@@ -49,24 +49,25 @@ def to_show(paths: Sequence[str], wrong: set[str], first: Sequence[str], count: 
         if len(kept) < count and path in wrong:
             kept[path] = None
     others = [path for path in paths if path not in kept]
-    room = count - len(kept)
-    kept.update(dict.fromkeys(others[i * len(others) // room] for i in range(room)))
+    free = count - len(kept)
+    kept.update(dict.fromkeys(others[i * len(others) // free] for i in range(free)))
     return [path for path in paths if path in kept]
 
 
 def classes_to_explain(rows: Sequence[Prediction | None]) -> list[str]:
-    """The labels whose maps tell most, at most two: of one table what was predicted, and what it should have been,
-    or else came second; of several the true class, and what a model took it for, or else came second."""
-    there = [row for row in rows if row is not None]
-    said = [row.predicted_label for row in there]
-    true = next((row.true_label for row in there), "")
-    second = [label for row in there for label in row.top5]
-    order = [*said, true, *second] if len(rows) == 1 else [true, *said, *second]
+    """The at most two labels to explain. One table: the predicted class, then the true class, or if that is the same
+    the second most probable one. Several tables: the true class, then a wrong prediction, or if there is none the
+    second most probable class."""
+    present = [row for row in rows if row is not None]
+    predicted = [row.predicted_label for row in present]
+    true = next((row.true_label for row in present), "")
+    second = [label for row in present for label in row.top5]
+    order = [*predicted, true, *second] if len(rows) == 1 else [true, *predicted, *second]
     return [label for label in dict.fromkeys(order) if label][:2]
 
 
 def _in_turn(*groups: Sequence[str]) -> Iterator[str]:
-    """One of each in turn, each path once."""
+    """One path of each group in turn; each path only once."""
     seen: set[str] = set()
     for some in zip_longest(*groups):
         for path in some:

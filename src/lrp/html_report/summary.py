@@ -1,6 +1,6 @@
-"""Tables of predictions -> what the report says of them, as plain JSON values: counts, shares and rows, no pictures.
+"""Tables of predictions -> the report's data as plain JSON values: counts, shares and rows, no pictures.
 
-Classes are numbers throughout, places in `classes`; what is missing is -1, None or "".
+Classes are given as indices into `classes`; missing values are -1, None or "".
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from lrp.study.comparison import Comparison
 from lrp.study.predictions import Prediction
 from lrp.values import plain
 
-BARS = 20  # of the histogram of confidences
+BARS = 20  # number of bars in the histogram of confidences
 
 
 class Table:
-    """One table of predictions, by the path that the report knows each row by."""
+    """One table of predictions; `rows`: the report's path of a photo -> its row."""
 
     def __init__(self, name: str, file: str, rows: Mapping[str, Prediction]) -> None:
         self.name, self.file, self.rows = name, file, rows
 
 
 def labels(tables: Sequence[Table]) -> list[str]:
-    """All class labels that occur, those of true and predicted classes first."""
+    """All class labels that occur; those of true and predicted classes first."""
     rows = [row for table in tables for row in table.rows.values()]
     found = dict.fromkeys(in_order(counted(rows)))
     for row in rows:
@@ -34,14 +34,14 @@ def labels(tables: Sequence[Table]) -> list[str]:
     return list(found)
 
 
-def model(table: Table, place: Mapping[str, int]) -> dict[str, Any]:
-    """What one table says of its model."""
+def model(table: Table, position: Mapping[str, int]) -> dict[str, Any]:
+    """The statistics of one table's model."""
     rows = list(table.rows.values())
-    found, honest, mistaken = accuracy(rows), calibration(rows), confusion(rows)
-    here = [place[label] for label in mistaken.labels]
+    found, calibrated, confused = accuracy(rows), calibration(rows), confusion(rows)
+    here = [position[label] for label in confused.labels]
     cells = [
         (here[i], here[j], count)
-        for i, line in enumerate(mistaken.matrix)
+        for i, line in enumerate(confused.matrix)
         for j, count in enumerate(line)
         if count
     ]
@@ -59,19 +59,19 @@ def model(table: Table, place: Mapping[str, int]) -> dict[str, Any]:
         "restricted": any(row.restricted for row in rows),
         "classes": [
             {
-                "class": place[c.label], "support": c.support, "predicted": c.predicted, "top1": plain(c.top1),
+                "class": position[c.label], "support": c.support, "predicted": c.predicted, "top1": plain(c.top1),
                 "precision": c.precision, "recall": c.recall, "f1": c.f1, "confidence": c.confidence,
             }
             for c in found.classes
         ],
         "histogram": _histogram(rows),
         "calibration": {
-            "ece": honest.ece, "adaptive_ece": honest.adaptive_ece, "tendency": honest.tendency,
-            "bins": [plain(bin) for bin in honest.bins],
+            "ece": calibrated.ece, "adaptive_ece": calibrated.adaptive_ece, "tendency": calibrated.tendency,
+            "bins": [plain(bin) for bin in calibrated.bins],
         },
         "pairs": [
-            {"true": place[p.true], "predicted": place[p.predicted], "count": p.count, "share": p.share}
-            for p in mistaken.pairs
+            {"true": position[p.true], "predicted": position[p.predicted], "count": p.count, "share": p.share}
+            for p in confused.pairs
         ],
         "matrix": {
             "labels": here, "rows": [c[0] for c in cells], "cols": [c[1] for c in cells], "counts": [c[2] for c in cells],
@@ -88,38 +88,38 @@ def _histogram(rows: Sequence[Prediction]) -> dict[str, Any]:
     return {"edges": [i / BARS for i in range(BARS + 1)], "right": right, "wrong": wrong}
 
 
-def columns(paths: Sequence[str], tables: Sequence[Table], place: Mapping[str, int]) -> dict[str, Any]:
-    """The rows of those paths, column by column; what no table but one says, that one does."""
+def columns(paths: Sequence[str], tables: Sequence[Table], position: Mapping[str, int]) -> dict[str, Any]:
+    """The rows of those paths as columns. The file's facts come from the first table that contains the path."""
     rows = [next(table.rows[path] for table in tables if path in table.rows) for path in paths]
     return {
         "path": list(paths),
         "file": [PurePosixPath(path).name for path in paths],
-        "true": [place.get(row.true_label, -1) for row in rows],
+        "true": [position.get(row.true_label, -1) for row in rows],
         "status": [row.status for row in rows],
         "error": [row.error for row in rows],
         "thumb": [""] * len(rows),
-        "by": [_said([table.rows.get(path) for path in paths], place) for table in tables],
+        "by": [_predictions([table.rows.get(path) for path in paths], position) for table in tables],
     }
 
 
-def _said(rows: Sequence[Prediction | None], place: Mapping[str, int]) -> dict[str, Any]:
+def _predictions(rows: Sequence[Prediction | None], position: Mapping[str, int]) -> dict[str, Any]:
     return {
-        "predicted": [place.get(row.predicted_label, -1) if row else -1 for row in rows],
+        "predicted": [position.get(row.predicted_label, -1) if row else -1 for row in rows],
         "confidence": [row.predicted_confidence if row else None for row in rows],
         "true_confidence": [row.true_confidence if row else None for row in rows],
         "correct": [-1 if row is None or row.correct is None else int(row.correct) for row in rows],
-        "top5": [[[place[label], p] for label, p in row.top5.items()] if row else [] for row in rows],
+        "top5": [[[position[label], p] for label, p in row.top5.items()] if row else [] for row in rows],
     }
 
 
-def change(found: Comparison, paths: Sequence[str], place: Mapping[str, int]) -> dict[str, Any]:
-    """What the comparison of two tables says; `outcome` for each of the paths of A."""
+def change(found: Comparison, paths: Sequence[str], position: Mapping[str, int]) -> dict[str, Any]:
+    """The comparison of two tables; `outcome`: one for each of the paths, which are A's."""
     outcomes = {twin.a.path: twin.outcome for twin in found.twins}
     return {
         "overall": plain(found.overall),
         "classes": [
             {
-                "class": place[c.label],
+                "class": position[c.label],
                 "n": c.n,
                 "a": plain(c.a),
                 "b": plain(c.b),

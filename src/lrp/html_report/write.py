@@ -1,4 +1,4 @@
-"""From tables, and galleries that explain their models, to the file."""
+"""Writes the report from tables and from galleries that explain their models."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Progress = Callable[..., None]
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
+    """The report written.
 
     Attributes:
         path: the file.
         bytes: its size.
-        rows: photos that it lists, and `explained`: those with heatmaps.
-        missing: photos of the table that are not there.
-        notes: what is not as was asked for, a sentence each; they stand in the report, too.
+        rows, explained: number of photos listed, and of those with heatmaps.
+        missing: number of listed photos that do not exist.
+        notes: differences from what was requested, a sentence each; they are in the report too.
     """
 
     path: Path
@@ -64,23 +64,23 @@ def write_report(
     """Write a report of one table of predictions, or of two models on the same photos.
 
     Args:
-        results: the table, as `lrp evaluate` writes it.
-        output: the HTML file; written whole or not at all.
+        results: a CSV of `lrp evaluate`.
+        output: the HTML file; written atomically.
         retrained: a second table, of the same photos.
-        galleries: the model that made each table and how to explain it, in the tables' order; none: no heatmaps.
+        galleries: for each table, in order, the gallery of the model that made it; empty: no heatmaps.
         explain: how many photos get heatmaps, mistakes first.
-        rows: how many photos are listed; the numbers are always of all.
-        max_mb: the largest size of the file, in million bytes. Small photos, the resolution of the maps and, last,
-            explained photos are given up for it.
-        root: where the photos are now, if they have moved.
-        command: what was typed, to be shown.
-        progress: called with (done more, in all, of what).
+        rows: how many photos are listed; the statistics are always of all photos.
+        max_mb: the largest size of the file, in million bytes. To fit, thumbnails are reduced first, then the
+            resolution of the maps, last the number of explained photos.
+        root: where the photos are now, if they were moved.
+        command: the user's command, shown in the report.
+        progress: called with (number done since the last call, total, name of the step).
 
     Raises:
-        PredictionsError: a table cannot be read, or is not of the same photos.
+        PredictionsError: a table cannot be read, or the tables are not of the same photos.
         ModelError: a table's classes are not its model's.
         CompositeError: the maps are the same for every class.
-        ReportError: jinja2 is not installed, the file cannot be written, or nothing of it fits into `max_mb`.
+        ReportError: jinja2 is not installed, the file cannot be written, or even without pictures exceeds `max_mb`.
     """
     output = Path(output)
     tables, comparison = _tables(results, retrained)
@@ -101,16 +101,16 @@ def write_report(
             f"{len(shown):,} of {len(every):,} photos are listed, mistakes first; all numbers are of all photos."
         )
     names = summary.labels(tables)
-    place = {label: i for i, label in enumerate(names)}
+    position = {label: i for i, label in enumerate(names)}
     document: dict[str, Any] = {
         "format": 1,
         "title": " and ".join(table.file for table in tables),
         "classes": names,
-        "models": [summary.model(table, place) for table in tables],
-        "rows": summary.columns(shown, tables, place),
+        "models": [summary.model(table, position) for table in tables],
+        "rows": summary.columns(shown, tables, position),
         "thumb_type": encode.THUMB_TYPE,
         "palette": encode.palette(),
-        "comparison": summary.change(comparison, shown, place) if comparison else None,
+        "comparison": summary.change(comparison, shown, position) if comparison else None,
         "images": [],
         "made": [],
         "notes": notes,
@@ -122,7 +122,7 @@ def write_report(
             f"{len(missing):,} of {len(shown):,} photos are not where the table says, the first is {missing[0]}{moved_}."
         )
     smalls = _smalls(shown, files, progress)
-    explained = _explained(tables, wanted, shown, files, galleries, place, notes, progress)
+    explained = _explained(tables, wanted, shown, files, galleries, position, notes, progress)
     document["made"] = _made(tables, galleries, command)
     text = _within(document, smalls, explained, int(max_mb * MEGABYTE), notes)
     write_whole(output, [text], ReportError, parents=True)
@@ -134,7 +134,7 @@ def write_report(
 def _tables(
     results: str | os.PathLike[str], retrained: str | os.PathLike[str] | None
 ) -> tuple[list[summary.Table], Comparison | None]:
-    """The tables, the second's rows under the first's paths, and how they compare."""
+    """The tables, the second one's rows keyed by the first one's paths; and their comparison, if there are two."""
     paths = [Path(results)] + ([] if retrained is None else [Path(retrained)])
     read = [read_predictions(path) for path in paths]
     for path, rows in zip(paths, read, strict=True):
@@ -152,7 +152,9 @@ def _tables(
         if found.folders:
             back = found.folders[::-1]
             known = {moved(path, back): row for path, row in keyed[1].items()}
-            keyed[1] = {(there if there in keyed[0] else row.path): row for there, row in known.items()}
+            keyed[1] = {
+                (known_path if known_path in keyed[0] else row.path): row for known_path, row in known.items()
+            }
     return [summary.Table(n, p.name, rows) for n, p, rows in zip(names, paths, keyed, strict=True)], found
 
 
@@ -161,7 +163,7 @@ def _readable(tables: Sequence[summary.Table], path: str) -> bool:
 
 
 def _smalls(paths: Sequence[str], files: Mapping[str, Path], progress: Progress) -> list[Any]:
-    """Each photo small; None where there is none that can be read."""
+    """The thumbnail of each photo; None if it cannot be read."""
     made: list[Any] = []
     for path in paths:
         try:
@@ -169,7 +171,7 @@ def _smalls(paths: Sequence[str], files: Mapping[str, Path], progress: Progress)
                 encode.small(open_photo(files[path]).pixels, encode.THUMBS[0]) if path in files else None
             )
         except ImageError:
-            made.append(None)  # where its row says so, the report does
+            made.append(None)  # the report shows it as unreadable if its row does
         progress(1, len(paths), "reading photos")
     return made
 
@@ -180,21 +182,22 @@ def _explained(
     shown: Sequence[str],
     files: Mapping[str, Path],
     galleries: Sequence[Gallery],
-    place: Mapping[str, int],
+    position: Mapping[str, int],
     notes: list[str],
     progress: Progress,
 ) -> list[encode.Explained]:
-    there = [path for path in wanted if path in files]
-    if not galleries or not there:
+    existing = [path for path in wanted if path in files]
+    if not galleries or not existing:
         return []
     from lrp.html_report.maps import Explainable, explained  # torch, only where it is needed
 
     row = {path: i for i, path in enumerate(shown)}
     asked = [
-        Explainable(row[path], files[path], tuple(table.rows.get(path) for table in tables)) for path in there
+        Explainable(row[path], files[path], tuple(table.rows.get(path) for table in tables))
+        for path in existing
     ]
     made = []
-    for one in explained(asked, galleries, place, notes):
+    for one in explained(asked, galleries, position, notes):
         made.append(one)
         progress(1, len(asked), "explaining")
     return made
@@ -204,54 +207,56 @@ def _within(
     document: dict[str, Any],
     smalls: Sequence[Any],
     explained: Sequence[encode.Explained],
-    room: int,
+    space: int,
     notes: list[str],
 ) -> str:
-    """The page, as much of it as fits; what does not is said."""
-    reserve = 400 + 2 * sum(map(len, notes))  # for what is yet to be said
-    left = room - len(render(document).encode("utf-8", "backslashreplace")) - reserve
+    """The page with as many pictures as fit; adds notes about the others."""
+    reserve = 400 + 2 * sum(map(len, notes))  # bytes for notes that are added below
+    left = space - len(render(document).encode("utf-8", "backslashreplace")) - reserve
     if left < 0:
         raise ReportError(
-            f"the report is {(room - left) / MEGABYTE:.1f} MB without any picture, and --max-mb allows {room / MEGABYTE:g}: "
+            f"the report is {(space - left) / MEGABYTE:.1f} MB without any picture, and --max-mb allows {space / MEGABYTE:g}: "
             "list fewer photos (--rows), or allow more."
         )
     share = encode.THUMB_SHARE if explained else 1.0
-    document["rows"]["thumb"], said = encode.thumbs(smalls, int(left * share))
+    document["rows"]["thumb"], note = encode.thumbs(smalls, int(left * share))
     left -= sum(map(len, document["rows"]["thumb"]))
     document["images"], also = encode.fitting(explained, left, lambda entry: len(as_json(entry).encode()) + 1)
-    notes += [sentence for sentence in (said, also) if sentence]
+    notes += [sentence for sentence in (note, also) if sentence]
     return render(document)
 
 
 def _made(tables: Sequence[summary.Table], galleries: Sequence[Gallery], command: str) -> list[list[str]]:
-    """How it was made, as pairs of words."""
+    """How the report was made: [name, value] pairs."""
     import torch
     import torchvision
 
     import lrp
 
-    said: list[list[str]] = []
+    facts: list[list[str]] = []
     for i, table in enumerate(tables):
         letter = f" {'AB'[i]}" if len(tables) > 1 else ""
         some = next(iter(table.rows.values()))
-        said.append([f"Predictions{letter}", table.file])
-        said.append([f"Model{letter}", f"{some.model or 'not named'}, weights {some.weights or 'not named'}"])
+        facts.append([f"Predictions{letter}", table.file])
+        facts.append(
+            [f"Model{letter}", f"{some.model or 'not named'}, weights {some.weights or 'not named'}"]
+        )
     for i, gallery in enumerate(galleries):
         letter = f" {'AB'[i]}" if len(galleries) > 1 else ""
         preset = gallery.options.composite_name or "the default for the architecture"
         height, width = gallery.loaded.preprocessing.geometry.crop
-        said.append([f"Preset{letter}", f"{preset}, on {width} x {height} pixels"])
-    said += [
+        facts.append([f"Preset{letter}", f"{preset}, on {width} x {height} pixels"])
+    facts += [
         ["lrp", lrp.__version__], ["torch", str(torch.__version__)], ["torchvision", str(torchvision.__version__)],
         ["Python", platform.python_version()],
     ]  # fmt: skip
     if command:
-        said.append(["Command", command])
+        facts.append(["Command", command])
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     now = (
         datetime.datetime.fromtimestamp(int(epoch), datetime.UTC)
         if epoch.isdigit()
         else datetime.datetime.now(datetime.UTC)
     )
-    said.append(["Made on", f"{now:%Y-%m-%d %H:%M} UTC"])
-    return said
+    facts.append(["Made on", f"{now:%Y-%m-%d %H:%M} UTC"])
+    return facts

@@ -1,1 +1,4 @@
-"""Model x data -> tables of predictions; tables -> numbers, plots, contact sheets, comparisons. No torch but in `evaluate`."""
+"""A model's predictions on a data set as a table; from tables: numbers, plots, contact sheets, comparisons.
+
+Only predicting and drawing heatmaps need torch; the numbers do not.
+"""

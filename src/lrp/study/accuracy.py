@@ -1,4 +1,4 @@
-"""Several models on one data set, side by side: `evaluate` for each, and the numbers of its table."""
+"""Compare several models on one data set: run `evaluate` for each and compute the numbers of its table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lrp.study.intervals import Share
 from lrp.values import Plain
 
 MODELS = ("alexnet", "vgg16", "vgg19", "resnet50")
-"""Where none is named."""
+"""The default models."""
 
 COLUMNS = (
     "model", "class", "images", "top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high", "mean_loss",
@@ -31,13 +31,13 @@ class Measured(Plain):
     """One model's numbers.
 
     Attributes:
-        model: how it was asked for.
-        output: its table of predictions, for what comes next; "" if there is none.
+        model: the name given by the caller.
+        output: its table of predictions, for later commands; "" if there is none.
         accuracy: None if the model could not be measured.
-        images_per_second: None where the table was there already.
-        unmatched: class folders that are none of its classes -> the nearest names.
+        images_per_second: None if the table already existed.
+        unmatched: class folders that are none of its classes -> the most similar class names.
         error: why it could not be measured.
-        no_class: because no class folder is one of its classes.
+        no_class: whether it failed because no class folder is one of its classes.
     """
 
     model: str
@@ -59,22 +59,22 @@ def accuracy(
     advance: Callable[[str, int, int], None] = lambda model, done, total: None,
     **options: Any,
 ) -> Iterator[Measured]:
-    """Evaluate the models one after the other, only one in memory; yields each one's numbers as it is done.
+    """Evaluate the models one after another, only one in memory; yields the numbers of each when it is done.
 
-    The tables are `output/<model>_results.csv`, the names that `lrp evaluate` uses: what is there and up to date is
-    not computed again, and what was stopped goes on. A model that fails has its `error`; the others go on.
+    The tables are `output/<model>_results.csv`, the names that `lrp evaluate` uses: up-to-date tables are not
+    computed again, and interrupted ones are resumed. A model that fails gets an `error`; the others continue.
 
     Args:
-        data: a folder, as `DataSet.open` reads it, or a `DataSet`.
-        models: names as `load_model` takes them, or name -> what it returns.
+        data: a folder that `DataSet.open` can read, or a `DataSet`.
+        models: names that `load_model` accepts, or name -> `LoadedModel`.
         output: folder of the tables.
-        arch, labels: for those that are files of weights without sidecar.
+        arch, labels: for weight files without sidecar.
         advance: called with the model's name, the files done since the last call, and the number of files.
-        options: of `evaluate`, such as classes="data", size, batch_size, device, overwrite.
+        options: keyword arguments of `evaluate`, such as classes="data", size, batch_size, device, overwrite.
 
     Raises:
         DataError: the data cannot be read.
-        PredictionsError: the folder cannot be made.
+        PredictionsError: the folder cannot be created.
     """
     opened = data if isinstance(data, DataSet) else DataSet.open(data)
     names = [models] if isinstance(models, str) else list(models)
@@ -111,7 +111,7 @@ def accuracy(
 
 
 def outputs(models: Sequence[str], folder: Path | str) -> list[Path]:
-    """Where each model's table goes: different models never share one, whatever their names."""
+    """The path of each model's table; different models always get different paths."""
     short = [file_name(model) for model in models]
     long = [model.replace("/", "_").replace(":", "_") for model in models]
     return [
@@ -126,7 +126,7 @@ def file_name(model: str) -> str:
 
 
 def table(measured: Iterable[Measured]) -> Iterator[tuple[Any, ...]]:
-    """Rows of `COLUMNS`: for each model one of all classes together, whose class is "(all)", then one per class."""
+    """Rows of `COLUMNS`: for each model one row for all classes together, with class "(all)", then one per class."""
     for one in measured:
         if (found := one.accuracy) is None:
             continue

@@ -1,7 +1,7 @@
-"""Predictions -> numbers: how accurate, where sure, where wrong, how honest about it. Standard library alone.
+"""Predictions -> numbers: accuracy, confidence, confusion, calibration. Standard library only.
 
-Every function takes the rows of one predictions CSV. Only rows with status "ok" count; where nothing counts,
-a number is None. Two files are set against each other in `lrp.study.comparison`.
+Every function takes the rows of one predictions CSV. Only rows with status "ok" count; a number without any counted
+row is None. `lrp.study.comparison` compares two files.
 """
 
 import math
@@ -16,14 +16,14 @@ from lrp.study.predictions import Prediction
 from lrp.values import Plain
 
 _FLOOR = sys.float_info.epsilon
-"""The least confidence a loss is taken of, as in scikit-learn's log_loss: one 0 would make the mean infinite."""
+"""Lower bound of a confidence in the loss, as in scikit-learn's log_loss: a single 0 would make the mean infinite."""
 
 
 def counted(predictions: Iterable[Prediction]) -> list[Prediction]:
     """The rows that count in averages: those with status "ok".
 
     Raises:
-        PredictionsError: such a row lacks a class, its confidence, or whether it is correct.
+        PredictionsError: such a row has no class, no confidence, or no value for `correct`.
     """
     rows = [row for row in predictions if row.counted]
     for row in rows:
@@ -37,7 +37,7 @@ def counted(predictions: Iterable[Prediction]) -> list[Prediction]:
 
 
 def in_order(predictions: Iterable[Prediction]) -> list[str]:
-    """The true and predicted labels of these rows: by index where one is known, then by name."""
+    """The true and predicted labels of these rows, sorted by index if known, then by name."""
     index: dict[str, float] = {}
     for row in predictions:
         for label, number in ((row.true_label, row.true_index), (row.predicted_label, row.predicted_index)):
@@ -47,7 +47,7 @@ def in_order(predictions: Iterable[Prediction]) -> list[str]:
 
 
 def by_class(rows: Iterable[Prediction]) -> dict[str, list[Prediction]]:
-    """The rows of each true class, classes in order."""
+    """True class -> its rows; classes sorted as in `in_order`."""
     rows = list(rows)
     groups: dict[str, list[Prediction]] = {label: [] for label in in_order(rows)}
     for row in rows:
@@ -62,19 +62,19 @@ def by_class(rows: Iterable[Prediction]) -> dict[str, list[Prediction]]:
 class ClassAccuracy(Plain):
     label: str
     support: int
-    """Counted images that are of this class."""
+    """Counted images whose true class this is."""
     predicted: int
-    """Counted images taken for it."""
+    """Counted images predicted as this class."""
     top1: Share | None
     top5: Share | None
     loss: float | None
     confidence: float | None
     precision: float | None
-    """Of the images taken for it, the share that are; None if there is none."""
+    """The share of the images predicted as this class that belong to it; None if there are none."""
     recall: float | None
-    """Of its images, the share taken for it."""
+    """The share of its images predicted as this class."""
     f1: float | None
-    """The harmonic mean of the two."""
+    """The harmonic mean of precision and recall."""
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,18 @@ class Accuracy(Plain):
     unmatched: int
     top1: Share | None
     top5: Share | None
-    """How often the true class is among the five likeliest. None where a row does not know its five."""
+    """The share of images whose true class is among the five most probable. None if a row has no such list."""
     loss: float | None
-    """Mean of -ln(true confidence), in nats; a confidence below 2.2e-16 counts as that. None where a row
-    does not know it."""
+    """Mean of -ln(true confidence), in nats; a confidence below 2.2e-16 counts as 2.2e-16. None if a row has no
+    true confidence."""
     confidence: float | None
     """Mean confidence of the predicted class."""
     classes: tuple[ClassAccuracy, ...]
-    """The true classes of the counted rows, in order."""
+    """The true classes of the counted rows, sorted as in `in_order`."""
 
 
 def accuracy(predictions: Sequence[Prediction]) -> Accuracy:
-    """How often right, and by how much, over all and per class."""
+    """Top-1, top-5, loss and mean confidence over all images; precision and recall per class."""
     rows = counted(predictions)
     status = Counter(row.status for row in predictions)
     return Accuracy(
@@ -123,7 +123,7 @@ def _measures(rows: Sequence[Prediction]) -> tuple[Share | None, Share | None, f
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """None of nothing."""
+    """The arithmetic mean; None for an empty sequence."""
     return math.fsum(values) / len(values) if values else None
 
 
@@ -144,12 +144,12 @@ def _classes(rows: Sequence[Prediction]) -> tuple[ClassAccuracy, ...]:
     )
 
 
-# --- the surest and the least sure ------------------------------------------------------------------------
+# --- highest and lowest confidence ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Surest(Plain):
-    """Of the correct predictions (`correct` of them), those with the highest and the lowest confidence."""
+    """The correct predictions (`correct` in all) with the highest and the lowest confidence."""
 
     label: str
     """The class; "" for all classes together."""
@@ -162,12 +162,12 @@ class Surest(Plain):
 class Picks(Plain):
     overall: Surest
     classes: tuple[Surest, ...]
-    """Every true class, in order; also those without a correct prediction."""
+    """Every true class, sorted as in `in_order`; also those without a correct prediction."""
 
 
 def picks(predictions: Sequence[Prediction], count: int = 10) -> Picks:
     """The `count` correct predictions with the highest confidence and the `count` with the lowest, over all
-    and per class; fewer where there are fewer. Of equal ones, the first by path."""
+    and per class; fewer if there are fewer. Equal confidences are sorted by path."""
     rows = counted(predictions)
     return Picks(
         _surest("", rows, count),
@@ -186,12 +186,12 @@ def _falling(row: Prediction) -> tuple[float, str]:
     return -(row.predicted_confidence or 0.0), row.path
 
 
-# --- what is taken for what -------------------------------------------------------------------------------
+# --- confusion --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Confused(Plain):
-    """`count` images of class `true` were taken for `predicted`; `share` of all images of `true`."""
+    """`count` images of class `true` were predicted as `predicted`; `share`: of all images of `true`."""
 
     true: str
     predicted: str
@@ -201,7 +201,7 @@ class Confused(Plain):
 
 @dataclass(frozen=True)
 class Mutual(Plain):
-    """Two classes taken for each other, `count` times in both directions together."""
+    """Two classes confused with each other; `count`: mistakes in both directions together."""
 
     first: str
     second: str
@@ -213,20 +213,20 @@ class Mutual(Plain):
 @dataclass(frozen=True)
 class Confusion(Plain):
     labels: tuple[str, ...]
-    """Every class that occurs, as true or as predicted: by index where known, then by name."""
+    """Every class that occurs as true or as predicted, sorted by index if known, then by name."""
     matrix: tuple[tuple[int, ...], ...]
-    """matrix[i][j]: images of class labels[i] that were taken for labels[j]."""
+    """matrix[i][j]: images of class labels[i] that were predicted as labels[j]."""
     support: tuple[int, ...]
-    """Images of each class, whatever they were taken for."""
+    """Number of images of each class, for any prediction."""
     pairs: tuple[Confused, ...]
-    """Most images first, then the larger share, then in the order of the labels."""
+    """Sorted by images (most first), then by share (largest first), then in the order of the labels."""
     mutual: tuple[Mutual, ...]
-    """Most images first, then in the order of the labels."""
+    """Sorted by images (most first), then in the order of the labels."""
     mistakes: tuple[Prediction, ...]
-    """Every wrong row; most confident first, then by path."""
+    """Every wrong row, sorted by confidence (highest first), then by path."""
 
     def view(self, count: int) -> "ConfusionView":
-        """The part that can be looked at: see `ConfusionView`."""
+        """The part small enough to display, see `ConfusionView`."""
         size = range(len(self.labels))
         column = [sum(line[j] for line in self.matrix) for j in size]
         wrong = [self.support[i] + column[i] - 2 * self.matrix[i][i] for i in size]
@@ -251,22 +251,22 @@ class Confusion(Plain):
 
 @dataclass(frozen=True)
 class ConfusionView(Plain):
-    """The true classes with most mistakes (their images taken for others, and others' for them)."""
+    """The true classes with most mistakes (their images predicted as another class, and others' as theirs)."""
 
     rows: tuple[str, ...]
     """In the order of the labels."""
     columns: tuple[str, ...]
-    """The same, then at most ten others: those that the rows' images were most often taken for."""
+    """The same classes, then at most ten others: the most frequent predictions for the rows' images."""
     others: int
-    """How many more classes the rows' images were taken for: the matrix's last column is their sum, if any."""
+    """How many further classes were predicted for the rows' images; if any, the matrix's last column is their sum."""
     matrix: tuple[tuple[int, ...], ...]
-    """[rows, columns (+ 1)]; a row's sum is all images of its class."""
+    """[rows, columns (+ 1)]; the sum of a row is the number of images of its class."""
     left_out: int
-    """True classes that are no row."""
+    """Number of true classes that are not shown as rows."""
 
 
 def confusion(predictions: Sequence[Prediction]) -> Confusion:
-    """Which classes are taken for which, and the most confident mistakes."""
+    """The confusion matrix, the most frequent confusions, and the most confident mistakes."""
     rows = counted(predictions)
     labels = in_order(rows)
     place = {label: i for i, label in enumerate(labels)}
@@ -292,7 +292,7 @@ def confusion(predictions: Sequence[Prediction]) -> Confusion:
     )
 
 
-# --- is a confidence worth its name -----------------------------------------------------------------------
+# --- calibration ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ class Bin(Plain):
     high: float
     count: int
     confidence: float | None
-    """Their mean."""
+    """Their mean confidence."""
     accuracy: Share | None
 
 
@@ -314,20 +314,20 @@ class Calibration(Plain):
     accuracy: Share | None
     confidence: float | None
     gap: float | None
-    """Mean confidence less accuracy: above 0 the model is overconfident, below 0 underconfident."""
+    """Mean confidence minus accuracy: above 0 the model is overconfident, below 0 underconfident."""
     ece: float | None
     """Expected calibration error (Naeini et al. 2015; Guo et al. 2017): the mean over images of their bin's
-    |accuracy - confidence|. Never below 0 by construction, so of few images it is too large."""
+    |accuracy - confidence|. It cannot be negative, so it is biased upwards for few images."""
     mce: float | None
-    """The largest of these."""
+    """Maximum calibration error: the largest |accuracy - confidence| of a bin."""
     adaptive_ece: float | None
-    """The same from bins of equally many images (Nguyen and O'Connor 2015), where equal width would put
-    nearly all of them into the last bin."""
+    """The expected calibration error from bins with equal numbers of images (Nguyen and O'Connor 2015): bins of
+    equal width can have nearly all images in the last bin."""
 
     @property
     def tendency(self) -> str:
         """ "overconfident" or "underconfident" if the mean confidence is outside the accuracy's 95 % interval,
-        else "neither"; "" without images."""
+        otherwise "neither"; "" without images."""
         if self.accuracy is None or self.confidence is None:
             return ""
         if self.confidence > self.accuracy.high:
@@ -336,12 +336,13 @@ class Calibration(Plain):
 
 
 def calibration(predictions: Sequence[Prediction], bins: int = 15) -> Calibration:
-    """How far a confidence can be taken for the probability of being right.
+    """How well the confidences agree with the observed accuracy.
 
-    Bins take confidences with six decimals, so that those on a bin's edge fall where a pencil puts them.
+    Confidences are rounded to six decimals before binning, so that a value on a bin's edge is not moved into the
+    next bin by floating-point rounding.
 
     Raises:
-        PredictionsError: fewer than one bin.
+        PredictionsError: `bins` is below 1.
     """
     if bins < 1:
         raise PredictionsError(f"expected at least one bin of confidences, got bins={bins}")
@@ -371,11 +372,11 @@ def _bin(low: float, high: float, rows: Sequence[tuple[float, bool]]) -> Bin:
 
 
 def _adaptive(rows: Sequence[tuple[float, bool]], bins: int) -> float | None:
-    """Equally many images per bin, or nearly: the first bins have one more, as numpy.array_split does it."""
+    """Bins of equal numbers of images, up to one: the first bins have one more, as in numpy.array_split."""
     if not rows:
         return None
-    # Many confidences are the same 1.000000. Those count with their mean correctness: else the order of the
-    # rows would decide which of them fall into which bin, and so the result.
+    # Many confidences equal 1.000000. Equal ones all count with their mean correctness; otherwise the result would
+    # depend on the order of the rows, which decides the bins of equal confidences.
     right: dict[float, list[bool]] = defaultdict(list)
     for confidence, correct in rows:
         right[confidence].append(correct)

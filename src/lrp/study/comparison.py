@@ -1,4 +1,4 @@
-"""Two predictions files on the same images -> what changed. Standard library alone."""
+"""Compare two predictions files on the same images. Standard library only."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from lrp.values import Plain, plain
 
 @dataclass(frozen=True)
 class Twin(Plain):
-    """One image in both files."""
+    """The rows of one image in both files."""
 
     a: Prediction
     b: Prediction
 
     @property
     def change(self) -> float | None:
-        """How much the true class's confidence rose from A to B, from -1 to 1."""
+        """The true class's confidence in B minus that in A, from -1 to 1."""
         before, after = self.a.true_confidence, self.b.true_confidence
         return None if before is None or after is None else after - before
 
     @property
     def outcome(self) -> str:
-        """ "right" or "wrong" in both, "gained" where only B is right, "lost" where only A is."""
+        """ "right" or "wrong" in both files, "gained" if only B is right, "lost" if only A is right."""
         return {
             (True, True): "right", (False, True): "gained", (True, False): "lost", (False, False): "wrong",
         }[bool(self.a.correct), bool(self.b.correct)]  # fmt: skip
@@ -47,10 +47,10 @@ class ClassChange(Plain):
 
 @dataclass(frozen=True)
 class Restricted(Plain):
-    """Both models made to choose among the classes that both know.
+    """Both models restricted to the classes that both have.
 
-    A row's restricted prediction is the likeliest shared class of its top5, or its prediction if it has no
-    top5. Where no shared class is among them it is undecided, and counts as wrong.
+    A row's restricted prediction is the most probable shared class of its top5, or its prediction if it has no
+    top5. If these contain no shared class, the row is undecided and counts as wrong.
     """
 
     classes: tuple[str, ...]
@@ -63,44 +63,44 @@ class Restricted(Plain):
 class Comparison(Plain):
     names: tuple[str, str]
     matched: int
-    """Images in both files."""
+    """Number of images in both files."""
     only_a: int
     only_b: int
     left_out: int
-    """Matched, but in one of the files they do not count (unreadable, or of no class of its model)."""
+    """Matched images that do not count in one of the files (unreadable, or of no class of its model)."""
     folders: tuple[str, str] | None
-    """Where the paths differ: the leading folders that A has and B has instead."""
+    """If the paths differ: A's leading folders, and B's leading folders in their place."""
     overall: Paired
     classes: tuple[ClassChange, ...]
     """The true classes, in A's order."""
     twins: tuple[Twin, ...]
     """Every image that counts in both files, in A's order."""
     rose: tuple[Twin, ...]
-    """Where the true class's confidence rose most."""
+    """The images whose confidence in the true class rose most."""
     fell: tuple[Twin, ...]
-    """Where it fell most."""
+    """The images whose confidence in the true class fell most."""
     seen: tuple[int, int]
-    """How many classes occur in A, and in B: as true, predicted, or among the five likeliest."""
+    """How many classes occur in A, and in B: as true, predicted, or among the five most probable."""
     restricted: Restricted | None
-    """Given where the class sets differ."""
+    """None unless the class sets differ."""
 
     @property
     def gained(self) -> tuple[Twin, ...]:
-        """A wrong, B right; first where the true class's confidence rose most."""
+        """A wrong, B right; sorted by the rise of the true class's confidence, largest first."""
         return _by_change((t for t in self.twins if t.b.correct and not t.a.correct), rising=True)
 
     @property
     def lost(self) -> tuple[Twin, ...]:
-        """A right, B wrong; first where the true class's confidence fell most."""
+        """A right, B wrong; sorted by the fall of the true class's confidence, largest first."""
         return _by_change((t for t in self.twins if t.a.correct and not t.b.correct), rising=False)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What has to be known to read the numbers; one sentence or two each."""
+        """What a reader must know to interpret the numbers; one or two sentences each."""
         return tuple(_notes(self))
 
     def to_dict(self) -> dict[str, Any]:
-        """Without `twins`, which are the two files again; with `gained`, `lost` and `notes`."""
+        """Without `twins`, which repeat the two files; with `gained`, `lost` and `notes`."""
         kept = {name: value for name, value in vars(self).items() if name != "twins"}
         return plain(kept | {"gained": self.gained, "lost": self.lost, "notes": self.notes})
 
@@ -112,19 +112,19 @@ def compare(
     count: int = 10,
     names: tuple[str, str] = ("A", "B"),
 ) -> Comparison:
-    """Set the predictions B against A, image by image.
+    """Compare the predictions B with A, image by image.
 
-    Images are the same if their paths are. If no path is in both files, the data may have moved: then one
-    leading folder of A's paths stands for one of B's, if with it every path of the smaller file is in the
-    other; of several such folders those that leave the longest common rest.
+    Images are matched by path. If no path is in both files, the data may have been moved: then a leading folder of
+    A's paths is replaced by one of B's, such that every path of the smaller file is in the other; of several such
+    pairs of folders, the pair with the longest common remainder of the paths is used.
 
     Args:
-        count: how many images `rose` and `fell` hold.
-        names: what messages and notes call A and B.
+        count: the length of `rose` and of `fell`.
+        names: the names of A and B in messages and notes.
 
     Raises:
-        PredictionsError: no image in common, a path twice in one file, folders that could be matched in two
-            ways, or an image of one class in A and of another in B.
+        PredictionsError: no image in common, a path twice in one file, an ambiguous match of folders, or an image
+            whose true class differs between A and B.
     """
     rows_a, rows_b = _by_path(a, names[0]), _by_path(b, names[1])
     folders = _folders(list(rows_a), list(rows_b), names)
@@ -134,7 +134,7 @@ def compare(
         if (other := moved(path, folders)) is not None and other in rows_b
     ]
     _expect_same_classes(pairs, names)
-    counted([row for pair in pairs for row in (pair.a, pair.b)])  # whole, or refused
+    counted([row for pair in pairs for row in (pair.a, pair.b)])  # raises for incomplete rows
     twins = tuple(pair for pair in pairs if pair.a.counted and pair.b.counted)
     seen_a, seen_b = _seen(a), _seen(b)
     return Comparison(
@@ -154,7 +154,7 @@ def compare(
     )
 
 
-# --- which rows are the same image ------------------------------------------------------------------------
+# --- matching images --------------------------------------------------------------------------------------
 
 
 def _by_path(rows: Iterable[Prediction], name: str) -> dict[str, Prediction]:
@@ -169,7 +169,7 @@ def _by_path(rows: Iterable[Prediction], name: str) -> dict[str, Prediction]:
 
 
 def _folders(a: Sequence[str], b: Sequence[str], names: tuple[str, str]) -> tuple[str, str]:
-    """The beginning of A's paths and what B's have in its place; both "" if paths are simply the same."""
+    """The prefix of A's paths and the prefix that replaces it in B's; both "" if the paths are equal."""
     if not a or not b or not set(a).isdisjoint(b):
         return "", ""
     if len(b) < len(a):
@@ -203,7 +203,7 @@ def _folders(a: Sequence[str], b: Sequence[str], names: tuple[str, str]) -> tupl
 
 
 def moved(path: str, folders: tuple[str, str]) -> str | None:
-    """A's path as B has it; None if it is not below that folder."""
+    """The path in B for a path in A; None if it is not below A's folder."""
     return folders[1] + path[len(folders[0]) :] if path.startswith(folders[0]) else None
 
 
@@ -256,18 +256,18 @@ def _seen(rows: Iterable[Prediction]) -> set[str]:
 def _sets_differ(
     a: Sequence[Prediction], b: Sequence[Prediction], seen_a: set[str], seen_b: set[str]
 ) -> bool:
-    """Whether the two models chose among different classes, as far as their predictions show.
+    """Whether the predictions show that the two models have different classes.
 
-    Two models of 1000 classes do not show the same 400 of them, so that other labels alone prove nothing.
+    Two models with the same 1000 classes may predict a different 400 of them, so different labels alone are no proof.
     """
     if seen_a == seen_b:
         return False
-    # One never left the classes of its images, the other did: 10 classes against 1000.
+    # Only one of them predicts classes outside those of its images: for example 10 classes against 1000.
     if (seen_a <= _true(a)) != (seen_b <= _true(b)):
         return True
     if any(row.restricted for row in a) or any(row.restricted for row in b):
         return True
-    # A class of another index, or an index of another class: one contradiction is enough.
+    # A label with two indices, or an index with two labels: one contradiction is enough.
     pairs = _pairs(b)
     return any((x == y) != (i == j) for x, i in _pairs(a) for y, j in pairs)
 
@@ -277,7 +277,7 @@ def _true(rows: Iterable[Prediction]) -> set[str]:
 
 
 def _pairs(rows: Iterable[Prediction]) -> set[tuple[str, int]]:
-    """Each label with its index, where known."""
+    """(label, index) of each class whose index is known."""
     return {
         (label, index)
         for row in rows
@@ -302,7 +302,7 @@ def _likeliest(row: Prediction, shared: set[str]) -> str | None:
     return next((label for label in known if label in shared), None)
 
 
-# --- in words ---------------------------------------------------------------------------------------------
+# --- notes ------------------------------------------------------------------------------------------------
 
 
 def _notes(c: Comparison) -> Iterable[str]:

@@ -1,7 +1,7 @@
-"""Model x data -> predictions, one row for every file: decoding beside inference, and nothing lost.
+"""Model x data -> predictions, one row for every file; decoding runs in parallel with inference.
 
-A `Classifier` turns a batch of files into rows and knows of no other batch, so that any runner may call it, in any
-order. `evaluate` is the runner for one machine: a journal beside the output holds what is finished.
+A `Classifier` turns a batch of files into rows independently of other batches, so a runner may call it in any order.
+`evaluate` is the runner for one machine: a journal beside the output stores the finished batches.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ BATCH = 32
 
 @dataclass
 class Classifier:
-    """A model with its preprocessing, that gives a row for each of a batch of files.
+    """A model with its preprocessing that returns a row for each file of a batch.
 
     Args:
         loaded: the model on `device`, in eval mode, its preprocessing and class names.
-        indices: class folder -> index of the model's output; a folder that is not in it is of no class.
-        name, weights: for the columns of those names.
-        restrict: only the classes of `indices` compete; the others count as impossible.
-        device: where to compute.
-        half: float16 products, with channels last, as GPUs like it.
+        indices: class folder -> index of the model's output; the files of other folders have no true class.
+        name, weights: values of the columns "model" and "weights".
+        restrict: only the classes of `indices` can be predicted; the others get probability 0.
+        device: the device of the computation.
+        half: float16 products with channels-last memory, the fastest on GPUs.
         max_megapixels: larger photos are not read.
     """
 
@@ -68,11 +68,11 @@ class Classifier:
         self.competing = sorted(set(self.indices.values())) if self.restrict else list(range(len(names)))
 
     def __call__(self, samples: Sequence[Sample]) -> list[Prediction]:
-        """A row for each file, in their order; depends on nothing but these files."""
+        """A row for each file, in their order; depends only on these files."""
         return self.rows(samples, [self.read(sample) for sample in samples])
 
     def read(self, sample: Sample) -> np.ndarray | str:
-        """What the model sees of a file, uint8 [h, w, 3]; or why it cannot be read."""
+        """The model's input pixels of a file, uint8 [h, w, 3]; or the reason why it cannot be read."""
         try:
             photo = open_photo(sample.file, max_megapixels=self.max_megapixels)
             return self.loaded.preprocessing.geometry.apply(photo.pixels)
@@ -91,10 +91,10 @@ class Classifier:
         ]
 
     def confidences(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [N, h, w, 3] -> float64 [N, K]: softmax over the classes that compete, 0 for the others."""
+        """uint8 [N, h, w, 3] -> float64 [N, K]: softmax over the classes that can be predicted, 0 for the others."""
         pre = self.loaded.preprocessing
         mean, std = (torch.tensor(v, device=self.device).view(-1, 1, 1) for v in (pre.mean, pre.std))
-        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # in memory, the channels stay last
+        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # a view: memory stays channels-last
         x = x.float().div(255).sub(mean).div(std)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.float16, enabled=self.half):
             logits: Any = self.loaded.model(x)
@@ -135,15 +135,15 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What became of a data set.
+    """The result of `evaluate`.
 
     Attributes:
         output: the CSV.
         counts: files per status: "ok", "unreadable", "unmatched".
         correct: files of status "ok" that are predicted correctly.
-        resumed: files whose rows were there from a run that was stopped, or all: the CSV was up to date.
+        resumed: files whose rows come from an interrupted run; all files if the CSV was up to date.
         seconds: of this run, without loading the model.
-        unmatched: folders that are no class of the model -> the nearest names.
+        unmatched: folders that are no class of the model -> the most similar class names.
     """
 
     output: Path
@@ -159,7 +159,7 @@ class Evaluation:
 
     @cached_property
     def accuracy(self) -> Accuracy:
-        """The numbers of the table, over all and per class; read from it at the first use."""
+        """The accuracy over all and per class; computed from the CSV at the first access."""
         return accuracy(read_predictions(self.output))
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,28 +186,28 @@ def evaluate(
 ) -> Evaluation:
     """Predict every file of a data set and write the rows as CSV, in the data set's order.
 
-    Killed at any moment, the same call goes on where it stopped, and the CSV is the same to the byte: batches are
-    cut at the same places. On a GPU the model runs in float16 where it may (`torch.autocast`).
+    If the process is killed, the same call resumes where it stopped, and the CSV is the same byte for byte, because
+    the batches have the same boundaries. On a GPU the model runs in float16 where possible (`torch.autocast`).
 
     Args:
-        data: a folder, as `DataSet.open` reads it, or a `DataSet`.
-        model: a name as `load_model` takes it, or what it returns; it is moved to `device`, with channels last in memory.
-        output: the CSV; while it is being made, `<output>.journal` stands beside it.
-        name: for the column "model"; "": the model's name, where it was given by name.
-        classes: "model": all the model's classes compete; "data": only those of the data set.
-        size: side of the model's input; None: what it was trained with.
-        arch, labels: for a file of weights without sidecar, as `load_model` takes them.
-        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps".
-        batch_size: photos that go through the model together.
-        workers: threads that decode; None: one per core, eight at most.
+        data: a folder that `DataSet.open` can read, or a `DataSet`.
+        model: a name that `load_model` accepts, or a `LoadedModel`; it is moved to `device`, in channels-last memory.
+        output: the CSV; during the run, `<output>.journal` exists beside it.
+        name: for the column "model"; "": the model's name, if `model` is a name.
+        classes: "model": all the model's classes can be predicted; "data": only those of the data set.
+        size: side of the model's input in pixels; None: the size it was trained with.
+        arch, labels: arguments of `load_model` for a weight file without sidecar.
+        device: "auto" (a GPU if available), "cpu", "cuda", "cuda:1", "mps".
+        batch_size: photos per batch.
+        workers: decoding threads; None: one per core, at most eight.
         max_megapixels: larger photos are not read.
-        overwrite: start over, replacing what is there.
-        advance: called with the number of files done since the last call, and of all files.
+        overwrite: start from the beginning and replace an existing output.
+        advance: called with the number of files done since the last call, and the number of all files.
 
     Raises:
         DataError: the data cannot be read, or no folder is a class of the model.
         ModelError: the model cannot be loaded.
-        PredictionsError: the output cannot be written, is being written, or belongs to another run.
+        PredictionsError: the output cannot be written, is being written by another process, or belongs to another run.
         OptionError: there is no such device.
     """
     if classes not in CLASSES:
@@ -265,7 +265,7 @@ def evaluate(
 
 @dataclass
 class _Tally:
-    """Counts the rows that pass by."""
+    """Counts rows while they are iterated."""
 
     counts: Counter[str] = field(default_factory=Counter)
     correct: int = 0
@@ -278,8 +278,8 @@ class _Tally:
 
 
 def _up_to_date(output: Path, data: DataSet, classifier: Classifier, tally: _Tally) -> bool:
-    """Whether a finished table is of the same model and of these files, none of them changed since."""
-    made = output.stat().st_mtime_ns  # clocks of file systems tick coarsely: the same moment may be after it
+    """Whether a finished table is of the same model and files, and no file was changed after it was written."""
+    made = output.stat().st_mtime_ns  # file times are coarse: an equal time may be a later change
     wanted = classifier.name, classifier.weights, classifier.restrict
     try:
         for sample, row in zip_longest(data, tally.of(iterate_predictions(output))):
@@ -293,7 +293,7 @@ def _up_to_date(output: Path, data: DataSet, classifier: Classifier, tally: _Tal
 
 
 def _stat(sample: Sample) -> tuple[int, int]:
-    """(size, time of the last change in ns); zeros where the file went away."""
+    """(size in bytes, modification time in ns); zeros if the file does not exist any more."""
     try:
         facts = sample.file.stat()
     except OSError:

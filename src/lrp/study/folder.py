@@ -1,7 +1,7 @@
-"""Tables of predictions -> a folder to look at: tables, plots and contact sheets of what `lrp.study.analysis` finds.
+"""Tables of predictions -> a folder with tables, plots and contact sheets of the results of `lrp.study.analysis`.
 
-Each function reads what `lrp evaluate` wrote and gives the numbers back, with the files it wrote. Knows no torch.
-A photo that is not where the table says is named, and stops nothing.
+Each function reads a CSV of `lrp evaluate` and returns the numbers and the paths of the files it wrote. Without torch,
+except for heatmaps. A photo that does not exist at its path in the table is reported and does not stop the run.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 Advance = Callable[[int, int, str], None]
 
 SHEETS = 50
-"""Of more classes than this, there is no contact sheet of each."""
+"""With more classes than this, no contact sheets of single classes are written."""
 
 
 @dataclass(frozen=True)
 class Confidence(Plain):
-    """What `confidence` found.
+    """The result of `confidence`.
 
     Attributes:
-        picks: the surest and the least sure of the correct predictions.
-        written: the files.
-        copied: where the copies are, in the order of the picks.
+        picks: the correct predictions with the highest and the lowest confidence.
+        written: the files written.
+        copied: the paths of the copies, in the order of the picks.
     """
 
     picks: Picks
@@ -49,12 +49,12 @@ class Confidence(Plain):
 
 @dataclass(frozen=True)
 class Mistakes(Plain):
-    """What `mistakes` found.
+    """The result of `mistakes`.
 
     Attributes:
-        accuracy, confusion, calibration: the numbers; `confusion.mistakes` are the wrong rows, the most confident first.
-        written: the files.
-        explained: a result for each mistake with heatmaps, where they were asked for.
+        accuracy, confusion, calibration: the numbers; `confusion.mistakes` are the wrong rows, most confident first.
+        written: the files written.
+        explained: a result for each mistake with heatmaps, if requested.
     """
 
     accuracy: Accuracy
@@ -66,12 +66,12 @@ class Mistakes(Plain):
 
 @dataclass(frozen=True)
 class Compared(Plain):
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
         comparison: the numbers.
-        written: the files.
-        explained: a result for each photo gained or lost with heatmaps, where they were asked for.
+        written: the files written.
+        explained: a result for each photo gained or lost with heatmaps, if requested.
     """
 
     comparison: Comparison
@@ -97,12 +97,12 @@ def confidence(
     Args:
         results: a CSV of `lrp evaluate`.
         output: a folder; None: one beside the CSV.
-        count: how many of each kind.
-        root: where the photos are now, if they have moved.
-        copy_to: copy them there as <class folder>/<name>, as `lrp explain` reads them.
+        count: how many predictions of the highest, and how many of the lowest confidence.
+        root: where the photos are now, if they were moved.
+        copy_to: copy the photos there as <class folder>/<name>, the layout that `lrp explain` reads.
 
     Raises:
-        PredictionsError: the table is none, or the output cannot be written.
+        PredictionsError: the file is no table of predictions, or the output cannot be written.
     """
     rows = read_predictions(results)
     found = analysis.picks(rows, count)
@@ -154,23 +154,23 @@ def mistakes(
     options: ExplainOptions | None = None,
     advance: Advance = lambda done, total, what: None,
 ) -> Mistakes:
-    """Where a model is wrong, what it takes for what, and whether its confidences are worth their name.
+    """The mistakes of a model, the confusion of its classes, and the calibration of its confidences.
 
-    Writes classes.csv, confusion.csv, pairs.csv, mistakes.csv, calibration.csv, a contact sheet mistakes.png
-    of the `count` most confident mistakes; and confusion and reliability as .png and .svg.
+    Writes classes.csv, confusion.csv, pairs.csv, mistakes.csv, calibration.csv; a contact sheet mistakes.png
+    of the `count` most confident mistakes; confusion and reliability as .png and .svg.
 
     Args:
         results, output, root: as in `confidence`.
-        bins: of the reliability plot.
-        explain: also draw, for each of these mistakes, mistakes/NN_<name>.png: why the predicted class, why not the true
-            one, and the contrast of the two.
-        model: with `explain`, what made the table, if it is not where its rows say: a name, or what `load_model` returns.
+        bins: number of bins of the reliability plot.
+        explain: also draw, for each of these mistakes, mistakes/NN_<name>.png: heatmaps for the predicted class, for
+            the true class, and for the contrast of the two.
+        model: with `explain`, the table's model, if it is not where its rows say: a name, or a `LoadedModel`.
         options: with `explain`, how to explain and draw.
-        advance: with `explain`, called with (1, number of photos, what is done) after each.
+        advance: with `explain`, called with (1, number of photos, name of the step) after each photo.
 
     Raises:
-        PredictionsError: the table is none, or the output cannot be written.
-        ModelError: with `explain`, the table's model cannot be loaded, or is another now.
+        PredictionsError: the file is no table of predictions, or the output cannot be written.
+        ModelError: with `explain`, the table's model cannot be loaded, or has changed.
         CompositeError: with `explain`, rules whose heatmap is the same for every class.
     """
     rows = read_predictions(results)
@@ -269,27 +269,27 @@ def compare(
     options: ExplainOptions | tuple[ExplainOptions | None, ...] | None = None,
     advance: Advance = lambda done, total, what: None,
 ) -> Compared:
-    """Two models on the same photos: what B gained and lost, and where its confidence moved most.
+    """Compare two models on the same photos: what B gained and lost, and where its confidence changed most.
 
-    Writes images.csv, classes.csv; contact sheets gained.png, lost.png and moved.png of `count` photos a group;
-    and comparison as .png and .svg.
+    Writes images.csv, classes.csv; contact sheets gained.png, lost.png and moved.png with `count` photos per group;
+    comparison as .png and .svg.
 
     Args:
         a, b: CSVs of `lrp evaluate`, such as before and after retraining.
         output: a folder; None: one beside A.
-        root: where the photos are now, if they have moved.
+        root: where the photos are now, if they were moved.
         explain: also draw both models' heatmaps of the photos gained and lost, on one scale: gained/NN_<name>.png and
             lost/NN_<name>.png.
-        target: with `explain`, "true": the photo's true class; "predicted": the one that each model predicts.
-        models: with `explain`, what made A and B, if they are not where the rows say.
-        options: with `explain`, how to explain and draw; two for two models whose inputs differ in size, say.
-        advance: with `explain`, called with (1, number of photos, what is done) after each.
+        target: with `explain`, "true": the photo's true class; "predicted": the class that each model predicts.
+        models: with `explain`, the models of A and B, if they are not where the rows say.
+        options: with `explain`, how to explain and draw; a pair if the two models need different options (size, say).
+        advance: with `explain`, called with (1, number of photos, name of the step) after each photo.
 
     Raises:
-        PredictionsError: a table is none, they have no photo in common, or the output cannot be written.
-        ModelError: with `explain`, a table's model cannot be loaded, or is another now.
+        PredictionsError: a file is no table of predictions, no photo is in both, or the output cannot be written.
+        ModelError: with `explain`, a table's model cannot be loaded, or has changed.
         CompositeError: with `explain`, rules whose heatmap is the same for every class.
-        TargetError: another target.
+        TargetError: `target` is neither of the two.
     """
     names = _names(Path(a), Path(b))
     rows_a, rows_b = read_predictions(a), read_predictions(b)
@@ -366,11 +366,11 @@ def _explained_changes(
 
 def _change(folder: StudyFolder, twin: Twin) -> Entry:
     a, b = twin.a, twin.b
-    said = f"{_sure(a)} -> {_sure(b)}"
+    subtitle = f"{_sure(a)} -> {_sure(b)}"
     if a.predicted_label == b.predicted_label:
         before, after = (percent(row.predicted_confidence or 0) for row in (a, b))
-        said = f"{a.predicted_label} {before} -> {after}" if not a.correct else f"{before} -> {after}"
-    return folder.entry(a, a.true_label, said)
+        subtitle = f"{a.predicted_label} {before} -> {after}" if not a.correct else f"{before} -> {after}"
+    return folder.entry(a, a.true_label, subtitle)
 
 
 def _names(a: Path, b: Path) -> tuple[str, str]:

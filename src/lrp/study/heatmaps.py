@@ -1,4 +1,4 @@
-"""Rows of a table -> pictures of why: a mistake's two classes against each other, two models on one photo."""
+"""Rows of a table -> heatmaps: the two classes of a mistake, or two models on one photo."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from lrp.values import percent
 
 T = TypeVar("T")
 
-LONGEST = 36  # of a class name in a title: two of them, with their probabilities, fit above a heatmap
+LONGEST = 36  # characters of a class name in a title: two names with their probabilities fit above a heatmap
 
 
 def explain_mistakes(
     rows: Sequence[Prediction], files: Mapping[str, Path], gallery: Gallery, output: Path | str
 ) -> Iterator[Result]:
-    """Of each wrong row a picture `output`/NN_<name>.png, NN its rank: why the predicted class, why not the true one
-    (its heatmap: blue speaks against it), and the contrast of the two, all on one scale.
+    """For each wrong row write a picture `output`/NN_<name>.png, NN its rank: heatmaps for the predicted class, for the
+    true class (blue: evidence against it), and for the contrast of the two, all on one scale.
 
     Args:
-        rows: of one table; those that are right or have no true class are passed over.
-        files: the photo of each row's path; rows without one are passed over, and keep their rank.
+        rows: of one table; those that are right or have no true class are skipped.
+        files: path -> photo; rows without a photo are skipped, but keep their rank.
         gallery: the model that made the table, and how to explain and draw; its request is not used.
 
     Yields:
-        A `Result` for each; `facts["differs"]` says so where the model predicts another class now.
+        A `Result` for each; `facts["differs"]` is set if the model now predicts another class than the table.
 
     Raises:
         ModelError: a row's classes are not the model's.
@@ -62,22 +62,22 @@ def explain_changes(
     names: tuple[str, str] = ("A", "B"),
     target: str = "true",
 ) -> Iterator[Result]:
-    """Of each photo a picture `output`/NN_<name>.png with the heatmaps of both models, on one scale.
+    """For each photo write a picture `output`/NN_<name>.png with the heatmaps of both models, on one scale.
 
     Args:
         twins: the rows of both tables.
-        files: the photo of each A's path; twins without one are passed over, and keep their rank.
-        galleries: of A's and of B's model; A's says how to draw. Pictures alone are written, and always anew.
-        names: what the pictures call them.
-        target: "true": what speaks for the true class in each; "predicted": for the class that each predicts.
+        files: A's path -> photo; twins without a photo are skipped, but keep their rank.
+        galleries: of A's and of B's model; A's drawing options are used. Only pictures are written, always again.
+        names: the names of the models in the pictures.
+        target: "true": explain the true class in both models; "predicted": the class that each model predicts.
 
     Yields:
-        A `Result` for each, whose facts are those of both: {"a": ..., "b": ...}; in each `differs` as for mistakes.
+        A `Result` for each, with the facts of both: {"a": ..., "b": ...}; `differs` in each as in `explain_mistakes`.
 
     Raises:
         ModelError: a row's classes are not its model's.
         CompositeError: a preset whose heatmap is the same for every class.
-        TargetError: another target.
+        TargetError: `target` is neither of the two.
     """
     for gallery in galleries:
         _expect_choice(gallery)
@@ -92,7 +92,7 @@ def explain_changes(
         requests = {
             file: _change(getattr(twin, side), name, target, classes) for file, twin in ranked.items()
         }
-        # Nothing is kept: what lies there is a picture of both.
+        # Earlier pictures are never kept: each shows two models, but a fingerprint identifies only one.
         options = replace(gallery.options, overwrite=True, save=("png",))
         made = replace(gallery, request=requests.__getitem__, options=options)
         sides.append(made.explained(found, places))
@@ -106,11 +106,11 @@ def explain_changes(
             yield a if isinstance(a, Result) else b
 
 
-# --- what is asked for ------------------------------------------------------------------------------------
+# --- requests ---------------------------------------------------------------------------------------------
 
 
 def _ranked(items: Mapping[str, T], files: Mapping[str, Path]) -> dict[Found, T]:
-    """Each item whose photo is known, by its path, under a file that is named by rank."""
+    """The items whose photo is known, each with a `Found` whose name begins with the item's rank."""
     wide = len(str(len(items)))
     return {
         Found(files[path], PurePosixPath(f"{rank:0{wide}}_{files[path].name}")): item
@@ -126,42 +126,43 @@ def _mistake(row: Prediction, class_names: Sequence[str]) -> Request:
         "mistake",
         (predicted, true, Contrast(predicted, true)),
         titles=(f"why {wrong}", f"why not {right} (blue speaks against it)", f"{wrong}, not {right}"),
-        heading=(f"{_says(row, 'predicted')}, truly {_says(row, 'true')}", Path(row.path).name),
+        heading=(f"{_prediction(row, 'predicted')}, truly {_prediction(row, 'true')}", Path(row.path).name),
     )
 
 
 def _change(row: Prediction, name: str, target: str, class_names: Sequence[str]) -> Request:
     return Request(
-        "change", (index_of(row, target, class_names),), titles=(f"{name}: why {_says(row, target)}",)
+        "change", (index_of(row, target, class_names),), titles=(f"{name}: why {_prediction(row, target)}",)
     )
 
 
 def _joined(a: Sheet, b: Sheet, twin: Twin, names: tuple[str, str]) -> Sheet:
-    """Both models' heatmaps; the arrays stay out of it, as they would be one model's."""
-    said = (
-        f"{name} says {_says(row, 'predicted')}" for name, row in zip(names, (twin.a, twin.b), strict=True)
+    """One sheet with both models' heatmaps; without arrays, since these would be of one model only."""
+    predictions = (
+        f"{name} says {_prediction(row, 'predicted')}"
+        for name, row in zip(names, (twin.a, twin.b), strict=True)
     )
     return replace(
         a,
         fingerprint=a.fingerprint + b.fingerprint,
         facts={"a": a.facts, "b": b.facts},
         maps=[*a.maps, *b.maps],
-        heading=(f"truly {_short(twin.a.true_label)}", f"{', '.join(said)}; {Path(twin.a.path).name}"),
+        heading=(f"truly {_short(twin.a.true_label)}", f"{', '.join(predictions)}; {Path(twin.a.path).name}"),
         arrays=None,
     )
 
 
-def _says(row: Prediction, side: str) -> str:
+def _prediction(row: Prediction, side: str) -> str:
     label, sure = getattr(row, f"{side}_label"), getattr(row, f"{side}_confidence")
     return _short(label) + ("" if sure is None else f" {percent(sure)}")
 
 
 def _short(label: str) -> str:
-    """Long ones, such as ImageNet's full lists of synonyms, would push the rest of a title out of it."""
+    """Truncate long labels, such as ImageNet's lists of synonyms, so that the rest of the title fits."""
     return label if len(label) <= LONGEST else label[: LONGEST - 3].rstrip(" ,") + "..."
 
 
-# --- whether the model is the table's ---------------------------------------------------------------------
+# --- checks that the model made the table -----------------------------------------------------------------
 
 
 def index_of(row: Prediction, side: str, class_names: Sequence[str]) -> int:
@@ -174,10 +175,10 @@ def index_of(row: Prediction, side: str, class_names: Sequence[str]) -> int:
             raise ModelError(
                 f"{row.path}: {error} The table is of another model: name the one that made it."
             ) from error
-    there = class_names[index] if index < len(class_names) else None
-    # "NAME (INDEX)" is how a table tells classes of one name apart.
-    if there is None or (label != f"{there} ({index})" and index not in classes_meant(label, class_names)):
-        instead = f"none of its {len(class_names)}" if there is None else repr(there)
+    name = class_names[index] if index < len(class_names) else None
+    # A table writes classes with equal names as "NAME (INDEX)".
+    if name is None or (label != f"{name} ({index})" and index not in classes_meant(label, class_names)):
+        instead = f"none of its {len(class_names)}" if name is None else repr(name)
         raise ModelError(
             f"{row.path}: class {index} is {label!r} in the table, and {instead} in the model: the table is of another "
             "model; name the one that made it."
@@ -194,7 +195,8 @@ def _expect_choice(gallery: Gallery) -> None:
 
 
 def _check(facts: dict[str, object], row: Prediction, class_names: Sequence[str]) -> None:
-    """Where only the data's classes competed, another class may well be the likeliest of all."""
+    """Set `differs` if the prediction changed. Not checked if only the data's classes could be predicted: then another
+    class may be the most probable of all."""
     if not row.restricted and index_of(row, "predicted", class_names) != facts["predicted_index"]:
         facts["differs"] = (
             f"{row.path}: the table says {row.predicted_label!r}, the model {facts['predicted']!r} now: was it "

@@ -1,6 +1,6 @@
-"""Shares and how sure they are: Wilson's interval of one, Tango's of a paired difference, McNemar's test.
+"""Shares and their confidence intervals: Wilson's for one share, Tango's for a paired difference; McNemar's test.
 
-Standard library alone: the tests compare with SciPy.
+Standard library only: the tests compare with SciPy.
 """
 
 import math
@@ -14,7 +14,7 @@ _Z = 1.959963984540054  # the normal distribution's 97.5 % point: all intervals 
 
 @dataclass(frozen=True)
 class Share(Plain):
-    """`successes` of `n`, with the 95 % interval from `low` to `high`; all from 0 to 1."""
+    """The share `successes` / `n` with its 95 % interval from `low` to `high`, all in [0, 1]."""
 
     value: float
     low: float
@@ -27,41 +27,41 @@ class Share(Plain):
 
 
 def share(successes: int, n: int) -> Share | None:
-    """With Wilson's score interval (Wilson 1927); None of nothing."""
+    """The share with Wilson's score interval (Wilson 1927); None if n is 0."""
     if not n:
         return None
     value = successes / n
     centre = value + _Z**2 / (2 * n)
     half = _Z * math.sqrt(value * (1 - value) / n + (_Z / (2 * n)) ** 2)
     low, high = ((centre + sign * half) / (1 + _Z**2 / n) for sign in (-1, 1))
-    # Exactly 0 and 1 at the ends, where rounding may miss them.
+    # Exactly 0 and 1 at the ends, which rounding may miss.
     return Share(value, low if successes else 0.0, high if successes < n else 1.0, successes, n)
 
 
 @dataclass(frozen=True)
 class Paired(Plain):
-    """Two models on the same `n` images. Without images all but the counts are None."""
+    """Two models on the same `n` images. Without images all fields except the counts are None."""
 
     n: int
     both_right: int
     gained: int
-    """A wrong, B right."""
+    """Number of images with A wrong and B right."""
     lost: int
-    """A right, B wrong."""
+    """Number of images with A right and B wrong."""
     both_wrong: int
     a: Share | None
     b: Share | None
     difference: float | None
-    """Accuracy of B less that of A, from -1 to 1."""
+    """Accuracy of B minus accuracy of A, from -1 to 1."""
     low: float | None
     high: float | None
-    """The difference's 95 % interval, by Tango."""
+    """Tango's 95 % interval of the difference."""
     p: float | None
-    """McNemar's exact test: how probable a split of the gained and lost at least as uneven is by chance."""
+    """p-value of McNemar's exact test: the probability of a split into gained and lost at least as uneven by chance."""
 
 
 def paired(a: Sequence[bool], b: Sequence[bool]) -> Paired:
-    """From whether A, and whether B, was right on each image; both in the same order."""
+    """From two sequences in the same order of images: whether A was right, and whether B was right."""
     n, right_a, right_b = len(a), sum(a), sum(b)
     both = sum(x and y for x, y in zip(a, b, strict=True))
     gained, lost = right_b - both, right_a - both
@@ -74,9 +74,9 @@ def paired(a: Sequence[bool], b: Sequence[bool]) -> Paired:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """The exact conditional p-value, two-sided; 1 where no image was gained or lost.
+    """The exact conditional p-value, two-sided; 1 if no image was gained or lost.
 
-    Were both equally probable, the smaller count would be binomial with probability 1/2.
+    Under the null hypothesis gains and losses are equally probable: each count is binomial with probability 1/2.
     """
     n = gained + lost
     ways = tail = 1
@@ -89,22 +89,22 @@ def mcnemar(gained: int, lost: int) -> float:
 def tango(gained: int, lost: int, n: int) -> tuple[float, float]:
     """The 95 % score interval of p_B - p_A from paired images.
 
-    All differences Δ that the score test does not reject:
+    It contains all differences Δ that the score test does not reject:
 
         |gained - lost - nΔ| <= z sqrt(n (2q + Δ(1 - Δ)))
 
-    where q is the likeliest P(lost) if the difference is Δ: the larger root of
+    where q is the maximum-likelihood estimate of P(lost) given the difference Δ: the larger root of
 
         2n q² + ((2n - gained + lost)Δ - gained - lost) q - lost Δ(1 - Δ) = 0.
 
-    Unlike Wald's it stays within [-1, 1], and has a width where nothing was gained or lost.
+    Unlike Wald's interval it stays within [-1, 1], and has a positive width even if nothing was gained or lost.
     Source: Tango 1998, Statistics in Medicine 17:891-908.
     """
 
     def rejected(delta: float) -> bool:
         slope = (2 * n - gained + lost) * delta - gained - lost
         spread = delta * (1 - delta)
-        # The bounds are what rounding may cross: no probability below 0.
+        # Without rounding no value is below these bounds: probabilities and variances are not negative.
         root = math.sqrt(max(0.0, slope**2 + 8 * n * lost * spread))
         q = max(0.0, -delta, (root - slope) / (4 * n))
         variance = max(0.0, 2 * q + spread)
@@ -115,7 +115,7 @@ def tango(gained: int, lost: int, n: int) -> tuple[float, float]:
 
 
 def _edge(rejected: Callable[[float], bool], inside: float, outside: float) -> float:
-    """By bisection, until the two are neighbouring numbers or nearly so."""
+    """The boundary between the two, by bisection until they are adjacent floats or nearly so."""
     if not rejected(outside):
         return outside
     for _ in range(60):

@@ -1,11 +1,11 @@
-"""The journal beside a table that is being made: what is finished survives a kill, a full disk, Ctrl-C.
+"""The journal of a table in progress: finished units of work survive a kill, a full disk, Ctrl-C.
 
-JSON Lines, each under a checksum of its own: first who is running (the identity), then one line per finished
-unit of work, in any order. Knows the standard library alone.
+The format is JSON Lines, each line with its own checksum: first the identity of the run, then one line per finished
+unit of work, in any order. Standard library only.
 
-Not sqlite3, which was weighed: it has no checksums, so that a damaged byte would come back as another prediction
-instead of being refused with the number of its line; it takes an empty file of anybody's for a database of its own;
-and its connections must not live through the forks that workers are made by.
+sqlite3 was considered and rejected: it has no checksums, so a damaged byte would be read as a different prediction
+instead of raising an error with the line's number; it accepts any empty file as its own database; and its connections
+must not be carried across a fork, which creates worker processes.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from lrp.storage.atomic import os_errors, remove_drafts, write_whole
 from lrp.storage.locks import START_OVER, Lock, beside, differing
 from lrp.study.predictions import Prediction, fault
 
-_FORMAT = 1  # of a line's rows: the columns of `Prediction`, in their order
+_FORMAT = 1  # version of the line format: a row is the columns of `Prediction`, in their order
 _GO_ON = ". What is finished is kept: put that right, and the same command goes on from there"
 
 
 class Journal:
-    """The finished units of one run, on disk; in memory only where each begins, eight bytes a unit.
+    """The finished units of one run, on disk; in memory only the offset of each, eight bytes per unit.
 
-    One process at a time may hold it, and in it one thread at a time may add. The hold ends with the process
-    however that ends, and a forked worker has no share in it. (Windows: nothing is held.)
+    Only one process at a time can lock it, and in it only one thread at a time may call `add`. The lock is released
+    when the process ends, for any reason; a forked worker does not inherit it. (Windows: there is no lock.)
     """
 
     def __init__(self, output: Path, identity: dict[str, str], overwrite: bool, lock: Lock) -> None:
-        """For `Journal.open`."""
+        """Internal: use `Journal.open`."""
         self.path = journal_of(output)
         self._lock = lock
         with os_errors(self.path, "read", PredictionsError):
@@ -43,29 +43,29 @@ class Journal:
             if before != identity:
                 if self._units:
                     raise PredictionsError(differing(output, before, identity))
-                self._begin(identity)  # nothing was finished yet: nothing is lost
+                self._begin(identity)  # no unit is finished, so nothing is lost
                 _, self._units, self._end = _scan(self.path)
         with os_errors(self.path, "written", PredictionsError):
             self._file = self.path.open("r+b", buffering=0)
-            self._file.truncate(self._end)  # the torn line of a killed run
+            self._file.truncate(self._end)  # removes the incomplete last line of a killed run
 
     @classmethod
     def open(cls, output: Path | str, identity: Mapping[str, str], *, overwrite: bool = False) -> Journal:
-        """Go on with the journal beside `output`, or begin one.
+        """Continue the journal beside `output`, or create one.
 
         Args:
-            identity: all that the rows depend on (model, weights, data, ...); units are only those of one run
-                if all of it is the same.
-            overwrite: whether to drop what an earlier run has finished.
+            identity: everything that the rows depend on (model, weights, data, ...); a journal is continued only if
+                all of it is equal.
+            overwrite: whether to discard the units of an earlier run.
 
         Raises:
-            BusyError: another run, here or in another process, holds it.
-            PredictionsError: it belongs to a run of another identity (and something is finished), is damaged
-                elsewhere than in its last line, or cannot be read or written.
+            BusyError: another run, in this or another process, has locked it.
+            PredictionsError: it belongs to a run with another identity and has finished units, is damaged before
+                its last line, or cannot be read or written.
         """
         output = Path(output)
         with os_errors(output, "written", PredictionsError):
-            if output.is_dir():  # said now, not when the last image is done
+            if output.is_dir():  # fail now, not after the last image
                 raise PredictionsError(
                     f"{output}: is a folder; name a file in it, as {output / 'results.csv'}"
                 )
@@ -79,18 +79,18 @@ class Journal:
 
     @property
     def done(self) -> Set[int]:
-        """The numbers of the finished units: a view, which grows with them."""
+        """The numbers of the finished units, as a live view."""
         return self._units
 
     def add(self, unit: int, rows: Sequence[Prediction]) -> None:
-        """Note a unit as finished. When this returns, its rows survive a power cut.
+        """Store the rows of a finished unit. After it returns, they survive a power cut.
 
         Args:
-            unit: 0 or more; every number up to the highest takes eight bytes of memory.
+            unit: its number, 0 or more; memory is eight bytes times the highest number.
 
         Raises:
-            PredictionsError: it is there already, a row contradicts itself, or the disk refuses. The journal is
-                then as before.
+            PredictionsError: the unit is already stored, a row is inconsistent, or writing fails. The journal is
+                then unchanged.
         """
         if unit in self._units:
             raise PredictionsError(f"{self.path}: unit {unit} is finished already")
@@ -100,15 +100,15 @@ class Journal:
         line = seal({"unit": unit, "rows": [_values(row) for row in rows]})
         with os_errors(self.path, "written", PredictionsError, _GO_ON):
             append(self._file, self._end, line)
-        # In this order: interrupted in between, the unit is on the disk but not known, and may come again.
+        # In this order: if interrupted in between, the unit is on the disk but not in `done`, so it can be added again.
         begin, self._end = self._end, self._end + len(line)
         self._units.remember(unit, begin)
 
     def rows(self) -> Iterator[Prediction]:
-        """The rows of all finished units, in order of unit, one unit at a time in memory.
+        """The rows of all finished units, sorted by unit, with one unit at a time in memory.
 
         Raises:
-            PredictionsError: the file cannot be read, or was changed since.
+            PredictionsError: the file cannot be read, or was changed by another program.
         """
         with os_errors(self.path, "read", PredictionsError), self.path.open("rb") as file:
             for unit in self._units:
@@ -120,14 +120,14 @@ class Journal:
                     yield Prediction(*values)
 
     def remove(self) -> None:
-        """Delete it, its table being written, and close it."""
+        """Delete and close it, after its table is written."""
         with os_errors(self.path, "removed", PredictionsError):
             self._file.close()
             self.path.unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:
-        """Let go of it; what is finished stays for the next run. Closing twice is fine."""
+        """Close the file and release the lock; finished units stay for the next run. May be called twice."""
         self._file.close()
         self._lock.release()
 
@@ -138,16 +138,16 @@ class Journal:
         self.close()
 
     def _begin(self, identity: dict[str, str]) -> None:
-        # Whole or not at all, so that a file with a broken first line is a stranger's and not a torn one of ours.
+        # Atomically: a file with an invalid first line is then never an incomplete journal of ours.
         header = seal({"journal": _FORMAT, "identity": identity})
         write_whole(self.path, [header.decode("ascii")], PredictionsError)
 
 
 class _Units(Set[int]):
-    """Which units are there, and where in the file each begins."""
+    """The finished units, with the offset of each in the file."""
 
     def __init__(self) -> None:
-        self._offsets = array("q")  # by unit; -1: not there
+        self._offsets = array("q")  # by unit; -1: not finished
         self._count = 0
 
     def remember(self, unit: int, offset: int) -> None:
@@ -168,12 +168,12 @@ class _Units(Set[int]):
         return self._count
 
     @classmethod
-    def _from_iterable(cls, units: Any) -> Any:  # what `done & {...}` gives
+    def _from_iterable(cls, units: Any) -> Any:  # the result type of `done & {...}`
         return frozenset(units)
 
 
 def _scan(path: Path) -> tuple[dict[str, str], _Units, int]:
-    """(identity, units, where the last whole line ends)."""
+    """(identity, units, end of the last complete line)."""
     units = _Units()
     with path.open("rb") as file:
         header = unseal(file.readline())
@@ -191,7 +191,7 @@ def _scan(path: Path) -> tuple[dict[str, str], _Units, int]:
             entry = unseal(line)
             if entry is None:
                 broken = broken or number
-            elif broken:  # each line was on the disk before the next began, so it was not torn by a kill
+            elif broken:  # a line is synced before the next begins, so a kill cannot have damaged it
                 raise PredictionsError(f"{path}: line {broken} is damaged, and more follow it; {START_OVER}")
             else:
                 units.remember(entry["unit"], end)
@@ -208,5 +208,5 @@ def _values(row: Prediction) -> list[Any]:
 
 
 def journal_of(output: Path) -> Path:
-    """Where the journal of a table stands while the table is being made."""
+    """The path of the journal of a table in progress."""
     return beside(output, "journal")

@@ -1,6 +1,6 @@
-"""Rows of a table -> their photos: where the data is now, which class folder each lies in, and copies of them.
+"""Rows of a table -> their photos: the current paths, the class folder of each, and copies of them.
 
-Standard library alone.
+Standard library only.
 """
 
 import filecmp
@@ -15,11 +15,11 @@ from lrp.study.predictions import Prediction
 
 
 def locate(paths: Sequence[str], root: Path | str | None = None) -> dict[str, Path]:
-    """The file of each path that is there; in the paths' order.
+    """Path -> file, for each path whose file exists; in the paths' order.
 
     Args:
-        root: where the data is now, if it has moved: takes the place of as many leading folders of the paths as
-            find the most files; of equally good ones, the fewest.
+        root: where the data is now, if it was moved. It replaces leading folders of the paths: the number of folders
+            with which the most files are found, and the smallest such number.
     """
     if root is None:
         return {path: Path(path) for path in paths if os.path.isfile(path)}
@@ -40,10 +40,10 @@ def _parts(path: str) -> tuple[str, ...]:
 
 
 def class_folders(rows: Iterable[Prediction]) -> dict[str, str]:
-    """The name of the class folder that each path with a true class lies in.
+    """Path -> name of its class folder, for each path with a true class.
 
-    The table does not say which of a path's folders it is, so: the deepest ones that tell the rows apart as their
-    true labels do; the photo's own folder where none does.
+    The table does not store which folder of a path names the class. It is the deepest level at which folders and
+    true labels correspond one to one; if there is none, the photo's parent folder.
     """
     labels = {row.path: row.true_label for row in rows if row.true_label}
     folders = {path: _parts(path)[:-1] for path in labels}
@@ -55,26 +55,26 @@ def class_folders(rows: Iterable[Prediction]) -> dict[str, str]:
 
 
 def copy(files: Mapping[str, Path], folders: Mapping[str, str], to: Path | str) -> Iterator[Path]:
-    """Copy the files to `to`/<class folder>/<name>, each whole or not at all; gives where each one is.
+    """Copy each file atomically to `to`/<class folder>/<name>; yields the path of each copy.
 
-    What is there is never replaced: the same content is left as it is, another one gets a number in its name.
+    Existing files are never replaced: one with the same content is used, otherwise the copy gets a number in its name.
 
     Raises:
         PredictionsError: a file cannot be copied.
     """
     for path, file in files.items():
-        place = Path(to, folders[path], file.name)
+        target = Path(to, folders[path], file.name)
         number = 1
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            while os.path.lexists(place) and not filecmp.cmp(file, place, shallow=False):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            while os.path.lexists(target) and not filecmp.cmp(file, target, shallow=False):
                 number += 1
-                place = place.with_name(f"{file.stem}.{number}{file.suffix}")
-            if not os.path.lexists(place):
-                with replacing(place) as draft:
+                target = target.with_name(f"{file.stem}.{number}{file.suffix}")
+            if not os.path.lexists(target):
+                with replacing(target) as draft:
                     shutil.copyfile(file, draft)
         except OSError as error:
             raise PredictionsError(
-                f"{file}: cannot be copied to {place}: {error.strerror or error}"
+                f"{file}: cannot be copied to {target}: {error.strerror or error}"
             ) from error
-        yield place
+        yield target

@@ -1,7 +1,7 @@
-"""Numbers -> figures, drawn by matplotlib's objects: no window, no pyplot, nothing global that stays changed.
+"""Numbers -> matplotlib figures, through its object interface: no window, no pyplot, no change of global state.
 
-Blue is right, orange is wrong, as far as a colour means anything; the two are told apart with every common
-kind of colour blindness.
+Where colours have a meaning, blue is right and orange is wrong; the two can be distinguished with every common kind of
+colour blindness.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# One for each model: by hue and by lightness, from Okabe and Ito's colours.
+# One for each model, different in hue and in lightness; from Okabe and Ito's palette.
 _MODELS = (BLUE, "#e69f00", "#56b4e9", ORANGE, "#7f7f7f", "#00455e", "#cc79a7", "#c8b400")
 _ORANGES, _BLUES = ("#ffffff", "#f6bb80", "#a84c00"), ("#ffffff", "#8ab8e0", "#0b3c6f")
 
@@ -41,7 +41,7 @@ _ORANGES, _BLUES = ("#ffffff", "#f6bb80", "#a84c00"), ("#ffffff", "#8ab8e0", "#0
 
 
 def plot_accuracy(results: Mapping[str, Accuracy], *, title: str = "Accuracy") -> Figure:
-    """Top-1 and top-5 of each model, by its name, with their 95 % intervals.
+    """Bars of top-1 and top-5 accuracy of each model, with 95 % intervals.
 
     Raises:
         LrpError: no model, or none with an image that counts.
@@ -70,9 +70,9 @@ def plot_accuracy(results: Mapping[str, Accuracy], *, title: str = "Accuracy") -
 def plot_class_accuracy(
     results: Mapping[str, Accuracy], *, title: str = "Accuracy per class", classes: int = 40
 ) -> Figure:
-    """Top-1 of each model on each class, with 95 % intervals; the classes most often right above.
+    """Top-1 accuracy of each model on each class, with 95 % intervals; classes with the highest accuracy at the top.
 
-    Of more than `classes` classes, those least often right are shown.
+    If there are more than `classes` classes, those with the lowest accuracy are shown.
 
     Raises:
         LrpError: no model, or none with an image that counts.
@@ -150,10 +150,10 @@ def _colours(count: int) -> list[Any]:
 def plot_confusion(
     confusion: Confusion, *, title: str = "What is taken for what", classes: int = 50
 ) -> Figure:
-    """True classes as rows, predicted ones as columns: blue on the diagonal, where right, orange beside it.
+    """True classes as rows, predicted classes as columns: blue on the diagonal (right), orange elsewhere (wrong).
 
-    A colour is the share of the true class's images. Counts stand in the cells as long as they can be read.
-    Of more than `classes` true classes, those with most mistakes are shown; see `ConfusionView`.
+    The colour shows the share of the true class's images. Counts are written in the cells if there is enough space.
+    If there are more than `classes` true classes, those with most mistakes are shown; see `ConfusionView`.
 
     Raises:
         LrpError: no image.
@@ -169,7 +169,7 @@ def plot_confusion(
     diagonal = np.eye(rows, wide) > 0
     top = float(shares[~diagonal].max(initial=0)) or 100.0
     written = max(rows, wide) <= 25
-    # Inches. A thousand classes still make a picture that can be opened; their names can be read in an SVG.
+    # In inches. The limit keeps the picture of a thousand classes small enough to open; zoom the SVG to read the names.
     cell = min(1.2, max(0.46, 3.6 / rows)) if written else min(0.2, 24 / wide)
     size = 8.5 if written else 32 * cell
     with look():
@@ -203,7 +203,7 @@ def plot_confusion(
         if wide > rows:
             axes.axvline(rows - 0.5, color=FAINT, linewidth=1)
         for picture, label, low in zip(pictures, ("wrong", "right"), (0, 0.53), strict=True):
-            # Half as high as the matrix each, and of a fixed width in inches.
+            # Each colour bar is half as high as the matrix and has a fixed width in inches.
             place = axes.inset_axes((1 + 0.15 / (wide * cell), low, 0.14 / (wide * cell), 0.47))
             bar = figure.colorbar(picture, cax=place)
             bar.set_label(f"{label}, %", fontsize=8.5)
@@ -226,7 +226,7 @@ def _scale(*shades: str) -> Any:
 
 
 def plot_reliability(calibration: Calibration, *, title: str = "Reliability") -> Figure:
-    """How often right at each confidence, with 95 % intervals, and below how many images have which.
+    """Accuracy at each confidence, with 95 % intervals; below it a histogram of the confidences.
 
     Raises:
         LrpError: no image.
@@ -282,7 +282,7 @@ def _verdict(c: Calibration) -> str:
 
 
 def plot_comparison(comparison: Comparison, *, title: str = "") -> Figure:
-    """The true class's confidence before and after, image by image; and both accuracies.
+    """Scatter plot of the true class's confidence in A and B, one point per image; and both accuracies.
 
     Raises:
         LrpError: no image counts in both files.

@@ -1,6 +1,6 @@
-"""The table of predictions, one row per image: what `lrp evaluate` writes and every later step reads.
+"""The table of predictions, one row per image: `lrp evaluate` writes it, and every later step reads it.
 
-Knows the standard library alone. The journal that makes a killed run go on is in `journal.py`.
+Standard library only. The journal with which a killed run is resumed is in `journal.py`.
 """
 
 import csv
@@ -23,7 +23,7 @@ COLUMNS = (
 _NEEDED = COLUMNS[:6]
 _TEXTS = ("path", "true_label", "predicted_label", "error", "model", "weights")
 
-# What a row of each status must have, and what it cannot have.
+# For each status: columns that a row must have, and columns that must be empty.
 _PRESENT = {
     "ok": ("true_label", "predicted_label", "predicted_confidence", "correct"),
     "unreadable": (),
@@ -41,62 +41,62 @@ _A_CONFIDENCE = "expected a number from 0 to 1"
 _A_TOP5 = "expected a JSON object of at most five different labels, each with a number from 0 to 1"
 _AN_INDEX = "expected a whole number, 0 or more"
 
-# What a spreadsheet runs, after any number of apostrophes: each writing adds one, each reading takes one off,
-# so that "'=1" comes back as well as "=1".
+# Text that a spreadsheet would run as a formula, after any number of apostrophes: writing adds one, reading removes
+# one, so that "'=1" survives a round trip as "=1" does.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _TO_QUOTE = re.compile('[",\r\n]')
 _NUMBER = re.compile(
     r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
-)  # not float(): "nan", "1_0", blanks
-_WHOLE = re.compile(r"([0-9]{1,18})(\.0*)?")  # "3.0" is pandas' way where some of a column are empty
+)  # stricter than float(), which accepts "nan", "1_0" and blanks
+_WHOLE = re.compile(r"([0-9]{1,18})(\.0*)?")  # pandas writes "3.0" if some cells of a column are empty
 
 _from_json = json.JSONDecoder(
     object_pairs_hook=tuple
-).decode  # an object as its pairs: a label twice is noticed
+).decode  # objects as lists of pairs, to detect a repeated label
 _as_json = json.JSONEncoder(ensure_ascii=False).encode
 _LONGEST_CELL = csv.field_size_limit()
-_LONGEST_LINE = 16 * 1024 * 1024  # bytes; a file without any line end is not read into memory as one line
+_LONGEST_LINE = 16 * 1024 * 1024  # bytes; limits the memory for a file without line ends
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One image and what one model said of it. Its fields are the columns, in their order."""
+    """One model's prediction for one image. Its fields are the columns, in their order."""
 
     path: str
-    """The data folder as it was given, joined with the path below it, with "/"."""
+    """The data folder as the user gave it, joined with the path below it; separated by "/"."""
     true_label: str = ""
-    """"" where the image's folder names no class of the model."""
+    """"" if the image's folder names no class of the model."""
     predicted_label: str = ""
-    """"" where the file could not be read."""
+    """"" if the file could not be read."""
     predicted_confidence: float | None = None
-    """Softmax probability, 0 to 1, of the predicted class. In the CSV, like all such, with ten digits."""
+    """Softmax probability, 0 to 1, of the predicted class. All probabilities have ten digits in the CSV."""
     true_confidence: float | None = None
     correct: bool | None = None
-    """Decided by index. None: there is no prediction, or no true class."""
+    """Whether the indices are equal. None: there is no prediction, or no true class."""
     status: str = "ok"
-    """"ok"; "unreadable": not predicted, `error` says why; "unmatched": predicted, but of no known true class."""
+    """"ok"; "unreadable": not predicted, see `error`; "unmatched": predicted, but without a known true class."""
     error: str = ""
     true_index: int | None = None
     predicted_index: int | None = None
     top5: Mapping[str, float] = field(default_factory=dict)
-    """Label to probability, likeliest first, at most five. In the CSV a JSON object."""
+    """Label -> probability of the at most five most probable classes, sorted. In the CSV a JSON object."""
     model: str = ""
     weights: str = ""
     """Fingerprint of the model's weights."""
     restricted: bool = False
-    """Whether only the data set's classes competed, instead of all classes of the model."""
+    """Whether only the data set's classes could be predicted, instead of all classes of the model."""
 
     @property
     def counted(self) -> bool:
-        """Whether it counts in averages. Then, in a row that was read, `correct`, both labels and
-        `predicted_confidence` are there."""
+        """Whether it counts in averages. In rows read from a file, `correct`, both labels and
+        `predicted_confidence` are then not None."""
         return self.status == "ok"
 
 
 def fault(row: Prediction) -> tuple[str, str] | None:
-    """The first column that contradicts the rest of its row, and what is wrong there. None: the row is sound.
+    """(column, reason) of the first column that is inconsistent with the rest of its row. None: the row is valid.
 
-    Asked before a row is written, so that what was written can be read.
+    Checked before a row is written, so that every written table can be read.
     """
     if not row.path:
         return "path", "is empty"
@@ -107,7 +107,7 @@ def fault(row: Prediction) -> tuple[str, str] | None:
         return "status", f"expected ok, unreadable or unmatched, got {_shown(row.status)}"
     for column in ("predicted_confidence", "true_confidence"):
         value = getattr(row, column)
-        if value is not None and not 0 <= value <= 1:  # NaN is refused too
+        if value is not None and not 0 <= value <= 1:  # also rejects NaN
             return column, f"{_A_CONFIDENCE}, got {value}"
     if len(row.top5) > 5 or not all(0 <= value <= 1 for value in row.top5.values()):
         return "top5", f"{_A_TOP5}, got {_shown(dict(row.top5))}"
@@ -131,14 +131,14 @@ def fault(row: Prediction) -> tuple[str, str] | None:
 
 
 def write_predictions(path: Path | str, rows: Iterable[Prediction]) -> None:
-    """Write the table, whole or not at all. Takes the rows one by one and holds no more than a thousand.
+    """Write the table atomically. Consumes the rows one by one, with at most a thousand in memory.
 
-    Names that are no Unicode (a file name of stray bytes) are written with backslashes: 'caf\\udce9.png'. A
-    text that a spreadsheet would run as a formula gets an apostrophe in front, which reading takes off.
+    File names that are not valid Unicode are written with backslashes: 'caf\\udce9.png'. Text that a spreadsheet
+    would run as a formula is prefixed with an apostrophe, which reading removes.
 
     Raises:
-        PredictionsError: a row contradicts itself (see `fault`), or the file cannot be written. What was at
-            `path` before is then untouched. That no path comes twice is checked by reading only.
+        PredictionsError: a row is inconsistent (see `fault`), or the file cannot be written. A previous file at
+            `path` is then unchanged. Repeated paths are detected only by reading.
     """
     path = Path(path)
     lines = (_line(path, number, row) for number, row in enumerate(rows, 1))
@@ -146,26 +146,27 @@ def write_predictions(path: Path | str, rows: Iterable[Prediction]) -> None:
 
 
 def read_predictions(path: Path | str) -> list[Prediction]:
-    """All rows of a table, in its order. As `iterate_predictions`, which see for what is accepted and raised."""
+    """All rows of a table, in its order. See `iterate_predictions` for the accepted format and the errors."""
     return list(iterate_predictions(path))
 
 
 def iterate_predictions(path: Path | str) -> Iterator[Prediction]:
-    """The rows of a table one by one, each validated. About 80 bytes a row are kept, to notice a path's return.
+    """Yield the rows of a table, each validated. Keeps about 80 bytes per row to detect a repeated path.
 
-    The first six columns must be there in their order; of the others some may be missing, in any order, and
-    unknown ones are passed over. What is missing has its default; without a column `status`, a row without a
-    predicted label is "unreadable", one without a true label "unmatched". Without indices `correct` is taken
-    as it is.
+    The first six columns are required, in their order; the others are optional and in any order; unknown ones are
+    ignored. A missing column has its default; without a column `status`, a row without a predicted label is
+    "unreadable", one without a true label "unmatched". Without indices the value of `correct` is not checked.
 
     Raises:
-        PredictionsError: the file cannot be read or is no such table. Names the line, counted in the file (a
-            row over several lines by its first), and the column.
+        PredictionsError: the file cannot be read or is no such table. The message names the column and the line of
+            the file (for a row of several lines the first).
     """
     path = Path(path)
     seen: set[int] = set()
     for line, row in _numbered(path):
-        if hash(row.path) in seen:  # where it was is looked up only now: to keep every line would take memory
+        if (
+            hash(row.path) in seen
+        ):  # its line is searched only now: storing all line numbers would take memory
             first = next((n for n, other in _numbered(path) if other.path == row.path), line)
             if first < line:
                 raise _wrong(path, line, "path", f"{_shown(row.path)} was there before, in line {first}")
@@ -177,7 +178,7 @@ def iterate_predictions(path: Path | str) -> Iterator[Prediction]:
 
 
 def _joined(*parts: Iterable[str]) -> Iterator[str]:
-    """The lines, a thousand at a time."""
+    """The lines, joined into blocks of a thousand."""
     for lines in map(iter, parts):
         while chunk := "".join(islice(lines, 1000)):
             yield chunk
@@ -196,12 +197,12 @@ def _line(path: Path, number: int, row: Prediction) -> str:
 
 
 def csv_line(cells: Iterable[str]) -> str:
-    """By hand: csv.writer leaves a lone carriage return unquoted, which csv.reader then refuses."""
+    """One CSV line. Not by csv.writer: it does not quote a lone carriage return, for which csv.reader raises."""
     return ",".join(['"' + c.replace('"', '""') + '"' if _TO_QUOTE.search(c) else c for c in cells]) + "\n"
 
 
 def neutral(text: str) -> str:
-    """With an apostrophe in front where a spreadsheet would run it as a formula."""
+    """The text, prefixed with an apostrophe if a spreadsheet would run it as a formula."""
     return "'" + text if _FORMULA.match(text) else text
 
 
@@ -212,7 +213,7 @@ def _cell(column: str, value: Any) -> str:
         return "{" + ", ".join([f"{_as_json(k)}: {p:.10g}" for k, p in value.items()]) + "}" if value else ""
     if value is None:
         return ""
-    # Ten digits, not six decimals: the surest predictions differ behind 0.999999, and 1e-9 is a loss of 20.7.
+    # Ten digits, not six decimals: the highest confidences differ only beyond 0.999999, and 1e-9 is a loss of 20.7.
     return f"{value:.10g}" if column.endswith("confidence") else str(value)
 
 
@@ -220,9 +221,9 @@ def _cell(column: str, value: Any) -> str:
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, Prediction]]:
-    """Each row with the line it begins in."""
+    """(line number, row); of a row of several lines the first line."""
     with os_errors(path, "read", PredictionsError):
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would block forever
             raise PredictionsError(f"{path}: cannot be read: not a regular file")
         reader = csv.reader(_lines(path), strict=True)
         columns: list[str] = []
@@ -239,14 +240,14 @@ def _numbered(path: Path) -> Iterator[tuple[int, Prediction]]:
                 ) from error
             if not columns:
                 columns = _header(path, line, cells)
-            elif cells:  # nothing: a blank line
+            elif cells:  # empty for a blank line
                 yield line, _row(path, line, columns, cells)
         if not columns:
             raise PredictionsError(f"{path}: is empty; expected a table of predictions with a header line")
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines as editors count them: ended by \\n alone, so that a carriage return inside a cell counts as none."""
+    """Lines ended only by \\n, as editors count them: a carriage return inside a cell does not start a line."""
     with path.open("rb") as file:
         number = 0
         while raw := file.readline(_LONGEST_LINE):
@@ -262,7 +263,7 @@ def _lines(path: Path) -> Iterator[str]:
                     f"{path}: line {number}: byte 0x{error.object[error.start]:02X} is not UTF-8; save the table as "
                     "CSV in UTF-8"
                 ) from error
-            if line:  # nothing: the file is a byte-order mark alone
+            if line:  # empty if the file has only a byte-order mark
                 yield line
 
 
@@ -353,6 +354,6 @@ def _nothing(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """A value in an error message: quoted, on one line, not endless."""
+    """A value for an error message: quoted, on one line, truncated."""
     text = repr(value)
     return text if len(text) <= 120 else text[:117] + "..."

@@ -1,4 +1,4 @@
-"""A table of predictions -> its own model, ready to explain."""
+"""A table of predictions -> a gallery for the model that made it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def table_gallery(
     options: ExplainOptions = DEFAULT_OPTIONS,
     option: str = "--model",
 ) -> Gallery:
-    """What explains the model that made a table.
+    """A gallery for the model that made a table.
 
     Args:
         table: its file, for messages.
-        rows: of it; they name the model and its weights.
-        model: instead of the one that they name, as where its file has moved.
-        option: how the command line calls `model`.
+        rows: its rows; they name the model and its weights.
+        model: replaces the model that the rows name, for example if its file was moved.
+        option: the command line's option for `model`, for messages.
 
     Raises:
-        ModelError: the table does not name its model, or the model's weights are others now.
+        ModelError: the table does not name its model, or the model's weights have changed.
         OptionError: there is no such device.
     """
     named = model or next((row.model for row in rows if row.model), "")
@@ -46,7 +46,7 @@ def table_gallery(
             f"{table}: was made with other weights of {model_name(named) or 'the model'} ({made}) than there are now "
             f"({weights[:16]}); evaluate again, or name the right file with {option}."
         )
-    # A picture of a table's row is known by what differs from the defaults.
+    # Of the rule options, the fingerprint of a picture contains only those that differ from the defaults.
     changed = {f.name: getattr(options, f.name) for f in fields(options) if f.name in OF_RULES}
     changed = {name: value for name, value in changed.items() if value != getattr(DEFAULT_OPTIONS, name)}
     identity = {"model": model_name(named), "weights": weights, "composite": options.composite_name}

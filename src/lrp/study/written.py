@@ -1,4 +1,4 @@
-"""The folder that a study writes: tables, plots, contact sheets, and where the photos of the rows shown are."""
+"""The output folder of a study: tables, plots, contact sheets, and the paths of the photos of the rows shown."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Written(Plain):
-    """What a study left.
+    """The output of a study.
 
     Attributes:
-        folder: where.
-        files: their names in it.
-        photos: of the rows shown, path -> file.
-        missing: paths of rows shown whose photo is not there.
-        notes: what could not be made, and what helps; a sentence each.
+        folder: the output folder.
+        files: names of the files in it.
+        photos: path -> file, for the rows shown.
+        missing: paths of rows shown whose photo does not exist.
+        notes: outputs that could not be made, and how to fix it; a sentence each.
     """
 
     folder: str
@@ -46,7 +46,7 @@ class Written(Plain):
 
 
 class StudyFolder:
-    """Where a study writes; remembers what. Each file appears whole or not at all."""
+    """The output folder of a study, with a record of the files written. Each file is written atomically."""
 
     def __init__(self, folder: Path | str, shown: Sequence[Prediction], root: Path | str | None) -> None:
         self.folder = Path(folder)
@@ -73,10 +73,10 @@ class StudyFolder:
         self._write(name, lambda place: write_table(place, header, rows))
 
     def sheet(self, name: str, entries: Sequence[Entry] | Mapping[str, Sequence[Entry]], title: str) -> None:
-        """Nothing where there is no photo to show: an older one would not be true any more."""
+        """Write a contact sheet. Without any photo, no sheet is written and an older one is removed, as outdated."""
         groups = entries.values() if isinstance(entries, Mapping) else [entries]
-        there = set(self.photos.values())
-        if not any(file in there for group in groups for file, *_ in group):
+        existing = set(self.photos.values())
+        if not any(file in existing for group in groups for file, *_ in group):
             self._remove(name)
             return
         picture = contact_sheet(entries, title)
@@ -105,7 +105,7 @@ class StudyFolder:
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A CSV, whole or not at all: numbers with ten digits, texts as no spreadsheet runs them.
+    """Write a CSV atomically: numbers with ten digits, text escaped so that a spreadsheet runs no formula.
 
     Raises:
         PredictionsError: it cannot be written.
@@ -124,7 +124,7 @@ def _cell(value: object) -> str:
 
 
 def file_names(labels: Sequence[str]) -> list[str]:
-    """A file's name for each label; different ones, also where capitals do not tell files apart."""
+    """A file name for each label; all different, also on file systems that ignore case."""
     names: list[str] = []
     taken: set[str] = set()
     for label in labels:

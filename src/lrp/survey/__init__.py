@@ -1,1 +1,1 @@
-"""Every known architecture measured: is it explained correctly, and how fast (`lrp models --check`)."""
+"""Measure for every known architecture whether it is explained correctly, and how fast (`lrp models --check`)."""

@@ -1,4 +1,4 @@
-"""Which classifiers `lrp models --check` measures: all of torchvision's, and one of each timm family."""
+"""The classifiers that `lrp models --check` measures: all of torchvision's, and one of each timm family."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import pkgutil
 
 from lrp.errors import ModelError
 
-LIMIT = 120_000_000  # parameters; a timm family that has nothing smaller is left out
+LIMIT = 120_000_000  # parameters; timm families without a smaller model are left out
 
-# Family (a module of timm.models) -> its smallest classifier, as `smallest` finds it. A list and no
-# computation, because finding it builds a thousand models.
+# Family (a module of timm.models) -> its smallest classifier, found by `smallest`. Stored, not computed, because
+# finding them builds a thousand models.
 TIMM = {
     "beit": "beit_base_patch16_224",
     "byoanet": "halonet_h1",
@@ -108,7 +108,7 @@ TIMM = {
     "xcit": "xcit_nano_12_p8_224",
 }
 
-# The families of timm in which there is nothing to measure, and why.
+# The timm families without a model to measure -> the reason.
 LEFT_OUT = {
     "deepseek_vit": "no classifiers, only encoders",
     "gemma4_vit": "no classifiers, only encoders",
@@ -118,15 +118,17 @@ LEFT_OUT = {
 
 
 def names(part: str = "") -> list[str]:
-    """The models measured whose name contains `part`, as `load_model` takes them: torchvision's, then timm's.
+    """The names, for `load_model`, of the measured models whose name contains `part`: torchvision's, then timm's.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there are none.
     """
     import torchvision.models
 
     everything = [
-        *torchvision.models.list_models(module=torchvision.models),  # the classifiers: no detection, no video
+        *torchvision.models.list_models(
+            module=torchvision.models
+        ),  # only classifiers: no detection, no video
         *(f"timm:{name}" for name in TIMM.values()),
     ]
     found = [name for name in everything if part in name]
@@ -141,25 +143,25 @@ def names(part: str = "") -> list[str]:
 
 
 def family(name: str) -> str:
-    """ "torchvision", or the timm family that a model stands for."""
+    """ "torchvision", or the timm family that a model represents."""
     inner = name.removeprefix("timm:")
     return next((f for f, n in TIMM.items() if n == inner), "timm") if inner != name else "torchvision"
 
 
 def unlisted() -> list[str]:
-    """The families of the installed timm that are in neither list: new ones, to be added here."""
+    """The families of the installed timm that are in neither of the two tables: new ones, to be added here."""
     import timm
 
-    # What a user registered (`@register_model`) is in timm's list too, under the user's own file's name.
+    # Models registered by a user (`@register_model`) are in timm's list too, with the user's module as family.
     own = {module.name for module in pkgutil.iter_modules(timm.models.__path__)}
     return sorted(own.intersection(timm.list_modules()) - TIMM.keys() - LEFT_OUT.keys())
 
 
 def smallest(family: str) -> str | None:
-    """The classifier of a timm family with the fewest parameters, the first of equals; None: it has none.
+    """The classifier of a timm family with the fewest parameters, the first of equal ones; None: it has none.
 
-    timm's models for its own tests (test_*) are not counted. Models are built without memory, and it
-    still takes minutes for a large family.
+    timm's models for its own tests (test_*) are ignored. Models are built without allocating memory; it still takes
+    minutes for a large family.
     """
     import timm
     import torch

@@ -1,7 +1,7 @@
-"""Measure one model: is it explained as it should be? With random weights, and what such weights can show.
+"""Measure whether one model is explained correctly, as far as random weights can show it.
 
 Run as a program, `python -m lrp.survey.check NAME FILE` measures the model NAME and writes the result to FILE as
-JSON: the worker of `lrp.survey.run`.
+JSON. `lrp.survey.run` starts it as a worker process.
 """
 
 from __future__ import annotations
@@ -30,43 +30,43 @@ from lrp.errors import LrpError
 from lrp.models.loading import load_model
 from lrp.survey.architectures import family
 
-REACHED = 1e-6  # of the start: with less at the input, the last layers of the way were not tested
-LARGE = 100_000_000  # parameters: torchvision's models above take 224 x 224 pixels
-HUGE = 400_000_000  # parameters: above, the ledger is kept in float32, for want of memory
-NOISE = 8  # images that batch norm takes its statistics from
+REACHED = 1e-6  # of the start: with less relevance at the input, the layers near the input were not tested
+LARGE = 100_000_000  # parameters: larger torchvision models get inputs of 224 x 224 pixels
+HUGE = 400_000_000  # parameters: for larger models the ledger is in float32, to save memory
+NOISE = 8  # images from which batch norms compute their statistics
 
 Make = Callable[[], tuple[nn.Module, Tensor]]
 
-# The last fact of each step -> what is being done until it is there.
+# The last fact that each step sets -> the name of that step.
 STEPS = {"shape": "built", "without_evidence": "captured", "finite": "explained", "dtype": "timed"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of one model. None: not got to, see `reason`, or not a finite number.
+    """The measurements of one model. None: not measured, see `reason`, or not a finite number.
 
     Attributes:
-        name: as `load_model` takes it.
+        name: for `load_model`.
         family: "torchvision", or a module of timm.models.
-        reason: why the model counts as missed, one line; "" if it does not.
-        parameters: how many.
+        reason: why the model misses the requirements, one line; "" if it meets them.
+        parameters: their number.
         shape: of one image, [C, H, W].
         preset: the composite's name.
-        free_batch: any number of images goes through what was captured.
-        seconds: from the module to the program.
-        operations: how many the graph has.
-        without_evidence: the operations of them whose rule could not be told from the graph.
-        logit_error: largest difference to the model's own logits, of the largest of them; float32.
-        rounding: the model's own float32 logits against float64, as `logit_error`: what float32 costs anyway.
+        free_batch: whether the captured graph accepts any number of images.
+        seconds: time to make the explanation program from the module.
+        operations: number of operations in the graph.
+        without_evidence: number of operations whose rule the graph does not determine.
+        logit_error: largest difference from the model's own logits, relative to the largest logit; float32.
+        rounding: the same difference between the model's own float32 and float64 logits: the error of float32 itself.
         dtype: of the ledger, "float64" or "float32".
-        closing_error: unexplained at the worst node, of the Σ|R| entering it.
+        closing_error: unexplained relevance at the worst node, relative to the Σ|R| entering it.
         worst: that node: module path and operation.
-        finite: relevance and logits, in both types.
-        reached, bias, epsilon, dropped: where the relevance went, as shares of the start.
-        amplification: largest Σ|R| of a node, of the start.
-        times: seconds of one explanation over seconds of one input gradient, float32.
+        finite: whether relevance and logits are finite, in both types.
+        reached, bias, epsilon, dropped: the distribution of the relevance, as shares of the start.
+        amplification: largest Σ|R| of a node, relative to the start.
+        times: time of one explanation divided by time of one input gradient, float32.
         gradient: seconds of that gradient.
-        threads: of torch.
+        threads: number of torch threads.
         versions: of lrp, torch, torchvision, timm.
         date: of the measurement.
     """
@@ -108,7 +108,7 @@ class Result:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Result:
-        """The inverse of `to_dict`; entries it does not know are left out."""
+        """The inverse of `to_dict`; unknown entries are ignored."""
         known = {field.name for field in fields(cls)}
         kept = {name: value for name, value in values.items() if name in known}
         if kept.get("shape") is not None:
@@ -117,19 +117,19 @@ class Result:
 
 
 def check(name: str, *, size: int | None = None, composite: Any = None, repeats: int = 3) -> Result:
-    """Measure a model with random weights on one image of noise. Never raises: what fails is the result's reason.
+    """Measure a model with random weights on one image of noise. Never raises: an error becomes the result's reason.
 
     Args:
-        name: as `load_model` takes it: "resnet50", "timm:beit_base_patch16_224".
+        name: for `load_model`: "resnet50", "timm:beit_base_patch16_224".
         size: side of the input in pixels; None: the model's own, 224 for torchvision's largest.
-        composite: as `Explainer` takes it; None: the preset that fits the architecture.
-        repeats: how often time is taken; the median counts. 0: not at all.
+        composite: an argument for `Explainer`; None: the preset that fits the architecture.
+        repeats: number of timings, of which the median is used. 0: no timing.
     """
     return measure(name, lambda: build(name, size), composite=composite, repeats=repeats)
 
 
 def build(name: str, size: int | None = None) -> tuple[nn.Module, Tensor]:
-    """The model with random weights that let signal and relevance through, and an image [1, C, H, W] of noise."""
+    """The model, with random weights under which signal and relevance do not vanish, and a noise image [1, C, H, W]."""
     vit = name.startswith("vit_")
     if not name.startswith("timm:") and size is None:
         size = 224 if _published(name) > LARGE else None
@@ -137,7 +137,7 @@ def build(name: str, size: int | None = None) -> tuple[nn.Module, Tensor]:
     model, (height, width) = loaded.model, loaded.preprocessing.geometry.crop
     if size is not None and (height, width) != (size, size):
         height = width = size
-        if vit:  # position embeddings have the size of the input
+        if vit:  # the size of position embeddings depends on the input size
             import torchvision.models
 
             model = torchvision.models.get_model(name, weights=None, image_size=size).eval()
@@ -145,7 +145,7 @@ def build(name: str, size: int | None = None) -> tuple[nn.Module, Tensor]:
 
 
 def _published(name: str) -> int:
-    """Parameters of one of torchvision's models, before it is built; 0 for others."""
+    """Number of parameters of a torchvision model, from its metadata; 0 for others."""
     import torchvision.models
 
     if name not in torchvision.models.list_models(module=torchvision.models):
@@ -154,11 +154,11 @@ def _published(name: str) -> int:
 
 
 def realistic(model: nn.Module, x: Tensor) -> nn.Module:
-    """Random weights as different from each other as trained ones, so that each is tested; in place, in eval mode.
+    """Set random weights that vary like trained ones, so that each of them is tested; in place, in eval mode.
 
-    Batch norms get scales of both signs and measure their statistics in one pass over `x` [N, C, H, W], noise;
-    without that, deep nets saturate or fade out. What initialisers leave at one small value (zero heads and
-    biases, layer scales of 1e-6) is drawn, or whole blocks would add nothing.
+    Batch norms get scales of both signs, and their statistics from one pass over `x` [N, C, H, W], noise; without
+    that, activations of deep nets explode or vanish. Parameters that are initialised to one small value (zero heads
+    and biases, layer scales of 1e-6) are drawn at random, because otherwise whole blocks would have no effect.
     """
     generator = torch.Generator().manual_seed(1)
 
@@ -182,8 +182,8 @@ def realistic(model: nn.Module, x: Tensor) -> nn.Module:
         kept = [n.momentum for n in measuring]
         for norm in measuring:
             norm.reset_running_stats()
-            norm.momentum = None  # the plain average
-            norm.train()  # of all modules only these: nothing is dropped out
+            norm.momentum = None  # cumulative average
+            norm.train()  # only batch norms are in training mode, so dropout stays off
         if measuring:
             model(x)
         for norm, momentum in zip(measuring, kept, strict=True):
@@ -192,17 +192,19 @@ def realistic(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 def measure(name: str, make: Make, *, composite: Any = None, repeats: int = 3) -> Result:
-    """`check` of whatever `make` returns: a model in eval mode, float32, and an image [1, C, H, W] for it."""
+    """Like `check`, for the result of `make`: a model in eval mode, float32, and an image [1, C, H, W] for it."""
     facts: dict[str, Any] = {}
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # timm's and torch's about their own code; ours are in the facts
+        warnings.simplefilter(
+            "ignore"
+        )  # warnings of timm and torch about their own code; ours are in the facts
         torch.manual_seed(0)
         try:
             _measure(facts, make, composite, repeats)
             reason = "; ".join(_missed(facts))
         except LrpError as error:
             reason = f"{type(error).__name__}: {error}"
-        except Exception as error:  # models raise what they like
+        except Exception as error:  # models can raise any exception
             step = next((doing for fact, doing in STEPS.items() if fact not in facts), "accounted for")
             reason = f"{type(error).__name__} while it was {step}: {error}".removesuffix(": ")
     return Result(
@@ -212,19 +214,20 @@ def measure(name: str, make: Make, *, composite: Any = None, repeats: int = 3) -
 
 
 def versions() -> dict[str, str]:
-    """Of what a result depends on: measured with others, it is measured again."""
+    """The versions that a result depends on; after a change of one, the model is measured again."""
     return {"lrp": lrp.__version__, **{name: version(name) for name in ("torch", "torchvision", "timm")}}
 
 
 def _measure(facts: dict[str, Any], make: Make, composite: Any, repeats: int) -> None:
-    """Fill in the facts one by one, so that what fails leaves those before it."""
+    """Set the facts one by one, so that the earlier ones are kept if a step fails."""
     model, x = make()
     for p in model.parameters():
-        p.requires_grad_(False)  # the gradient to compare with is the input's alone
+        p.requires_grad_(False)  # the gradient of the comparison is with respect to the input only
     facts["parameters"] = sum(p.numel() for p in model.parameters())
     facts["shape"] = tuple(x.shape[1:])
 
-    Explainer(nn.Flatten().eval()).prepare(torch.zeros(1, 1, 1, 2))  # imports what torch.export needs
+    # Imports the modules that torch.export needs, so that the timing does not include it.
+    Explainer(nn.Flatten().eval()).prepare(torch.zeros(1, 1, 1, 2))
     explainer = Explainer(model, composite)
     began = time.perf_counter()
     prepared = explainer.prepare(x)
@@ -236,7 +239,7 @@ def _measure(facts: dict[str, Any], make: Make, composite: Any, repeats: int) ->
 
     single = explainer(x)
     with torch.no_grad():
-        own = model(x.clone())  # it may write into its input
+        own = model(x.clone())  # a copy: the model may modify its input in place
     facts["logit_error"] = float((single.logits - own).abs().max() / own.abs().max())
     facts["finite"] = _finite(single)
     if repeats:
@@ -244,7 +247,7 @@ def _measure(facts: dict[str, Any], make: Make, composite: Any, repeats: int) ->
 
     facts["dtype"] = "float64" if facts["parameters"] <= HUGE else "float32"
     if facts["dtype"] == "float64":
-        del explainer, prepared, single  # two programs are too much memory for the largest
+        del explainer, prepared, single  # the largest models have no memory for two programs
         single = Explainer(model, composite, dtype=torch.float64)(x)
         facts["finite"] = facts["finite"] and _finite(single)
         facts["rounding"] = float((single.logits - own).abs().max() / single.logits.abs().max())
@@ -275,12 +278,12 @@ def _times(explainer: Explainer, x: Tensor, target: int, repeats: int) -> tuple[
             began = time.perf_counter()
             run()
             taken.append(time.perf_counter() - began)
-    one, other = (statistics.median(taken[1:]) for taken in seconds.values())  # the first warms up
+    one, other = (statistics.median(taken[1:]) for taken in seconds.values())  # the first one is a warm-up
     return other / one, one
 
 
 def _missed(facts: dict[str, Any]) -> list[str]:
-    """What is asked of every model and not met, in words."""
+    """The requirements that the model does not meet, as text."""
     dtype = torch.float64 if facts["dtype"] == "float64" else torch.float32
     limits = {"logits": max(AGREES[torch.float32], 2 * facts.get("rounding", 0)), "closes": CLOSES[dtype]}
     missed = []
@@ -294,7 +297,7 @@ def _missed(facts: dict[str, Any]) -> list[str]:
             missed[-1] += (
                 f" in float32; in float64 the largest Σ|R| of a node is {facts['amplification']:.0e} × start"
             )
-        return missed  # the sums below say no more
+        return missed  # the sums below are then meaningless
     if not facts["closing_error"] <= limits["closes"]:
         missed.append(
             f"{facts['worst']} does not close: {facts['closing_error']:.1e} of the relevance entering it is "
@@ -308,7 +311,7 @@ def _missed(facts: dict[str, Any]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -12,7 +12,7 @@ from lrp.survey.check import HUGE, LARGE, NOISE, REACHED, Result
 
 COMMAND = "lrp models --check"
 
-# Head, what it means, and its entry.
+# (heading, meaning, result -> cell) of each column.
 COLUMNS: tuple[tuple[str, str, Callable[[Result], str]], ...] = (
     ("model", "as `--model` takes it; ✗ marks a miss", lambda r: f"{r.name}{'' if r.ok else ' ✗'}"),
     ("parameters", "in millions", lambda r: _number(r.parameters and r.parameters / 1e6, ".1f")),
@@ -61,7 +61,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Result], str]], ...] = (
 
 
 def summary(results: Sequence[Result]) -> str:
-    """How many are explained as they should be, in one line."""
+    """How many models are explained correctly, in one line."""
     parts = []
     for of, noun in ((True, "torchvision classifiers"), (False, "timm families")):
         mine = [r.ok for r in results if (r.family == "torchvision") is of]
@@ -71,7 +71,7 @@ def summary(results: Sequence[Result]) -> str:
 
 
 def ordered(results: Iterable[Result]) -> list[Result]:
-    """As `names` has them; what it has no longer is left out."""
+    """The results in the order of `names`; those of models that are no longer in it are left out."""
     order = {name: place for place, name in enumerate(names())}
     return sorted((r for r in results if r.name in order), key=lambda r: order[r.name])
 
@@ -94,7 +94,7 @@ def markdown(results: Iterable[Result]) -> str:
     unmeasured = [f"{total - len(group)} of {name}" for name, total, group in groups if len(group) < total]
     lines = [
         "# Models", "",
-        f"Made by `{COMMAND}`; do not edit. {_said(results)}", "",
+        f"Made by `{COMMAND}`; do not edit. {_provenance(results)}", "",
         f"**{summary(results)}**" if results else "**Nothing was measured.**", "",
         *([f"Not measured yet: {', '.join(unmeasured)}.", ""] if unmeasured else []),
         "All classifiers of torchvision, and of each timm family (a module of `timm.models`) the classifier with the "
@@ -116,8 +116,8 @@ def markdown(results: Iterable[Result]) -> str:
     return "\n".join(lines)
 
 
-def _said(results: Sequence[Result]) -> str:
-    """With which versions, when, on how many threads."""
+def _provenance(results: Sequence[Result]) -> str:
+    """The versions, dates and thread counts of the measurements."""
 
     def span(values: Iterable[Any]) -> str:
         return ", ".join(sorted({str(v) for v in values if v is not None}))
@@ -134,13 +134,13 @@ def _said(results: Sequence[Result]) -> str:
 
 
 def _measured(results: list[Result], *more: str) -> list[str]:
-    """The table of all columns, after those of `more`: names of the result's own attributes."""
+    """A table of the columns `more`, which are attributes of `Result`, followed by all `COLUMNS`."""
     rows = [[*(getattr(r, name) for name in more), *(entry(r) for _, _, entry in COLUMNS)] for r in results]
     return _table([*more, *(head for head, _, _ in COLUMNS)], rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; what has a meaning in one is escaped."""
+    """A Markdown table, with special characters escaped."""
     signs = {"|": "\\|", "*": "\\*", "<": "\\<", "\n": " "}
     cells = [["".join(signs.get(sign, sign) for sign in cell) for cell in row] for row in rows]
     lines = [head, ["---"] * len(head), *cells]

@@ -1,4 +1,4 @@
-"""Measure many models, each in a process of its own, and keep the results in a JSON file."""
+"""Measure many models, each in its own process, and store the results in a JSON file."""
 
 from __future__ import annotations
 
@@ -20,57 +20,57 @@ from lrp.survey.architectures import TIMM, family
 from lrp.survey.check import Result
 from lrp.survey.page import COMMAND, markdown, ordered
 
-HOURS = 1.0  # a model that takes longer is missed
-GOAL = 90  # timm families; of torchvision's classifiers all
+HOURS = 1.0  # limit per model; a model that takes longer counts as a miss
+GOAL = 90  # number of timm families that must pass; torchvision's classifiers must all pass
 
 
 class Worker:
-    """`python -m lrp.survey.check`: if it crashes, or the memory does not suffice, only this model is missed."""
+    """A process `python -m lrp.survey.check`: if it crashes or runs out of memory, only its model counts as a miss."""
 
     def __init__(self, name: str, threads: int) -> None:
-        """Set off the measurement of `name`, on so many threads."""
+        """Start measuring `name` with `threads` threads."""
         self.name, self.began = name, time.monotonic()
         self.folder = tempfile.TemporaryDirectory(prefix="lrp-check-")
-        self.place = Path(self.folder.name) / "result.json"
-        # A file, not a pipe: torch logs pages, and nobody reads them while the worker runs.
-        self.words = open(Path(self.folder.name) / "words.txt", "w+b")  # noqa: SIM115
+        self.result_file = Path(self.folder.name) / "result.json"
+        # A file, not a pipe: torch logs a lot, and an unread pipe would fill up and block the worker.
+        self.log = open(Path(self.folder.name) / "log.txt", "w+b")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lrp.survey.check", name, str(self.place)],
-            stdin=subprocess.DEVNULL, stdout=self.words, stderr=self.words,
+            [sys.executable, "-m", "lrp.survey.check", name, str(self.result_file)],
+            stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
 
     def result(self) -> Result | None:
-        """What was measured, or what the worker died of; None while it runs."""
+        """The measurements, or a result with the reason why the worker died; None while it runs."""
         code = self.process.poll()
-        late = time.monotonic() - self.began > HOURS * 3600
-        if code is None and not late:
+        timed_out = time.monotonic() - self.began > HOURS * 3600
+        if code is None and not timed_out:
             return None
         if code == 0:
-            found = Result.from_dict(json.loads(self.place.read_text(encoding="utf-8")))
+            found = Result.from_dict(json.loads(self.result_file.read_text(encoding="utf-8")))
         else:
-            found = Result(self.name, family(self.name), self._died(code), date=date.today().isoformat())
+            found = Result(self.name, family(self.name), self._failure(code), date=date.today().isoformat())
         self.stop()
         return found
 
-    def _died(self, code: int | None) -> str:
+    def _failure(self, code: int | None) -> str:
         if code is None:
             return f"took longer than {HOURS:g} h: it was ended"
         if code < 0:
             return f"its process was ended by signal {-code}" + (
                 ": the memory did not suffice, probably; try --jobs 1" if code == -9 else ""
             )
-        self.words.seek(0)
-        lines = self.words.read().decode(errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        return f"its process ended with exit code {code}: {said[-1] if said else 'it said nothing'}"
+        self.log.seek(0)
+        lines = self.log.read().decode(errors="replace").split("\n")
+        output = [line.strip() for line in lines if line.strip()]
+        return f"its process ended with exit code {code}: {output[-1] if output else 'it said nothing'}"
 
     def stop(self) -> None:
-        """End it; what it had not handed over is lost."""
+        """Kill the process; a result that `result` has not returned is lost."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        self.words.close()
+        self.log.close()
         self.folder.cleanup()
 
 
@@ -81,23 +81,23 @@ def survey(
     jobs: int = 1,
     overwrite: bool = False,
 ) -> Iterator[tuple[Result, bool]]:
-    """Measure models and keep the results in `folder`/models.json, written anew after each of them.
+    """Measure models and store the results in `folder`/models.json, which is written again after each model.
 
     Args:
-        names: as `architectures.names` gives them.
-        jobs: how many are measured at a time; they share the processor's cores.
-        overwrite: also measure what was measured with the same versions.
+        names: from `architectures.names`.
+        jobs: number of models measured in parallel; they share the processor's cores.
+        overwrite: also measure models again that were measured with the same versions.
 
     Yields:
-        (result, whether it was kept from an earlier run), as they come. `folder`/models.md is written at the end.
+        (result, whether it is from an earlier run), when ready. `folder`/models.md is written at the end.
 
     Raises:
-        ModelError: the folder cannot be written, or models.json in it is something else.
+        ModelError: the folder cannot be written, or its models.json is not a file of results.
     """
     if jobs < 1:
         raise ModelError(f"jobs={jobs}: at least one model is measured at a time.")
     results, now = load(folder), check.versions()
-    # What a process died of says nothing of the model, and has no versions: it is tried again.
+    # The result of a crashed process has no versions, since the crash may not be the model's fault: it is tried again.
     kept = [n for n in names if n in results and results[n].versions == now and not overwrite]
     for name in kept:
         yield results[name], True
@@ -124,7 +124,7 @@ def survey(
 
 
 def met(results: Iterable[Result], everything: bool) -> bool:
-    """Of all models: every classifier of torchvision and `GOAL` timm families; of a part: every one."""
+    """Whether the goal is met. All models: every torchvision classifier and `GOAL` timm families; else every model."""
     misses = [r.family for r in results if not r.ok]
     allowed = len(TIMM) - GOAL if everything else 0
     return "torchvision" not in misses and len(misses) <= allowed

@@ -1,1 +1,1 @@
-"""A model with new classes: its head fitted on features, or all of its layers trained."""
+"""Train a model on new classes: only its head, on computed features, or all of its layers."""

@@ -1,6 +1,6 @@
-"""The photos as a net in training sees them: in which order, and each time a little otherwise.
+"""The training photos: shuffled and augmented.
 
-What is drawn depends on seed, epoch and place alone, so that a run that goes on draws what an undisturbed one would.
+Random numbers depend only on seed, epoch and index, so a resumed run draws the same as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class Photos(Dataset[tuple[Tensor, int]]):
-    """The examples as the model sees them, [3, h, w] normalised; for training, each time a little otherwise.
+    """The examples as model inputs, [3, h, w] normalised; for training, augmented differently in each epoch.
 
-    What is drawn for a photo depends on the seed, the epoch and its place alone: not on workers, nor on resuming.
+    The augmentation of a photo depends only on the seed, the epoch and its index: not on workers, nor on resuming.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Photos(Dataset[tuple[Tensor, int]]):
 
 
 class Order(Sampler[tuple[int, int]]):
-    """(epoch, place) of every photo: shuffled by seed and epoch for training, else as they come.
+    """(epoch, index) of every photo: shuffled by seed and epoch for training, otherwise in order.
 
-    Of several devices each takes its own every so many-th; the last ones are filled up from the beginning, in training
-    only, so that all take the same number of steps.
+    With several devices, device `rank` gets every `world`-th photo. In training the order is padded from its
+    beginning, so that all devices take the same number of steps.
     """
 
     def __init__(self, count: int, seed: int | None, rank: int = 0, world: int = 1) -> None:
@@ -98,7 +98,7 @@ class Order(Sampler[tuple[int, int]]):
 
 
 def loaded(batches: DataLoader[Any]) -> Iterator[Any]:
-    """The batches; what went wrong in a process that decodes is said in one line, as if it had been in this one."""
+    """The batches. An error in a decoding process is raised again in this process, with its one-line message."""
     try:
         yield from batches
     except TrainingError as error:

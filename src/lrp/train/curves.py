@@ -1,4 +1,4 @@
-"""How a training went: loss and accuracy by epoch, as a figure."""
+"""The training curves: loss and accuracy by epoch, as a figure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def plot_training(history: Sequence[Mapping[str, Any]], best: int, *, title: str = "Training") -> Figure:
-    """Loss and accuracy by epoch, of the photos trained on and of those kept back; the best epoch is marked.
+    """Loss and accuracy by epoch, for training and validation photos; the best epoch is marked.
 
     Raises:
-        TrainingError: no epoch.
+        TrainingError: the history has no epoch.
     """
     if not history:
         raise TrainingError("expected at least one epoch to plot, got none")
@@ -29,7 +29,10 @@ def plot_training(history: Sequence[Mapping[str, Any]], best: int, *, title: str
             (("loss", "loss, nats", 1), ("accuracy", "accuracy, %", 100))
         ):
             axes = figure.add_subplot(1, 2, place + 1)
-            for key, said, colour, style in ((name, "train", GREY, "--"), (f"val_{name}", "val", BLUE, "-")):
+            for key, series, colour, style in (
+                (name, "train", GREY, "--"),
+                (f"val_{name}", "val", BLUE, "-"),
+            ):
                 points = [(one["epoch"], factor * one[key]) for one in history if key in one]
                 if points:
                     mark = "o" if len(points) <= 20 else None
@@ -39,7 +42,7 @@ def plot_training(history: Sequence[Mapping[str, Any]], best: int, *, title: str
                         color=colour,
                         marker=mark,
                         markersize=3.5,
-                        label=said,
+                        label=series,
                     )
             chosen = next((one for one in history if one["epoch"] == best), None)
             if chosen:

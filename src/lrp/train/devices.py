@@ -1,4 +1,4 @@
-"""The devices that train one net together, and what their processes share; Lightning Fabric starts them."""
+"""Training one net on several devices: Lightning Fabric starts the processes; a helper shares values between them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 PATIENCE = timedelta(days=7)
-"""How long other processes wait for the first one, which may compute features and draw heatmaps meanwhile."""
+"""How long other processes wait for the first one, which may be computing features or drawing heatmaps."""
 
 
 def launch(device: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
-    """The devices to train on; with several, the processes for them are started here.
+    """The devices to train on; with several devices, this starts their processes.
 
     Raises:
-        TrainingError: Lightning Fabric is missing, or there are not so many devices.
+        TrainingError: Lightning Fabric is not installed, or there are fewer devices.
     """
     try:
         from lightning_fabric import Fabric
@@ -33,7 +33,7 @@ def launch(device: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
         raise TrainingError("this needs Lightning Fabric: pip install 'lrp[train]'.") from error
     kind = device.partition(":")[0]
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if kind == "auto" else kind
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # of its banners
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # hides its banners
     chosen: Any = [int(device.partition(":")[2])] if ":" in device and devices == 1 else devices
     try:
         fabric = Fabric(
@@ -51,7 +51,7 @@ def launch(device: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
 
 
 def shared(fabric: Fabric, make: Callable[[], Value]) -> Value | None:
-    """What `make` gives in the first process, in all of them. Where it raises there, the others get None."""
+    """Call `make` in the first process and return its value in all. If it raises, the other processes get None."""
     made = None
     try:
         if fabric.is_global_zero:

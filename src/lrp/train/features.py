@@ -1,8 +1,8 @@
-"""What a frozen trunk makes of each photo, computed once and kept on disk.
+"""The features that a frozen trunk computes for each photo, cached on disk.
 
-A photo is known by its content: moved or renamed it is found again, changed it is computed anew. Each view of the
-photos has a table: a file of rows that only grows, and an index that names them. A row counts once the index, written
-after it, has its line, under checksums of both; so a kill at any moment costs at most the batch it was in.
+The key of a photo is a hash of its content: a moved or renamed photo is found again, a changed one is computed again.
+Each view of the photos has a table: an append-only file of rows, and an index of them. A row is valid when the index,
+which is written after it, has its line; both have checksums. So a kill loses at most the batch in progress.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from lrp.storage.atomic import os_errors
 from lrp.storage.locks import Lock
 
 VIEWS: Mapping[str, Callable[[Tensor], Tensor]] = {"plain": lambda x: x, "mirrored": lambda x: x.flip(-1)}
-_FORMAT = 1  # of the tables
+_FORMAT = 1  # version of the tables' format
 _GO_ON = ". What is finished is kept: put that right, and the same command goes on from there"
 
 Shapes = tuple[tuple[int, ...], ...]
 
 
 class StoredRows:
-    """One feature of the photos of a store, mapped from disk: `rows[at]` reads what it is asked for, [n, ...]."""
+    """One feature of the photos of a store, memory-mapped: `rows[at]` reads only the requested rows, [n, ...]."""
 
     def __init__(self, table: Tensor, places: Tensor, columns: slice, shape: tuple[int, ...]) -> None:
-        """`table` [rows, width]; `places`: which row is each photo's; `columns`: this feature's, of that shape."""
+        """`table` [rows, width]; `places`: row of each photo; `columns`: of this feature, which has shape `shape`."""
         self._table, self._places, self._columns, self.shape = table, places, columns, (len(places), *shape)
 
     def __len__(self) -> int:
@@ -50,7 +50,9 @@ class StoredRows:
     def __getitem__(self, at: slice | Tensor) -> Tensor:
         """`at`: a slice or an index tensor."""
         places = self._places[at]
-        if len(places) and bool((places.diff() == 1).all()):  # as a first run leaves them: nothing is copied
+        if len(places) and bool(
+            (places.diff() == 1).all()
+        ):  # consecutive, as after a first run: a view, no copy
             found = self._table[int(places[0]) : int(places[-1]) + 1]
         else:
             found = self._table[places]
@@ -59,13 +61,13 @@ class StoredRows:
 
 @dataclass(frozen=True)
 class Store:
-    """The features of those photos that can be read, in the samples' order.
+    """The features of the readable photos, in the samples' order.
 
     Attributes:
-        views: view -> its features, one for each of the trunk's outputs; float32.
-        kept: the place among the samples of each row.
+        views: view -> its features, one for each output of the trunk; float32.
+        kept: the index among the samples of each row.
         broken: (path, reason) of the samples that have no row.
-        cached, computed: rows, as photos, that were there and that were not.
+        cached, computed: numbers of photos whose features were cached, and were computed now.
     """
 
     views: Mapping[str, tuple[StoredRows, ...]]
@@ -90,23 +92,23 @@ def features(
     read: Callable[[Sample], Photo] = lambda sample: open_photo(sample.file),
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Store:
-    """`trunk` of each photo, from the cache in `folder` or computed and put there.
+    """The outputs of `trunk` for each photo, from the cache in `folder`, or computed and stored there.
 
-    Batches are cut at the same places of `samples` whatever is cached, and kept whole: a run that was killed and goes
-    on gives the same bits as an undisturbed one.
+    The batches of `samples` have the same boundaries whatever is cached, and each is stored as a whole: a resumed run
+    gives the same result bit for bit as an uninterrupted one.
 
     Args:
         trunk: x [N, 3, h, w] on `device` -> features, each [N, ...]; in eval mode.
-        folder: made if it is not there. Any number of keys share it.
-        key: whatever else than preprocessing, view, device and photo the features depend on: weights, trunk.
-        views: of `VIEWS`.
-        workers: threads that decode; None: one per core, eight at most.
-        digests: SHA-256 of each sample's file, where that is known; None: the files are read for it.
-        read: a sample -> its photo; an ImageError says that there is none.
-        advance: called with the number of photos done since the last call, and of all.
+        folder: created if it does not exist. It can hold the features of any number of keys.
+        key: everything that the features depend on besides preprocessing, view, device and photo: weights, trunk.
+        views: names in `VIEWS`.
+        workers: decoding threads; None: one per core, at most eight.
+        digests: SHA-256 of each sample's file, if known; None: computed from the files.
+        read: a sample -> its photo; raises ImageError if it cannot be read.
+        advance: called with the number of photos done since the last call, and the number of all photos.
 
     Raises:
-        TrainingError: no photo can be read, the trunk gives something else than what the cache holds of it, or the
+        TrainingError: no photo can be read, the trunk's outputs have other shapes than those in the cache, or the
             cache cannot be read or written.
         BusyError: another run is writing the cache.
     """
@@ -115,18 +117,18 @@ def features(
     device = torch.device(device)
     workers = workers or min(8, os.cpu_count() or 1)
     identity = json.dumps([_FORMAT, key, preprocessing.to_dict(), device.type], sort_keys=True)
-    place = Path(folder, hashlib.sha256(identity.encode()).hexdigest()[:16])
-    with os_errors(place, "made", TrainingError):
-        place.mkdir(parents=True, exist_ok=True)
-    with Lock(place, "choose another cache folder", TrainingError):
-        tables = {view: _Table(place / view, identity) for view in views}
+    table_folder = Path(folder, hashlib.sha256(identity.encode()).hexdigest()[:16])
+    with os_errors(table_folder, "made", TrainingError):
+        table_folder.mkdir(parents=True, exist_ok=True)
+    with Lock(table_folder, "choose another cache folder", TrainingError):
+        tables = {view: _Table(table_folder / view, identity) for view in views}
         known: list[str | None] = list(digests) if digests is not None else _digests(samples, workers)
         for table in tables.values():
             table.drop_damaged({digest for digest in known if digest})
         reasons: dict[int, str] = {}
         new: set[str] = set()
 
-        def see(index: int) -> tuple[str, Tensor] | str:
+        def load(index: int) -> tuple[str, Tensor] | str:
             try:
                 photo = read(samples[index])
                 return photo.digest, preprocessing(photo.pixels)
@@ -137,13 +139,13 @@ def features(
 
         todo = _missing(known, tables, batch_size)
         advance(len(samples) - sum(map(len, todo.values())), len(samples))
-        for _, batch, seen in read_ahead(todo.items(), see, workers):
+        for _, batch, seen in read_ahead(todo.items(), load, workers):
             fresh: dict[str, Tensor] = {}
             for index, found in zip(batch, seen, strict=True):
                 if isinstance(found, str):
                     reasons[index] = found
                     continue
-                known[index] = found[0]  # that of the bytes which were decoded
+                known[index] = found[0]  # the digest of the decoded bytes
                 if any(found[0] not in table for table in tables.values()):
                     fresh[found[0]] = found[1]
             if fresh:
@@ -158,7 +160,7 @@ def features(
 def _missing(
     digests: Sequence[str | None], tables: Mapping[str, _Table], batch_size: int
 ) -> dict[int, list[int]]:
-    """Batch -> the places of its photos that have to be computed; of copies, the first."""
+    """Batch -> the indices of its photos that must be computed; of identical photos only the first."""
     todo: dict[int, list[int]] = {}
     claimed: set[str] = set()
     for index, digest in enumerate(digests):
@@ -199,7 +201,7 @@ def _store(
     kept: list[int] = []
     broken: list[tuple[str, str]] = []
     for index, (sample, digest) in enumerate(zip(samples, digests, strict=True)):
-        reason = reasons.get(index) or by_content.get(digest)  # a copy of a broken file is broken
+        reason = reasons.get(index) or by_content.get(digest)  # copies of a broken file are broken too
         if reason is None:
             kept.append(index)
         else:
@@ -214,11 +216,11 @@ def _store(
 
 
 def _digests(samples: Sequence[Sample], workers: int) -> list[str | None]:
-    """SHA-256 of each file; None where it cannot be read: opening it as a photo will say why."""
+    """SHA-256 of each file; None if it cannot be read: opening it as a photo will raise with the reason."""
 
-    def look(sample: Sample) -> str | None:
+    def digest_of(sample: Sample) -> str | None:
         try:
-            if not sample.file.is_file():  # a pipe would be waited for
+            if not sample.file.is_file():  # reading a pipe would block
                 return None
             with sample.file.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
@@ -226,16 +228,16 @@ def _digests(samples: Sequence[Sample], workers: int) -> list[str | None]:
             return None
 
     with ThreadPoolExecutor(workers, "lrp-digest") as pool:
-        return list(pool.map(look, samples))
+        return list(pool.map(digest_of, samples))
 
 
 # ---------------------------------------------------------------- on disk
 
 
 class _Table:
-    """Rows of float32 by digest: `NAME.rows`, and `NAME.index` with a line of JSON for each under a checksum.
+    """Rows of float32 by digest: `NAME.rows`, and `NAME.index` with a JSON line and a checksum for each row.
 
-    What is damaged is as if it had never been there: a cache loses time by that and nothing else.
+    Damaged rows are treated as missing: they are only computed again.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
@@ -264,24 +266,24 @@ class _Table:
                 return
             self._shapes = tuple(tuple(shape) for shape in header["shapes"])
             self._end = file.tell()
-            there = self._rows_path.stat().st_size // (4 * self._width)
-            self._count = there  # no whole row is ever written over: another run may be reading it
+            complete = self._rows_path.stat().st_size // (4 * self._width)
+            self._count = complete  # complete rows are never overwritten: another run may be reading them
             for line in file:
                 if not line.endswith(b"\n"):
-                    break  # the torn line of a killed run
+                    break  # the incomplete last line of a killed run
                 self._end += len(line)
                 entry = unseal(line)
-                if entry is not None and entry["row"] < there:
+                if entry is not None and entry["row"] < complete:
                     self._found[entry["digest"]] = entry["row"], entry["sum"]
 
     def _begin_anew(self) -> None:
-        """With new files: who has mapped the old ones keeps them."""
+        """Start with new files. A run that has mapped the old files can still read them."""
         for path in (self._index_path, self._rows_path):
             path.unlink(missing_ok=True)
             path.touch()
 
     def drop_damaged(self, digests: set[str]) -> None:
-        """Forget those rows that are not as they were written."""
+        """Remove the rows among `digests` whose checksum is wrong, so that they are computed again."""
         wanted = [(digest, *self._found[digest]) for digest in digests if digest in self._found]
         if not wanted:
             return
@@ -291,7 +293,7 @@ class _Table:
                 del self._found[digest]
 
     def _mapped(self) -> Tensor:
-        """The whole rows that the file has now, [rows, width]."""
+        """The complete rows that the file has now, memory-mapped, [rows, width]."""
         with os_errors(self._rows_path, "read", TrainingError):
             count = self._rows_path.stat().st_size // (4 * self._width)
             size = count * self._width
@@ -299,7 +301,7 @@ class _Table:
         return flat.view(count, self._width)
 
     def add(self, digests: Sequence[str], parts: Sequence[Tensor]) -> None:
-        """Append rows; when this returns they survive a power cut. parts: the features, each [len(digests), ...]."""
+        """Append rows; after it returns they survive a power cut. parts: the features, each [len(digests), ...]."""
         shapes: Shapes = tuple(tuple(part.shape[1:]) for part in parts)
         head = b""
         if self._shapes is None:
@@ -323,7 +325,7 @@ class _Table:
         self._found.update((digest, (row, crc)) for digest, row, crc in entries)
 
     def rows(self, digests: Sequence[str]) -> tuple[StoredRows, ...]:
-        """The features of these photos, mapped: other runs may add to the files meanwhile."""
+        """The features of these photos, memory-mapped: other runs may append to the files meanwhile."""
         table = self._mapped()
         places = torch.tensor([self._found[digest][0] for digest in digests])
         found, begin = [], 0

@@ -1,7 +1,7 @@
 """Trains a whole net, on one device or many: AdamW, warm-up and cosine, augmentation, early stopping.
 
-The loop is Lightning Fabric's, which brings devices, nodes and precision; there is no other state here than what
-`on_state` is given, so that a run that is killed goes on from its last epoch and ends with the same numbers.
+Lightning Fabric handles devices, nodes and precision. The only state is that passed to `on_state`, so a killed run
+resumes from its last epoch and ends with the same numbers.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetSettings(Plain):
-    """How a whole net is trained; the defaults are the stated ones.
+    """Settings for training a whole net.
 
     Attributes:
-        epochs: at most so many passes over the photos.
-        batch_size: photos that go through a device together.
-        accumulate: so many batches make one step: their gradients are averaged.
-        learning_rate: AdamW's highest, for a step of 32 photos; it grows with the root of their number.
-        head_factor: the head's rate is so many times that; one that was not trained before may need 10.
+        epochs: maximum number of passes over the photos.
+        batch_size: photos per batch and device.
+        accumulate: number of batches per step; their gradients are averaged.
+        learning_rate: AdamW's peak rate for a step of 32 photos; scaled with the square root of their number.
+        head_factor: multiplies the rate of the head; a head that was not trained before may need 10.
         weight_decay: of weights; biases and scales have none.
-        label_smoothing: the share of the target that goes to all classes alike.
-        warmup: the share of all steps in which the rate rises; after that it falls as half a cosine, to zero.
-        patience: so many epochs without a better accuracy on val, and it stops.
-        crop: the smallest share of a photo's area that a training crop shows; 1: no crops.
-        mirror: half of the training photos are mirrored.
-        keep_statistics: batch norms go on with the statistics they came with, also while training, so that the first
-            step is one of the very net whose head was found; small batches of few photos have poor ones.
-        clip: the gradient's largest norm.
-        seed: of the order of the photos and of every crop.
+        label_smoothing: the share of the target that is spread evenly over all classes.
+        warmup: the share of all steps in which the rate rises; then it falls to zero as half a cosine.
+        patience: stop after this number of epochs without a better accuracy on val.
+        crop: the smallest share of a photo's area in a training crop; 1: no crops.
+        mirror: mirror half of the training photos.
+        keep_statistics: batch norms keep their original statistics in training too, so that the first step starts
+            from exactly the net whose head was fitted; small batches give poor statistics.
+        clip: the largest norm of the gradient.
+        seed: of the order of the photos and of all crops.
     """
 
     epochs: int = 10
@@ -106,23 +106,23 @@ def fit_all(
     on_epoch: Callable[[Facts], None] = lambda facts: None,
     advance: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> list[Facts]:
-    """Train `model` in place; returns the history, one dict for each epoch, its first the model as it came.
+    """Train `model` in place; returns the history, one dict per epoch; the first is the model before training.
 
-    Where it ends the model is that of the last epoch: `on_state` is told when it is the best.
+    At the end the model has the weights of the last epoch; to keep the best ones, save them in `on_state`.
 
     Args:
-        heads: paths of the fresh layers.
-        workers: processes that decode; None: as many as cores, eight at most.
-        state: of an earlier run, to go on from: {"model", "optimizer", "epoch", "history"}.
-        on_state: given the state after each epoch, after `on_epoch`. Only the first process calls these two; where
-            they raise, the others return.
-        on_epoch: given the facts of each epoch: epoch, loss, accuracy (of training, with augmentation), val_loss,
-            val_accuracy, learning_rate, seconds, images_per_second.
-        advance: photos done since the last call, of how many in all epochs, and words: the epoch, and after a comma
-            its loss and accuracy so far.
+        heads: paths of the new layers.
+        workers: decoding processes; None: one per core, at most eight.
+        state: of an earlier run, to resume from: {"model", "optimizer", "epoch", "history"}.
+        on_state: called with the state after each epoch, after `on_epoch`. Only the first process calls these two; if
+            they raise, the other processes return.
+        on_epoch: called with the facts of each epoch: epoch, loss, accuracy (of training, with augmentation),
+            val_loss, val_accuracy, learning_rate, seconds, images_per_second.
+        advance: called with the photos done since the last call, the total of all epochs, and a text: the epoch, and
+            after a comma its loss and accuracy so far.
 
     Raises:
-        TrainingError: the loss is no number any more, or a photo cannot be read any more.
+        TrainingError: the loss is NaN or infinite, or a photo cannot be read any more.
     """
     optimizer = torch.optim.AdamW(_groups(model, heads, settings))
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
@@ -131,7 +131,7 @@ def fit_all(
     options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     if workers:
         options["multiprocessing_context"] = "spawn" if fabric.device.type == "cuda" else None
-    # Batch norm cannot train on a single photo: it sits out, another one in each epoch.
+    # Batch norm cannot train on a batch of one photo: drop the last batch then; each epoch drops another photo.
     single = len(order) > settings.batch_size > 1 and len(order) % settings.batch_size == 1
     batches = DataLoader(
         Photos(train, preprocessing, settings, max_megapixels),
@@ -140,7 +140,7 @@ def fit_all(
         drop_last=single,
         **options,
     )
-    judged = DataLoader(
+    val_batches = DataLoader(
         Photos(val, preprocessing, None, max_megapixels),
         settings.batch_size,
         sampler=Order(len(val), None, rank, world),
@@ -153,16 +153,16 @@ def fit_all(
     if state:
         optimizer.load_state_dict(state["optimizer"])
         history = [dict(facts) for facts in state["history"]]
-    # A loader has no place here that Fabric would have to know: the samplers divide the photos themselves.
+    # Fabric need not set up the loaders: the samplers already divide the photos between the devices.
     steps = -(-len(batches) // settings.accumulate)
     in_epoch = len(order) * world + len(val)
     total = len(val) + settings.epochs * in_epoch
     begun = len(history)
 
     def close() -> bool:
-        """Of an epoch: what only the first process does."""
+        """End of an epoch, in the first process only: check the loss, then call `on_epoch` and `on_state`."""
         if len(history) == begun:
-            return True  # an earlier run did
+            return True  # done by an earlier run
         facts = history[-1]
         if not math.isfinite(facts.get("loss", 0.0) + facts["val_loss"]):
             raise TrainingError(
@@ -182,12 +182,12 @@ def fit_all(
     if history:
         advance(len(val) + (len(history) - 1) * in_epoch, total, "training")
     else:
-        val_loss, accuracy = _judge(model, judged, fabric, advance, total, "training")
+        val_loss, accuracy = _evaluate(model, val_batches, fabric, advance, total, "training")
         history.append({"epoch": 0, "val_loss": val_loss, "val_accuracy": accuracy})
     while shared(fabric, close) and not finished(history, settings):
         epoch, begin = len(history), time.perf_counter()
         order.epoch = epoch
-        words, told = f"training, epoch {epoch} of {settings.epochs}", begin
+        words, reported = f"training, epoch {epoch} of {settings.epochs}", begin
         sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
         wrapped.train()
         if settings.keep_statistics:
@@ -203,8 +203,8 @@ def fit_all(
             with fabric.no_backward_sync(wrapped, enabled=not last):
                 logits = _logits(wrapped(images))
                 loss = functional.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
-                held = min(settings.accumulate, len(batches) - step * settings.accumulate)
-                fabric.backward(loss / held)
+                count = min(settings.accumulate, len(batches) - step * settings.accumulate)
+                fabric.backward(loss / count)
             if last:
                 rate = _rate(((epoch - 1) * steps + step) / (settings.epochs * steps), settings)
                 for group in optimizer.param_groups:
@@ -219,13 +219,15 @@ def fit_all(
                 sums += torch.stack(
                     [loss.double() * len(targets), right.double(), right.new_tensor(len(targets))]
                 )
-            if time.perf_counter() > told + 1:  # a GPU would be waited for each time
-                told, (so_far, hits, seen) = time.perf_counter(), sums.tolist()
+            if (
+                time.perf_counter() > reported + 1
+            ):  # at most once a second: reading the sums waits for the GPU
+                reported, (so_far, hits, seen) = time.perf_counter(), sums.tolist()
                 words = f"training, epoch {epoch} of {settings.epochs}, loss {so_far / seen:.3f}, {hits / seen:.1%}"
             advance(len(targets) * world, total, words)
         total_loss, correct, seen = _summed(fabric, sums)
         seconds = time.perf_counter() - begin
-        val_loss, accuracy = _judge(model, judged, fabric, advance, total, words)
+        val_loss, accuracy = _evaluate(model, val_batches, fabric, advance, total, words)
         history.append(
             {
                 "epoch": epoch, "loss": total_loss / seen, "accuracy": correct / seen, "val_loss": val_loss,
@@ -242,7 +244,7 @@ def finished(history: Sequence[Facts], settings: NetSettings) -> bool:
 
 
 def _groups(model: nn.Module, heads: Sequence[str], settings: NetSettings) -> list[dict[str, Any]]:
-    """Parameters by whether they belong to the head and whether they decay: matrices do, biases and scales do not."""
+    """Parameter groups for head or trunk, with or without weight decay: matrices decay, biases and scales do not."""
     kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         fresh = any(name.startswith(f"{head}.") for head in heads)
@@ -258,12 +260,12 @@ def _groups(model: nn.Module, heads: Sequence[str], settings: NetSettings) -> li
 
 
 def _batch_norms(model: nn.Module) -> Iterator[Any]:
-    """Those that keep running statistics."""
+    """The modules with running statistics."""
     return (module for module in model.modules() if getattr(module, "running_mean", None) is not None)
 
 
 def _rate(progress: float, settings: NetSettings) -> float:
-    """From 0 to 1 in the warm-up, then as half a cosine back to 0; `progress` is the share of all steps that is done."""
+    """Rises from 0 to 1 in the warm-up, then falls to 0 as half a cosine; `progress`: share of all steps done."""
     if progress < settings.warmup:
         return (progress + 1e-3) / (settings.warmup + 1e-3)
     return 0.5 * (1 + math.cos(math.pi * (progress - settings.warmup) / (1 - settings.warmup)))
@@ -274,19 +276,19 @@ def _scale(settings: NetSettings, world: int) -> float:
 
 
 def _logits(output: Any) -> Tensor:
-    """Of nets with heads for training only (GoogLeNet, Inception), the logits alone."""
+    """The logits, without the auxiliary outputs of nets with heads for training only (GoogLeNet, Inception)."""
     return output if isinstance(output, Tensor) else output[0]
 
 
 def _summed(fabric: Fabric, sums: Tensor) -> list[float]:
-    """Over all devices."""
-    together: Any = fabric.all_reduce(sums, reduce_op="sum")
-    return together.tolist()
+    """The sums added over all devices."""
+    total: Any = fabric.all_reduce(sums, reduce_op="sum")
+    return total.tolist()
 
 
-def _judge(
+def _evaluate(
     model: nn.Module,
-    judged: DataLoader[Any],
+    val_batches: DataLoader[Any],
     fabric: Fabric,
     advance: Callable[[int, int, str], None],
     total: int,
@@ -294,12 +296,13 @@ def _judge(
 ) -> tuple[float, float]:
     """Mean loss in nats and accuracy.
 
-    Of the bare model: the wrapped one talks to the other processes in each batch, and these may have fewer.
+    Takes the unwrapped model: the wrapped one communicates with the other processes in each batch, and these may have
+    fewer batches.
     """
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
     with torch.no_grad():
-        for images, targets in loaded(judged):
+        for images, targets in loaded(val_batches):
             images, targets = fabric.to_device(
                 (images.contiguous(memory_format=torch.channels_last), targets)
             )

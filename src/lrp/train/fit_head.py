@@ -1,7 +1,7 @@
-"""Trains the last layers on features that stay as they are: full-batch L-BFGS on a penalised cross-entropy.
+"""Trains the last layers on fixed features: full-batch L-BFGS on a penalised cross-entropy.
 
-With the trunk frozen, a linear head has one best solution: a method that goes straight there needs no learning rate,
-no batches and no luck. What matters is how strongly the weights are held back: cross-validated within the training set.
+With a frozen trunk, the problem of a linear head is convex: L-BFGS finds its optimum without a learning rate, batches
+or random numbers. What matters is the strength of the penalty: it is cross-validated within the training set.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from lrp.values import Plain
 
 Facts = dict[str, Any]
 
-SETTLED = 1e-5  # of the objective: an epoch that gains less is the last
-_FORMAT = 1  # of the state
+SETTLED = 1e-5  # relative to the objective: training stops after an epoch that gains less
+_FORMAT = 1  # version of the state
 
 
 @dataclass(frozen=True)
 class HeadSettings(Plain):
-    """How a head is trained; the defaults are the stated ones.
+    """Settings for training a head.
 
     Attributes:
-        epochs: at most so many steps of L-BFGS, each over all photos.
+        epochs: maximum number of L-BFGS steps, each over all photos.
         weight_decay: the penalty is weight_decay/2 times the sum of the squared weights, for features scaled to
             standard deviation 1; biases have none. None: cross-validated on the training photos.
-        label_smoothing: the share of the target that goes to all classes alike.
-        patience: so many epochs without a better accuracy on val, and it stops.
-        seed: of the cross-validation's folds; nothing else is drawn.
+        label_smoothing: the share of the target that is spread evenly over all classes.
+        patience: stop after this number of epochs without a better accuracy on val.
+        seed: of the cross-validation's folds; nothing else is random.
     """
 
     epochs: int = 100
@@ -72,14 +72,14 @@ class HeadSettings(Plain):
 
 @dataclass(frozen=True)
 class Fitted:
-    """What became of a head.
+    """The result of `fit_head`.
 
     Attributes:
-        history: a dict for each epoch, the first (0) for the head as it came: epoch, loss and accuracy on all views of
-            the training photos, objective (that loss and the penalty), val_loss (without smoothing), val_accuracy,
-            seconds (since the epoch before).
-        best_epoch: whose parameters the tail now has: the highest accuracy on val, of equal ones the lowest loss.
-        weight_decay: as set, or as cross-validated.
+        history: a dict per epoch, the first (0) for the head before training: epoch, loss and accuracy on all views of
+            the training photos, objective (loss plus penalty), val_loss (without smoothing), val_accuracy, seconds
+            (since the previous epoch).
+        best_epoch: the epoch whose parameters the tail has now: highest accuracy on val, then lowest loss.
+        weight_decay: the value set, or found by cross-validation.
         last: the tail's parameters after the last epoch.
     """
 
@@ -102,26 +102,26 @@ def fit_head(
     on_epoch: Callable[[Facts], None] = lambda facts: None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Fitted:
-    """Train all parameters of `tail`, which then has those of the best epoch, and is in eval mode.
+    """Train all parameters of `tail`. It ends with the parameters of the best epoch, in eval mode.
 
-    Inputs of `nn.Linear` and `nn.Conv2d` layers are standardised while training; afterwards that is folded into
-    weight and bias, so that the layers stay what they are. Any other tail is trained as it is. Draws nothing from the
-    global generator; with the same number of threads on the same machine the result is the same bit for bit.
+    Inputs of `nn.Linear` and `nn.Conv2d` layers are standardised during training; then this is folded into weight and
+    bias, so that the layers are unchanged. Other tails are trained without it. The global random generator is not
+    used; with the same number of threads on the same machine the result is the same bit for bit.
 
     Args:
         tail: a tuple of features, one for each input -> logits [N, K].
-        features: of the training photos; each view counts as further photos.
+        features: of the training photos; each view counts as additional photos.
         labels: int64 [N], from 0 to K - 1; a class may have no photo.
-        validation: of other photos; only the first view is judged.
-        state: what `on_state` was given, to go on from: ends as the undisturbed run does. `epochs` and `patience`
-            may differ from that run's.
-        on_state: given the state after each epoch, after `on_epoch`; tensors and plain values, its caller's own.
-        on_epoch: given the facts of each epoch, as in `Fitted.history`.
-        advance: epochs done since the last call, of at most so many. 0 while strengths are compared.
+        validation: features of other photos; only the first view is evaluated.
+        state: a value passed to `on_state`, to resume from: the result is that of an uninterrupted run. `epochs` and
+            `patience` may differ from that run's.
+        on_state: called with the state after each epoch, after `on_epoch`; copies of tensors and plain values.
+        on_epoch: called with the facts of each epoch, as in `Fitted.history`.
+        advance: called with the epochs done since the last call and the maximum; with 0 during cross-validation.
 
     Raises:
-        TrainingError: features or labels do not fit together or the tail, there are none, some are not finite, the
-            state is of another run, or the loss is no number.
+        TrainingError: features, labels and tail do not match, there are none, some are not finite, the state is of
+            another run, or the loss is NaN or infinite.
     """
     settings = settings or HeadSettings()
     tail.eval()
@@ -164,7 +164,7 @@ def fit_head(
                 f"epoch {len(history)}: the loss is no number any more: the features have values too large for it; "
                 "train the whole net instead (--train all)."
             )
-        val_loss, val_accuracy = variables.judge(val)
+        val_loss, val_accuracy = variables.evaluate(val)
         history.append(
             {
                 "epoch": len(history), "loss": descent.loss, "accuracy": descent.accuracy, "objective": objective,
@@ -174,7 +174,7 @@ def fit_head(
         epoch = history[-1]["epoch"]
         if best_epoch(history) == epoch:
             best = variables.copy()
-        variables.fold()  # so that whoever is told can look at the model as it is now
+        variables.fold()  # so that `on_epoch` sees the model of this epoch
         on_epoch(dict(history[-1]))
         on_state(
             {
@@ -194,7 +194,7 @@ def fit_head(
 
 
 def best_epoch(history: Sequence[Facts]) -> int:
-    """The epoch with the highest accuracy on val; of equal ones that with the lowest loss, then the first."""
+    """The epoch with the highest accuracy on val; of equal ones the one with the lowest loss, then the first."""
     return min(history[1:] or history, key=lambda f: (-f["val_accuracy"], f["val_loss"]))["epoch"]
 
 
@@ -215,7 +215,7 @@ def _expect_same(
     variables: Variables,
     standards: Mapping[str, tuple[Tensor, Tensor]],
 ) -> None:
-    """That a state is one of this run's."""
+    """Raise unless a state belongs to this run."""
     if state.get("format") != _FORMAT:
         raise TrainingError(
             f"the state to go on from is of format {state.get('format')}, expected {_FORMAT}: it was made by another "
@@ -232,7 +232,7 @@ def _expect_same(
     if was != shapes:
         changes.append(f"the head was {was}, is {shapes}")
     elif any(
-        not torch.equal(a.cpu(), b.cpu())  # a state that was read from a file lies on the CPU
+        not torch.equal(a.cpu(), b.cpu())  # a state read from a file is on the CPU
         for p in standards
         for a, b in zip(standards[p], state["standards"][p], strict=True)
     ):

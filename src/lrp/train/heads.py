@@ -1,4 +1,4 @@
-"""The layers that decide between the classes: found in the captured graph, cut off, given another number of classes."""
+"""The classification layers (heads): finds them in the graph, splits them off, changes their number of classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from lrp.engine.graph import vocabulary as vocabulary  # states the facts that capture asks for
+from lrp.engine.graph import vocabulary as vocabulary  # registers the operations that capture needs
 from lrp.engine.graph.capture import Batch, Captured, capture
 from lrp.errors import ModelError
 from lrp.models.catalogue import build, class_tensors
@@ -27,11 +27,11 @@ SIZE: Any = torch.ops.aten.sym_size.int
 
 
 class Tail(nn.Module):
-    """From the heads' inputs to the logits.
+    """Computes the logits from the heads' inputs.
 
     Attributes:
-        heads: the model's own layers, not copies: what trains them, or moves them, does so in the model too.
-        combine: the heads' outputs -> logits [N, K]; no parameters. Often it hands one output on.
+        heads: the model's own layers, not copies: training or moving them changes the model too.
+        combine: the heads' outputs -> logits [N, K]; no parameters. For a single head often the identity.
     """
 
     def __init__(self, heads: list[nn.Module], combine: fx.GraphModule) -> None:
@@ -39,20 +39,20 @@ class Tail(nn.Module):
         self.heads, self.combine = nn.ModuleList(heads), combine
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        """features: one per head, as the trunk gives them. Returns logits [N, K]."""
+        """features: one per head, as returned by the trunk. Returns logits [N, K]."""
         outputs = [head(values) for head, values in zip(self.heads, features, strict=True)]
         return self.combine(*outputs)
 
 
 @dataclass(frozen=True)
 class Split:
-    """A model in two: `tail(trunk(x))` are the logits that the model in eval mode computes from `x`.
+    """A model in two parts: `tail(trunk(x))` are the logits that the model in eval mode computes from `x`.
 
     Attributes:
         heads: the heads' paths in the model, in the order of `tail.heads`.
-        trunk: x [N, C, H, W] -> a tuple of features, features[i] for heads[i]. Without parameters: it reads the
-            model's weights, as they are now, as buffers; in eval mode always.
-        tail: a tuple of features -> logits [N, K], before a softmax or sigmoid that the model may end in.
+        trunk: x [N, C, H, W] -> a tuple of features, features[i] for heads[i]. It has no parameters: its buffers are
+            the model's current weights; always in eval mode.
+        tail: a tuple of features -> logits [N, K], before the model's final softmax or sigmoid, if any.
     """
 
     heads: tuple[str, ...]
@@ -67,26 +67,26 @@ class _Head(NamedTuple):
 
 
 def find_heads(model: nn.Module, example: Tensor) -> tuple[str, ...]:
-    """The paths of the layers that the logits are computed from without further parameters: ("classifier.6",).
+    """The paths of the last layers with parameters before the logits, such as ("classifier.6",).
 
-    Several where a model averages several ("head", "head_dist"). The model is not changed.
+    Several if a model averages several heads ("head", "head_dist"). The model is not changed.
 
     Args:
-        example: [2, C, H, W] on the model's device; its values do not count.
+        example: [2, C, H, W] on the model's device; its values do not matter.
 
     Raises:
-        ModelError: the logits do not come from linear layers or convolutions with one output per class, each
-            called once and with parameters of its own; lists all reasons.
+        ModelError: the logits are not computed by linear layers or convolutions with one output per class, each
+            called once and with its own parameters; the message lists all reasons.
         CaptureError: the model cannot be captured.
     """
     return tuple(head.path for head in _find(model, capture(model, example)))
 
 
 def split(model: nn.Module, example: Tensor) -> Split:
-    """Cut a model before its heads; arguments and errors as of `find_heads`.
+    """Split a model before its heads; arguments and errors as in `find_heads`.
 
-    ModelError besides: the model computes only as many images as in `example`, or data reaches the logits around
-    the heads. Move the model to its device before: later moves of the model do not move the trunk.
+    It also raises ModelError if the model accepts only the batch size of `example`, or if the logits depend on data
+    that does not pass through the heads. Move the model to its device first: later moves do not move the trunk.
     """
     captured = capture(model, example)
     heads = _find(model, captured)
@@ -125,7 +125,7 @@ def _find(model: nn.Module, captured: Captured) -> list[_Head]:
 
 
 def _after_heads(captured: Captured, logits: fx.Node) -> Iterator[fx.Node]:
-    """From the logits back, up to and with the first operations that read parameters, and the image."""
+    """The nodes backwards from the logits, up to and including the first ones that read parameters, and the image."""
     waiting, seen = [logits], set[fx.Node]()
     while waiting:
         node = waiting.pop()
@@ -133,7 +133,7 @@ def _after_heads(captured: Captured, logits: fx.Node) -> Iterator[fx.Node]:
             continue
         seen.add(node)
         yield node
-        if not _reads(captured, node) and node.target is not SIZE:  # a size is no data
+        if not _reads(captured, node) and node.target is not SIZE:  # sizes are not data
             waiting += node.all_input_nodes
 
 
@@ -152,7 +152,7 @@ def _upstream(node: fx.Node) -> set[fx.Node]:
 
 
 def _not_a_head(model: nn.Module, captured: Captured, call: fx.Node, classes: Any) -> str:
-    """Why this operation's layer cannot stand for the classes; "" if it can."""
+    """Why this operation's layer is not a classification head; "" if it is one."""
     where, path, reads = _where(call), _path(captured, call), _reads(captured, call)
     layer: Any = model.get_submodule(path)
     if _operation(call) not in ("linear", "conv2d") or not isinstance(layer, nn.Linear | nn.Conv2d):
@@ -171,7 +171,7 @@ def _not_a_head(model: nn.Module, captured: Captured, call: fx.Node, classes: An
 
 
 def _is_all(call: fx.Node, layer: Any) -> bool:
-    """Whether the layer computes its operation and nothing else: a subclass may scale or pad its input first."""
+    """Whether the layer computes only this operation: a subclass may scale or pad its input first."""
     source: Any = call.args[0]
     shape = [2 * size.times if isinstance(size, Batch) else size for size in source.meta["shape"]]
     values = torch.linspace(-1, 1, math.prod(shape), device=layer.weight.device).reshape(shape)
@@ -189,17 +189,17 @@ def _operation(call: fx.Node) -> str:
 
 
 def _path(captured: Captured, call: fx.Node) -> str:
-    """The module that owns what an operation reads last: its weight or bias."""
+    """The path of the module that owns the last parameter that an operation reads: its weight or bias."""
     return captured.parameters[str(_reads(captured, call)[-1].target)].rpartition(".")[0]
 
 
 def _where(call: fx.Node) -> str:
-    """ "classifier.6 (linear)"."""
+    """For messages: "classifier.6 (linear)"."""
     return f"{call.meta['path'] or 'the model'} ({_operation(call)})"
 
 
 def _trunk(captured: Captured, heads: list[_Head]) -> fx.Graph:
-    """The graph with the heads' inputs for its output."""
+    """The graph whose outputs are the heads' inputs."""
     graph, new = fx.Graph(), dict[fx.Node, fx.Node]()
     inputs: list[Any] = [head.node.args[0] for head in heads]
     needed = set[fx.Node]().union(*map(_upstream, inputs))
@@ -211,12 +211,12 @@ def _trunk(captured: Captured, heads: list[_Head]) -> fx.Graph:
 
 
 def _combine(captured: Captured, heads: list[_Head]) -> fx.Graph:
-    """The graph after the heads, a placeholder for each head's output."""
+    """The graph after the heads, with a placeholder for each head's output."""
     graph, new = fx.Graph(), dict[fx.Node, fx.Node]()
     logits: Any = captured.graph.output_node().args[0]
     for place, head in enumerate(heads):
         new[head.node] = graph.placeholder(f"output_{place}")
-    images = heads[0].node.meta["shape"][0] == Batch()  # does a head's output tell how many there are?
+    images = heads[0].node.meta["shape"][0] == Batch()  # whether a head's output has the batch axis
     between = set(_after_heads(captured, logits))
     for node in captured.graph.nodes:
         if node in new:
@@ -240,14 +240,14 @@ def _is_batch(size: fx.Node) -> bool:
 
 
 def _read(constants: dict[str, Tensor], graph: fx.Graph) -> dict[str, Any]:
-    """The constants that a graph reads, as fx takes them."""
+    """The constants that a graph reads, as the root of an fx.GraphModule."""
     return {str(n.target): constants[str(n.target)] for n in graph.nodes if n.op == "get_attr"}
 
 
 class Adapted(NamedTuple):
     """A model with another number of classes, in eval mode; `save_checkpoint` takes the architecture's name.
 
-    `heads`: paths of the layers that are fresh.
+    `heads`: paths of the new layers.
     """
 
     model: nn.Module
@@ -265,16 +265,17 @@ def adapted(
     arch: str | None = None,
     progress: Progress | None = None,
 ) -> Adapted:
-    """The model that `load_model` calls `name`, with fresh heads for `classes` classes; all else is as loaded.
+    """The model `name` of `load_model` with new heads for `classes` classes; everything else as loaded.
 
-    The heads are drawn from `seed` alone, with PyTorch's default for such layers; the global generator is left as
-    it was. Heads that serve training only are drawn too. The model can be saved and loaded as any of its architecture.
+    The heads are initialised from `seed` only, with PyTorch's default for such layers; the global generator is
+    unchanged. Auxiliary heads used only in training are new too. The model can be saved and loaded like any other of
+    its architecture.
 
     Args:
-        name, pretrained, arch, progress: as of `load_model`.
+        name, pretrained, arch, progress: see `load_model`.
 
     Raises:
-        ModelError: as `load_model` does, and if `classes` is below 2.
+        ModelError: see `load_model`; or `classes` is below 2.
     """
     if classes < 2:
         raise ModelError(f"{name} cannot decide between {classes} classes: at least 2 are expected.")
@@ -284,7 +285,7 @@ def adapted(
         of = architecture(name, arch)
         fresh = {tensor.rpartition(".")[0] for tensor in class_tensors(of, loaded.preprocessing)}
         model = build(of, classes, loaded.preprocessing)
-        torch.manual_seed(seed)  # again, so that how the rest is built changes nothing
+        torch.manual_seed(seed)  # again, so that building the rest does not affect the heads
         for path in sorted(fresh):
             model.get_submodule(path).reset_parameters()  # type: ignore[operator]
     kept = {n: t for n, t in loaded.model.state_dict().items() if n.rpartition(".")[0] not in fresh}

@@ -1,6 +1,6 @@
-"""What `fit_head` minimises: penalised cross-entropy of a small module, on features that come in chunks, by L-BFGS.
+"""The optimisation of `fit_head`: L-BFGS on the penalised cross-entropy of a small module, on features read in chunks.
 
-The inputs of linear layers are standardised, by a change of variables: no feature is ever copied for that.
+The inputs of linear layers are standardised by a change of variables, without copying any features.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from torch.nn import functional
 from lrp.errors import TrainingError
 
 STRENGTHS = tuple(10.0 ** (half / 2) for half in range(2, -11, -1))
-"""The penalties that are tried, from strong to weak: 10, 3.2, 1, ... 0.00001."""
+"""The penalties tried in the cross-validation, from strong to weak: 10, 3.2, 1, ... 0.00001."""
 FOLDS = 5
-LARGE = 2**24  # numbers in the features; with more, one fold tells enough and five would take minutes
-CHUNK = 2**22  # numbers that are computed on at once: memory, not the result's meaning
-ROUGHLY = 1e-3  # of the objective: a step that gains less is the last, while strengths are compared
+LARGE = 2**24  # numbers in the features; with more, one fold is accurate enough and five would take minutes
+CHUNK = 2**22  # numbers per chunk: limits the memory
+ROUGHLY = (
+    1e-3  # relative to the objective: in the cross-validation, descent stops after a step that gains less
+)
 
 
 class Rows(Protocol):
-    """One number array for each photo: a tensor [N, ...], or anything that gives one piece by piece."""
+    """One array for each photo: a tensor [N, ...], or an object that reads parts of one."""
 
     def __len__(self) -> int: ...
 
@@ -41,7 +43,7 @@ Features = Mapping[str, Sequence[Rows]]
 
 
 class Data:
-    """Views and labels of some photos, which come in chunks, always the same ones in the same order."""
+    """Views and labels of some photos; iteration yields the same chunks in the same order each time."""
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class Data:
         device: torch.device,
         photos: Tensor | None = None,
     ) -> None:
-        """`photos`: the places of those that count, in their order; None: all."""
+        """`photos`: the indices of the photos to use, in their order; None: all."""
         self.what, self.views, self.labels, self.device, self.photos = what, views, labels, device, photos
         lengths = sorted({len(rows) for view in views for rows in view} | {len(labels)})
         if len(lengths) > 1 or not len(labels) or not views:
@@ -59,11 +61,11 @@ class Data:
                 f"expected a row of features for each label of the {what} photos, and at least one, got "
                 f"{' and '.join(map(str, lengths)) if views else 'no features'}."
             )
-        self.numbers = sum(rows[0:1].numel() for view in views for rows in view)  # for one photo
+        self.numbers = sum(rows[0:1].numel() for view in views for rows in view)  # per photo
         self.photo_count = len(labels) if photos is None else len(photos)
 
     def __len__(self) -> int:
-        """Photos, each as often as it has views."""
+        """Photos times views."""
         return self.photo_count * len(self.views)
 
     def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
@@ -81,7 +83,7 @@ class Data:
 
 
 def expect_fitting(tail: nn.Module, data: Data) -> None:
-    """That the tail takes the features and has an output for each label, and that all are finite."""
+    """Raise unless the tail accepts the features, has an output for each label, and all features are finite."""
     unfit = 0
     for inputs, labels in data:
         try:
@@ -113,7 +115,7 @@ def expect_fitting(tail: nn.Module, data: Data) -> None:
 def standards_of(tail: nn.Module, data: Data) -> dict[str, tuple[Tensor, Tensor]]:
     """Path of each layer that can be standardised -> (mean, deviation) of each channel of its input, [F] each.
 
-    In float64, as sums over many photos. A channel that is constant, but for rounding, keeps its scale.
+    In float64, because they are sums over many photos. A channel that is constant except for rounding is not scaled.
     """
     sums: dict[str, list[Tensor]] = {}
 
@@ -150,7 +152,7 @@ def standards_of(tail: nn.Module, data: Data) -> dict[str, tuple[Tensor, Tensor]
 
 
 class Variables:
-    """A tail's parameters as they are trained: those that standardised inputs would have in their place.
+    """The trained variables of a tail: its parameters with respect to standardised inputs.
 
     w (x - mean) / deviation + b  =  (w / deviation) x + (b - sum(w / deviation * mean)): on the left the variables,
     on the right the parameters of the layer as it is.
@@ -162,7 +164,7 @@ class Variables:
         self.tensors = {name: p.clone() for name, p in parameters.items()}
         for path, (mean, deviation) in standards.items():
             weight, bias = (f"{path}.{n}".removeprefix(".") for n in ("weight", "bias"))
-            if weight not in parameters:  # shared with another layer, whose input may be another
+            if weight not in parameters:  # shared with another layer, whose input may differ
                 continue
             w = parameters[weight]
             shape = [1, -1, *[1] * (w.dim() - 2)]
@@ -176,7 +178,7 @@ class Variables:
             tensor.requires_grad_()
 
     def parameters(self) -> dict[str, Tensor]:
-        """Those of the tail as it is, by name."""
+        """Name -> parameter of the tail, with respect to the inputs without standardisation."""
         found = dict(self.tensors)
         for weight, (bias, mean, deviation) in self.standards.items():
             found[weight] = found[weight] / deviation
@@ -185,12 +187,12 @@ class Variables:
         return found
 
     def penalty(self) -> Tensor:
-        """Half the sum of the squares of weights; biases, vectors, have none."""
+        """Half the sum of the squared weights; biases (vectors) are not penalised."""
         squares = [t.square().sum() for t in self.tensors.values() if t.dim() > 1]
         return torch.stack(squares).sum() / 2 if squares else torch.zeros(())
 
-    def judge(self, data: Data, smoothing: float = 0.0, descend: bool = False) -> tuple[float, float]:
-        """Mean loss in nats and accuracy; with `descend` the loss's gradient is added to the variables' own."""
+    def evaluate(self, data: Data, smoothing: float = 0.0, descend: bool = False) -> tuple[float, float]:
+        """Mean loss in nats and accuracy; with `descend` the loss's gradient is added to the variables' gradients."""
         loss, right = 0.0, 0
         for inputs, labels in data:
             with torch.set_grad_enabled(descend):
@@ -211,7 +213,7 @@ class Variables:
                 tensor.copy_(values[name])
 
     def fold(self) -> None:
-        """Give the tail the parameters that these variables stand for."""
+        """Write the parameters that correspond to these variables into the tail."""
         found = self.parameters()
         with torch.no_grad():
             for name, parameter in self.tail.named_parameters():
@@ -219,7 +221,7 @@ class Variables:
 
 
 class Descent:
-    """L-BFGS on loss and penalty, a step at a time."""
+    """L-BFGS on loss plus penalty, one step at a time."""
 
     def __init__(self, variables: Variables, data: Data, strength: float, smoothing: float) -> None:
         self.variables, self.data, self.strength, self.smoothing = variables, data, strength, smoothing
@@ -235,18 +237,18 @@ class Descent:
         self.optimizer.step(self._evaluate)
 
     def objective(self) -> float:
-        """Where the variables are now; `loss` and `accuracy` are then of the same place."""
+        """The objective at the current variables; updates `loss` and `accuracy` too."""
         return self._evaluate().item()
 
     def _evaluate(self) -> Tensor:
         now = list(self.variables.tensors.values())
-        # A step begins where the line search of the last one ended: that pass over the data is spared.
+        # A step starts at the end point of the last line search: its value is cached, which saves a pass over the data.
         if self._value is not None and all(map(torch.equal, self._at, now)):
             return self._value
         self._at = [tensor.detach().clone() for tensor in now]
         for tensor in now:
             tensor.grad = None
-        self.loss, self.accuracy = self.variables.judge(self.data, self.smoothing, descend=True)
+        self.loss, self.accuracy = self.variables.evaluate(self.data, self.smoothing, descend=True)
         penalty = self.strength * self.variables.penalty()
         if penalty.requires_grad:
             penalty.backward()
@@ -257,9 +259,10 @@ class Descent:
 def cross_validated(
     variables: Variables, train: Data, smoothing: float, seed: int, tick: Callable[[], None]
 ) -> float:
-    """The penalty under which heads do best on training photos that they have not seen.
+    """The penalty with the lowest loss on held-out training photos.
 
-    From strong to weak, each fold going on from where it is, until it gets worse. Too few photos: 1.
+    Tries penalties from strong to weak until the loss rises; each fold starts from its previous solution. 1 if there
+    are too few photos.
     """
     count = len(train.labels)
     if count < 2 * FOLDS:
@@ -267,7 +270,7 @@ def cross_validated(
     drawn = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     by_class = drawn[train.labels.cpu()[drawn].argsort(stable=True)]
     fold = torch.empty_like(drawn)
-    fold[by_class] = torch.arange(count) % FOLDS  # each class is spread over the folds
+    fold[by_class] = torch.arange(count) % FOLDS  # spreads each class over the folds
     start = variables.copy()
     large = count * train.numbers // len(train.views) > LARGE
     parts = [
@@ -289,7 +292,7 @@ def cross_validated(
                     break
                 before = now
             places[number] = variables.copy()
-            losses.append(variables.judge(unseen, smoothing)[0])
+            losses.append(variables.evaluate(unseen, smoothing)[0])
         if not sum(losses) < lowest:
             break
         best, lowest = strength, sum(losses)

@@ -1,4 +1,4 @@
-"""A model with new classes: its head trained on features that are kept, or all of it; saved for every other command."""
+"""Train a model on new classes: its head on cached features, or the whole net; saved for use by every other command."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Advance = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class _Task:
-    """What the first process found out, and all of them need to train the whole net."""
+    """The values that the first process sends to all processes to train the whole net."""
 
     data: TrainingData
     architecture: str
@@ -74,36 +74,37 @@ def retrain(
     on_epoch: Sequence[OnEpoch] = (),
     advance: Advance = lambda done, total, what: None,
 ) -> Retrained:
-    """Give a model the class folders of `data` as its classes, and train it.
+    """Replace the classes of a model by the class folders of `data`, and train it.
 
-    Killed at any moment, the same call goes on from its last epoch and ends with the same numbers; a call whose
-    output is there already returns it. On a CPU, `train="head"` gives the same bits each time.
+    If the process is killed, the same call resumes from the last epoch and ends with the same numbers; if its output
+    already exists, it is returned. On a CPU, `train="head"` gives the same result bit for bit each time.
 
     Args:
-        data: as `lrp.data.splits.split` reads it; so are val_share, seed, max_skip_rate, max_megapixels, follow_links.
-        output: ends in .pth, .pt or .safetensors.
-        model: of `load_model`; or a file with its sidecar, to go on from there with other classes or data.
-        train: "head": the last layers alone, on features that are computed once. "all": everything, beginning with
-            the head that "head" finds.
-        head, net: how; `seed` is theirs too.
-        size: side of the model's input; None: what it was trained with. It is written to the output's sidecar.
-        pretrained: False begins with random weights.
-        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1"; for "all" also `devices` of them on each of `nodes` machines.
-        workers: that decode; None: one per core, eight at most.
-        batch_size: photos that go through the trunk together.
+        data: see `lrp.data.splits.split`, also for val_share, seed, max_skip_rate, max_megapixels, follow_links.
+        output: the file of the trained weights; ends in .pth, .pt or .safetensors.
+        model: a name that `load_model` accepts; or a file with its sidecar, to continue with other classes or data.
+        train: "head": only the last layers, on features that are computed once. "all": all layers, starting from the
+            head that "head" finds.
+        head, net: settings of the training; the default ones use `seed`.
+        size: side of the model's input in pixels; None: the size it was trained with. The output's sidecar stores it.
+        pretrained: False: start from random weights.
+        device: "auto" (a GPU if available), "cpu", "cuda", "cuda:1"; for "all" also `devices` of them on each of
+            `nodes` machines.
+        workers: number of decoding workers; None: one per core, at most eight.
+        batch_size: photos per batch through the trunk.
         cache: folder of the features; None: .lrp_features beside the output.
-        overwrite: start over, whatever is there.
-        arch: for a model that is a file without sidecar, as `load_model` takes it.
-        on_data: called when the data is read.
-        on_epoch: each called after each epoch.
-        advance: called with the number done since the last call, of how many, and words: what is done, and after a
-            comma how it goes.
+        overwrite: start from the beginning and replace existing files.
+        arch: argument of `load_model` for a model file without sidecar.
+        on_data: called after the data is read.
+        on_epoch: functions to call after each epoch.
+        advance: called with the number done since the last call, the total, and a text: the step, and after a comma
+            its loss and accuracy.
 
-    With several devices, only the first of their processes reads the data, writes, and calls these functions; in the
-    others the result has no files.
+    With several devices, only the first process reads the data, writes files, and calls these functions; in the other
+    processes the result has no files.
 
     Raises:
-        TrainingError, DataError, ModelError, BusyError: one line each; what is finished is kept.
+        TrainingError, DataError, ModelError, BusyError: with a one-line message; finished epochs are kept.
     """
     output = Path(output)
     if train not in MODES:
@@ -125,7 +126,8 @@ def retrain(
     run: Run
 
     def begin() -> _Task | Retrained:
-        """All that comes before the training of the whole net; or all, where it is the head's alone or done before."""
+        """Everything before the training of the whole net. Returns the final result if only the head is trained, or if
+        the output already exists."""
         nonlocal run, model_
         material = split(
             data, val_share=val_share, seed=seed, max_skip_rate=max_skip_rate, max_megapixels=max_megapixels,
@@ -153,7 +155,7 @@ def retrain(
         if not overwrite and (kept := run.kept()) is not None:
             return kept
         state = run.begin(overwrite)
-        model_ = _laid_out(fresh.model, where)
+        model_ = _on_device(fresh.model, where)
         if train == "head" or (state is None and pretrained):
             fitted = _head(
                 run, model_, torch.zeros(2, 3, *preprocessing.geometry.crop, device=where),
@@ -176,21 +178,21 @@ def retrain(
         if not isinstance(task, _Task):
             return Retrained(str(output), (), (), {}, (), (), ())
         assert fabric is not None
-        if not first:  # the weights come from the first process
-            model_ = _laid_out(build(task.architecture, len(task.data.classes), task.preprocessing), where)
+        if not first:  # Fabric copies the weights from the first process
+            model_ = _on_device(build(task.architecture, len(task.data.classes), task.preprocessing), where)
         history = fit_all(
             model_, task.heads, task.preprocessing, task.data.train, task.data.val, settings, fabric,
             workers=workers, state=task.state, max_megapixels=max_megapixels,
             advance=advance if first else lambda done, total, what: None,
-            on_epoch=lambda facts: run.tell(facts, model_), on_state=lambda held: run.after_epoch(model_, held),
+            on_epoch=lambda facts: run.add_epoch(facts, model_), on_state=lambda held: run.after_epoch(model_, held),
         )  # fmt: skip
         if not first:
             return Retrained(str(output), (), tuple(history), {}, (), (), ())
         return run.end(model_, history)
 
 
-def _laid_out(model: nn.Module, device: torch.device) -> nn.Module:
-    """On its device, channels last: CPUs and GPUs run convolutions nearly twice as fast then."""
+def _on_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on its device in channels-last memory, in which convolutions run nearly twice as fast."""
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -207,7 +209,7 @@ def _head(
     advance: Advance,
     state: Mapping[str, Any] | None,
 ) -> list[Facts]:
-    """Train the head on features: the whole of a training, or how one of the whole net begins."""
+    """Train the head on features: as the whole training, or as the first step of training the whole net."""
     whole = run.identity["train"] == "head"
     try:
         parts = cut(model, example)
@@ -216,7 +218,7 @@ def _head(
             raise
         run.notes.append(f"the training began with a random head: {error}")
         return []
-    # The weights below the head: the head itself is fresh at each run, and no part of the features.
+    # Only the trunk's weights: the features do not depend on the head, which is new in each run.
     key = fingerprint(parts.trunk)
 
     def trunk(images: Tensor) -> tuple[Tensor, ...]:
@@ -235,7 +237,7 @@ def _head(
                 read=read, advance=lambda done, _: advance(done, count, "computing features"),
             )
         )  # fmt: skip
-        run.broken += stores[-1].broken  # since they were read
+        run.broken += stores[-1].broken  # became unreadable after the data was read
     labels = [
         torch.tensor([examples[i].target for i in store.kept])
         for examples, store in zip((run.data.train, run.data.val), stores, strict=True)
@@ -248,12 +250,12 @@ def _head(
 
     fitted = fit_head(
         parts.tail, stores[0].views, labels[0], stores[1].views, labels[1], settings, state=state if whole else None,
-        on_state=run.keep if whole else lambda state: None,
-        on_epoch=(lambda facts: run.tell(facts, model)) if whole else lambda facts: None, advance=progress,
+        on_state=run.save_state if whole else lambda state: None,
+        on_epoch=(lambda facts: run.add_epoch(facts, model)) if whole else lambda facts: None, advance=progress,
     )  # fmt: skip
     if whole:
         run.extra = {"weight_decay": fitted.weight_decay}
-        # From the tail's names to the model's.
+        # Rename the parameters from the tail's names to the model's.
         run.last = {
             f"{parts.heads[int(name.split('.')[1])]}.{name.split('.', 2)[2]}": tensor
             for name, tensor in fitted.last.items()

@@ -1,7 +1,7 @@
-"""What a training leaves on the disk, and what an earlier run of it has left there.
+"""The files of a training: writes them, and reads those of an earlier run.
 
-Beside the output stand, while it is being made, its lock and `OUTPUT.resume`, from which a killed run goes on; and for
-good `<name>.last.pth`, `<name>.history.json` and `<name>.curves.png`. Nothing of it is needed to load the output.
+During the training, a lock and `OUTPUT.resume`, from which a killed run resumes, are beside the output. Permanent files
+are `<name>.last.pth`, `<name>.history.json` and `<name>.curves.png`. None of them is needed to load the output.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from lrp.train.fit_head import Facts, best_epoch
 from lrp.values import Plain
 
 OnEpoch = Callable[[Facts, LoadedModel], None]
-"""Given an epoch's facts and the model as it is then, not to be changed."""
+"""Called with an epoch's facts and the model after that epoch, which it must not change."""
 
 
 @dataclass(frozen=True)
 class Retrained(Plain):
-    """What became of a training.
+    """The result of a training.
 
     Attributes:
-        output: the weights of the best epoch; `load_model` takes it.
-        files: all that was written, the output first.
-        history: a dict for each epoch; the first is the model as it came.
+        output: the weights of the best epoch, a file for `load_model`.
+        files: all files written, the output first.
+        history: a dict for each epoch; the first is the model before training.
         metrics: of the best epoch: epoch, val_accuracy, val_loss.
-        classes: {"label", "folder", "train", "val"} of each.
-        broken: (path, reason) of files that were left out.
-        notes: what a person should know of the data.
-        kept: it was there already, made by the same command.
-        resumed: epochs that an earlier run had done.
+        classes: {"label", "folder", "train", "val"} of each class.
+        broken: (path, reason) of files that were skipped.
+        notes: remarks about the data for the user.
+        kept: whether the output already existed, made by the same command.
+        resumed: number of epochs done by an earlier run.
     """
 
     output: str
@@ -60,7 +60,7 @@ class Retrained(Plain):
 
 
 class Run:
-    """What is written, when, and what is there from an earlier run."""
+    """The state and the files of one training run."""
 
     def __init__(
         self,
@@ -92,10 +92,10 @@ class Run:
         self.notes = list(data.notes)
         self.resumed = 0
 
-    # ------------------------------------------------------------ what is there
+    # ------------------------------------------------------------ files of an earlier run
 
     def kept(self) -> Retrained | None:
-        """The finished output of the same command."""
+        """The finished result of the same command, or None."""
         facts = None if self.resume.exists() else sidecar_facts(self.output)
         if facts is None or not facts.get("finished") or facts.get("identity") != self.identity:
             return None
@@ -106,10 +106,10 @@ class Run:
         return self._result(history, facts["metrics"], kept=True)
 
     def begin(self, overwrite: bool) -> Mapping[str, Any] | None:
-        """The state to go on from, if there is one of this run.
+        """The state to resume from; None if there is none.
 
         Raises:
-            TrainingError: what is there is another run's.
+            TrainingError: the existing files belong to another run, or are damaged.
         """
         remove_drafts(*self._files(), sidecar_of(self.last_file), self.resume)
         if overwrite:
@@ -120,7 +120,7 @@ class Run:
             try:
                 found = torch.load(self.resume, weights_only=True, map_location="cpu")
                 before, state = found["identity"], found["state"]
-            except Exception as error:  # what a damaged file raises depends on where it is damaged
+            except Exception as error:  # a damaged file can raise any exception
                 raise TrainingError(f"{self.resume} is damaged: {START_OVER}.") from error
             if before != self.identity:
                 raise TrainingError(f"{differing(self.output, before, self.identity)}.")
@@ -133,12 +133,12 @@ class Run:
             )
         return None
 
-    # ------------------------------------------------------------ what is written
+    # ------------------------------------------------------------ writing
 
-    def tell(self, facts: Facts, model: nn.Module) -> None:
-        """Note an epoch, and say it to whoever wants to know."""
+    def add_epoch(self, facts: Facts, model: nn.Module) -> None:
+        """Add an epoch to the history, and call the `on_epoch` functions."""
         if facts["epoch"] < len(self.history):
-            return  # said before the run was killed
+            return  # already reported before the run was killed
         self.history.append(dict(facts))
         self._write_history()
 
@@ -146,29 +146,29 @@ class Run:
         for function in self.on_epoch:
             function(dict(facts), now)
 
-    def keep(self, state: Mapping[str, Any]) -> None:
-        """What a killed run goes on from; whole or not at all."""
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Write the state from which a killed run resumes, atomically."""
         advice = ". What was finished before is kept; the same command goes on"
         with replacing(self.resume, TrainingError, advice=advice) as draft:
             save({"identity": self.identity, "state": dict(state)}, draft)
 
     def after_epoch(self, model: nn.Module, state: Mapping[str, Any]) -> None:
-        self.keep(state)
+        self.save_state(state)
         self.save_best(model, state["history"])
 
     def save_best(self, model: nn.Module, history: Sequence[Facts]) -> None:
-        """As the output, if the last epoch is the best.
+        """Save the model as the output, if the last epoch is the best.
 
-        After the state, and again when a killed run goes on: an epoch that were done again might not be the best again,
-        where numbers differ from run to run, as on GPUs.
+        It is called after the state is written, and again when a killed run resumes. If the epoch were computed again
+        instead, it might no longer be the best, since on GPUs the numbers differ from run to run.
         """
         if best_epoch(history) == history[-1]["epoch"]:
             self._save(self.output, model, self._facts(history[-1], finished=False))
 
     def end(self, model: nn.Module, history: Sequence[Facts]) -> Retrained:
-        """Write what is not there yet, and take away what was only for going on."""
+        """Write the remaining files, and remove the state for resuming."""
         best = history[best_epoch(history)]
-        if self.last:  # the head's training: the model has the best head
+        if self.last:  # only the head was trained; the model has the best head
             self._save(self.output, model, self._facts(best, finished=False))
             held = {name: model.state_dict()[name].clone() for name in self.last}
             model.load_state_dict(self.last, strict=False)
@@ -210,15 +210,15 @@ class Run:
         write_whole(self.history_file, [text], TrainingError)
 
     def _draw(self) -> None:
-        """The curves, where there is what draws them."""
+        """Draw the training curves, if matplotlib is installed."""
         with suppress(ModuleNotFoundError):
             import matplotlib  # noqa: F401
 
             from lrp.train import curves
 
             figure = curves.plot_training(self.history, best_epoch(self.history), title=self.output.name)
-            for place in self._curves():
-                curves.save(figure, place, TrainingError)
+            for path in self._curves():
+                curves.save(figure, path, TrainingError)
 
     def _files(self) -> list[Path]:
         return [self.output, sidecar_of(self.output), self.last_file, self.history_file, *self._curves()]

@@ -1,4 +1,4 @@
-"""What a model looks at while it learns: the heatmaps of the same photos after each epoch, and a sheet of them all."""
+"""Heatmaps of the same photos after each epoch of a training, and a contact sheet of all of them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from lrp.storage.atomic import os_errors
 
 
 class Watch:
-    """Called after an epoch, explains its photos: `folder`/epoch_NNN/<photo>.png, and `folder`/development.png.
+    """Explains its photos after each epoch: `folder`/epoch_NNN/<photo>.png, and `folder`/development.png.
 
-    As `on_epoch` of `lrp.train.retrain.retrain`, or from any training loop: `watch({"epoch": 3}, loaded)`. The sheet shows
-    what lies in `folder`, so that a training that was killed and goes on has all of it; epoch 0 begins anew.
+    For `on_epoch` of `lrp.train.retrain.retrain`, or in any training loop: `watch({"epoch": 3}, loaded)`. The sheet
+    shows all maps in `folder`, so after a resumed training it is complete; epoch 0 deletes those of an earlier one.
 
     Args:
-        photos: files, looked at in each epoch. One whose folder names a class is asked for that class, another for
-            the one that the model predicts.
+        photos: image files, explained in each epoch: for the class that the photo's folder names, otherwise for the
+            class that the model predicts.
         folder: for the pictures.
-        composite: a preset's name, or what `lrp.Explainer` takes; None: the one that fits the architecture.
-        every: only after every so many-th epoch, and the first two.
+        composite: a preset's name, or another composite that `lrp.Explainer` accepts; None: the preset that fits the
+            architecture.
+        every: explain only after every `every`-th epoch, and after the first two.
 
     Raises:
-        ImageError: a photo cannot be read; now, not in the middle of the training.
+        ImageError: a photo cannot be read; raised here, not during the training.
     """
 
     def __init__(
@@ -65,23 +66,23 @@ class Watch:
             target: Any = meant[0] if len(meant) == 1 else "predicted"
             e = explainer(preprocessing(photo.pixels)[None].to(device), target)
             index = int(e.target[0])
-            sure = float(torch.softmax(e.logits[0].double(), 0)[index])
+            probability = float(torch.softmax(e.logits[0].double(), 0)[index])
             values = e.relevance[0].sum(0).detach().float().cpu().numpy()
             on_photo = preprocessing.geometry.to_photo(values, *photo.pixels.shape[:2])
-            title = f"{class_names[index]} {100 * sure:.1f} %"
-            trust = "" if e.health.ok else f"NOT TRUSTWORTHY: {e.health.problems[0]}"
+            title = f"{class_names[index]} {100 * probability:.1f} %"
+            warning = "" if e.health.ok else f"NOT TRUSTWORTHY: {e.health.problems[0]}"
             picture = heatmap.draw(
                 photo.pixels,
-                [heatmap.Panel(on_photo, title, trust)],
+                [heatmap.Panel(on_photo, title, warning)],
                 title=f"epoch {epoch}",
                 subtitle=photo.path.name,
             )
-            place = folder / f"{self.names[i]}.png"
-            heatmap.save_png(picture, place, {"epoch": str(epoch)}, TrainingError)
+            picture_file = folder / f"{self.names[i]}.png"
+            heatmap.save_png(picture, picture_file, {"epoch": str(epoch)}, TrainingError)
             tile = folder / f"{self.names[i]}.map.png"
             colours = heatmap.colours(on_photo, heatmap.scale([on_photo]))
-            said = {"epoch": str(epoch), "photo": photo.digest, "said": trust or title}
-            heatmap.save_png(_large(colours), tile, said, TrainingError)
+            metadata = {"epoch": str(epoch), "photo": photo.digest, "said": warning or title}
+            heatmap.save_png(_large(colours), tile, metadata, TrainingError)
         sheet = contact_sheet(
             {
                 photo.path.name: [(photo.path, "the photo", ""), *self.shown(i)]
@@ -92,7 +93,7 @@ class Watch:
         heatmap.save_png(sheet, self.folder / "development.png", {}, TrainingError)
 
     def shown(self, i: int) -> list[Entry]:
-        """The maps of a photo that lie in the folder, epoch by epoch, each with what is written below it."""
+        """The maps of a photo in the folder, sorted by epoch, each with its titles."""
         found: list[tuple[int, Entry]] = []
         for tile in self.folder.glob(f"epoch_*/{glob.escape(self.names[i])}.map.png"):
             facts = heatmap.read_metadata(tile)
@@ -102,13 +103,13 @@ class Watch:
 
 
 def _large(colours: np.ndarray) -> Image.Image:
-    """A tiny photo's map is enlarged by a whole number, so that its pixels stay squares."""
+    """The map of a small photo, enlarged by an integer factor, so that its pixels stay squares."""
     factor = max(1, 208 // max(colours.shape[:2]))
     return Image.fromarray(colours.repeat(factor, 0).repeat(factor, 1))
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """Each its own, also of photos that have one name in different folders."""
+    """A different name for each photo, also for equal file names in different folders."""
     names: list[str] = []
     for file in files:
         name = file.stem if file.stem not in names else f"{file.parent.name}_{file.stem}"
