@@ -1,4 +1,4 @@
-"""What is known of a graph and its rules that saves work, and of each operation in it."""
+"""Facts about a graph, its rules and each of its operations that save work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Plan:
 
     Attributes:
         coarse: products of one sign may run in bfloat16.
-        branching: programs may look at their tensors and decide.
+        branching: programs may branch on values of tensors.
     """
 
     graph: Graph
@@ -42,7 +42,7 @@ class Plan:
     def site(
         self, operation: Operation, value: dict[fx.Node, Any], versions: Versions, known: dict[str, Any]
     ) -> Site:
-        """`value`: of each node, in the program; `known`: what a `Site` holds."""
+        """`value`: the value of each node in the program; `known`: the fields of a `Site`."""
         plain = operation.name in PLAIN and operation.arguments.get("groups", 1) == 1
         below = operation.node in self.zero_below
         users = [user for user in operation.node.users if self._is_relu(user)]
