@@ -150,7 +150,7 @@ def _names(root: Path | str, folders: Sequence[str]) -> list[str]:
 def _read(
     samples: Sequence[Sample], max_megapixels: float, advance: Callable[[int, int], None]
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Digest of each readable file by path, and (path, reason) of the others: each is decoded, because only that shows it."""
+    """Digest of each readable file by path, and (path, reason) of the others; only decoding shows which is which."""
 
     def look(sample: Sample) -> str | ImageError:
         try:

@@ -8,8 +8,8 @@ where `part` is a part of the input (a, a⁺, a⁻, 1), v a version of the weigh
 One such fraction is a `Branch`; `hand_down` computes it. `lrp.engine.speed` computes the same numbers with
 less work.
 
-The stabiliser is s(D) = D + ε sgn(D). Where D is exactly 0, no input can receive
-a share: the relevance there is *dropped*, and the ledger records it. The three losses are:
+The stabiliser is s(D) = D + ε sgn(D). Where D is exactly 0, no input can receive a share: the relevance there is
+*dropped*, and the ledger records it. The three losses are:
 
     bias     Σ R c / s(D)              the share of the bias
     epsilon  Σ R (s(D) − D) / s(D)     the share of the stabiliser

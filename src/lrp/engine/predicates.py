@@ -1,4 +1,4 @@
-"""Predicates that select the operations for a rule: by family, name, path, module, position, or any function of an `Operation`."""
+"""Predicates that select operations for a rule: by family, name, path, module, position, or a function of an `Operation`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-r"""The rules of layer-wise relevance propagation for affine operations, as frozen values: equations, independent of graphs.
+r"""The rules of layer-wise relevance propagation for affine operations: equations as frozen values, without graphs.
 
 Letters, as in the papers: a input, w weights, b bias, z = Σ a w + b output, R relevance,
 x⁺ = max(x, 0), x⁻ = min(x, 0). A rule only lists which part of the input is multiplied by which version of
-the weights (`branches`); `affine.hand_down` computes the result, and documents its form. The rules of all other operations are in
-`rules_beyond_affine`.
+the weights (`branches`); `affine.hand_down` computes the result, and documents its form. The rules of all other
+operations are in `rules_beyond_affine`.
 
 Sources: Bach et al. 2015 (LRP, ε, αβ); Montavon et al. 2017 (z⁺, w², zᴮ) and 2019 (γ, composites);
 Kohlbrenner et al. 2020 (flat).
@@ -183,7 +183,7 @@ class SumRule(AnyStabilised):
             dims: how many dimensions z has.
 
         Returns:
-            Relevance per summand that is data, [N, *out]: the caller sums it over dimensions along which a summand was broadcast.
+            Relevance per summand that is data, [N, *out]: the caller sums it over broadcast dimensions.
         """
         counts = [(self.measure(value), is_data) for value, is_data in summands]
         d = z if self.signed else sum(count for count, _ in counts)

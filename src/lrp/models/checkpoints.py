@@ -70,7 +70,7 @@ def save_checkpoint(
 
 
 def sidecar_facts(path: str | Path) -> dict[str, Any] | None:
-    """The facts that `save_checkpoint` was given about these weights; None: there are none, or they belong to another file."""
+    """The facts that `save_checkpoint` stored about these weights; None if there are none, or of another file."""
     try:
         content = json.loads(sidecar_of(Path(path)).read_text(encoding="utf-8"))
         facts, sha256 = content["training"], content["sha256"]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from lrp.errors import ModelError
 from lrp.storage.download import reason
 
-# The keys under which training loops store the state dict (Lightning and timm, PyTorch's tutorials, torchvision and DeiT, others),
-# and the prefixes that DataParallel and torch.compile add to every name.
+# The keys under which training loops store the state dict (Lightning and timm, PyTorch's tutorials, torchvision and
+# DeiT, others), and the prefixes that DataParallel and torch.compile add to every name.
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")
 LISTED = 20
@@ -46,7 +46,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
             import safetensors.torch
 
             return safetensors.torch.load_file(path)
-        # Training loops store their options with the weights, often as a Namespace; that class holds values and runs no code.
+        # Training loops store their options with the weights; a Namespace holds values and runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # what a damaged file raises depends on where it is damaged
@@ -125,7 +125,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, pat
     # Batch norm's step counter is missing in old files; only training would use it.
     given = OrderedDict((n, t) for n, t in expected.items() if n.endswith("num_batches_tracked"))
     given.update(tensors)
-    # The modules' versions, which mnasnet needs. safetensors cannot store them, but its files are newer than these versions.
+    # The modules' versions, which mnasnet needs. safetensors cannot store them, but is newer than these versions.
     versions = getattr(tensors, "_metadata", expected._metadata)  # type: ignore[attr-defined]
     given._metadata = versions  # type: ignore[attr-defined]
     try:

@@ -86,7 +86,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def words(text: str, width: int = 30) -> str:
-    """The text wrapped to lines of `width` characters, never shortened; dollar signs are escaped, so that none begins a formula."""
+    """The text wrapped to lines of `width` characters, never shortened; dollar signs, which begin formulas, are escaped."""
     shown = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     lines = [""]
     # File names have no spaces, so lines are also broken after other characters.

@@ -164,7 +164,7 @@ def transparent(maps: Sequence[np.ndarray], limit: float) -> Image.Image:
 
 
 def _strong(share: np.ndarray) -> np.ndarray:
-    """Colours of [H, W] from -1 to 1, without the faintest ones, which are almost white and would only lighten the background."""
+    """Colours of [H, W] from -1 to 1, without the faintest: almost white, they would only lighten the background."""
     return colours(np.sign(share) * (0.55 + 0.45 * np.abs(share)), 1)
 
 

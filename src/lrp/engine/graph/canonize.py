@@ -1,4 +1,4 @@
-"""The captured graph -> the canonical graph: all rewrites, then the facts about each operation that composites and rules need."""
+"""The captured graph -> the canonical graph: all rewrites, then facts about each operation for composites and rules."""
 
 from __future__ import annotations
 

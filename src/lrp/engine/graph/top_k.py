@@ -16,7 +16,7 @@ from lrp.engine.graph.ops import Operation
 
 
 def largest(operation: Operation, outputs: list[Any], share: float) -> tuple[list[Any], Any]:
-    """(the kept relevance, the sum of the dropped). Kept is this `share` of an image's elements, the largest by signed value; 0: all."""
+    """(kept relevance, sum of the dropped); `share` of an image's elements, the largest signed ones, is kept; 0: all."""
     if not share or operation.family not in ("conv", "linear", "pool", "maxpool"):
         return outputs, 0.0
     r = outputs[0]

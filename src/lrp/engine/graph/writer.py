@@ -1,4 +1,4 @@
-"""Tensor code run on proxies -> nodes of a torch.fx graph, with constants named after the tensors that they are computed from."""
+"""Tensor code run on proxies -> nodes of a torch.fx graph, with constants named after their source tensors."""
 
 from __future__ import annotations
 

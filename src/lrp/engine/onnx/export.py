@@ -73,7 +73,7 @@ class _FixedTarget(nn.Module):
 
 
 class _TargetInput(_FixedTarget):
-    """A program whose input is also the class of each image, -1 for the predicted one: (image, target) -> (logits, relevance)."""
+    """A program with the class of each image as an input, -1 for the predicted one: (image, target) -> (logits, relevance)."""
 
     def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         classes = torch.arange(self.get_buffer("weight").shape[1], device=target.device)

@@ -8,25 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CLOSES = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-3,
-}  # limit of the unexplained part, relative to the Σ|R| entering a node
-AGREES = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-4,
-}  # limit of the difference to the model's logits, relative to the largest; the larger one of both dtypes
-COARSE = 1e-2  # CLOSES and SIGNS in mixed precision: rounding errors of up to 1/256 that largely cancel; 6e-3 was the worst seen
-APART = {
-    torch.float64: 1e-8,
-    torch.float32: 1e-3,
-}  # limit of the difference, relative to the largest logit, of an image alone and in its batch
-SIGNS = {
-    torch.float64: 1e-12,
-    torch.float32: 1e-5,
-}  # limit of `wrong_sign`: rounding errors of fast convolutions
+# The limits of a correct explanation.
+# Unexplained relevance, relative to the Σ|R| entering a node:
+CLOSES = {torch.float64: 1e-9, torch.float32: 1e-3}
+# Difference to the model's logits, relative to the largest one; the larger limit of both dtypes counts:
+AGREES = {torch.float64: 1e-9, torch.float32: 1e-4}
+HALF = 3e-2  # the same, for a model in half precision
+# Difference between the logits of an image alone and in its batch, relative to the largest one:
+APART = {torch.float64: 1e-8, torch.float32: 1e-3}
+# `wrong_sign`, for the rounding errors of fast convolutions:
+SIGNS = {torch.float64: 1e-12, torch.float32: 1e-5}
+# CLOSES and SIGNS in mixed precision: rounding errors of up to 1/256 largely cancel; 6e-3 was the worst seen.
+COARSE = 1e-2
 LEAST = 1e-30  # below this Σ|R| float32 is too imprecise for an account to close, and it need not
-HALF = 3e-2  # AGREES of a model in half precision
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """`affine.hand_down` with less work: the same relevance, tested against it.
 
 What is saved: terms of a⁻ where a >= 0; products that the net computes anyway (z, max(z, 0)); the second denominator of
-αβ (`subtraction`); two of γ's products (`gamma`); the additions of ε and the tests for D = 0 (`epsilon_in_bias`); and half the
-time of products whose terms have one sign (`low_precision`).
+αβ (`subtraction`); two of γ's products (`gamma`); the additions of ε and the tests for D = 0 (`epsilon_in_bias`);
+and half the time of products whose terms have one sign (`low_precision`).
 """
 
 from __future__ import annotations

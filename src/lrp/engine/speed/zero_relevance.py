@@ -1,7 +1,7 @@
 """Where relevance is provably zero: programs then skip the half of their work whose result is zero.
 
 ReLU outputs 0 wherever z <= 0, so rules that share in proportion to their input (ε, γ, αβ, z⁺) send no relevance there:
-relevance at z is zero wherever z <= 0, and a rule that treats positive and negative outputs differently has only the positive ones.
+relevance at z is zero wherever z <= 0, and a rule that differs by the sign of z needs z > 0 only.
 Flat, w² and zᴮ give relevance to inputs of 0: below these rules nothing can be proved.
 """
 
