@@ -131,7 +131,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Imported at first use: torch takes seconds, and `lrp --help` needs none of it.
+# Imported at first use: importing torch takes seconds, and `lrp --help` does not need it.
 _PACKAGES = {
     "engine.explainer": ("Explainer", "explain"),
     "engine.results.explanation": ("Explanation", "Explanations"),
@@ -181,11 +181,11 @@ _PACKAGES = {
         "TargetError", "TrainingError", "UnsupportedError",
     ),
 }  # fmt: skip
-_PUBLIC = {name: room for room, names in _PACKAGES.items() for name in names}
+_PUBLIC = {name: module for module, names in _PACKAGES.items() for name in names}
 __all__ = ["__version__", *_PUBLIC]
 
 
-if not TYPE_CHECKING:  # for mypy a name that is not above is an error
+if not TYPE_CHECKING:  # so that mypy reports a name that is not listed above
 
     def __getattr__(name: str) -> Any:
         if name not in _PUBLIC:

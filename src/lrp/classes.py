@@ -1,4 +1,4 @@
-"""Class names and their indices: which output of the model does a word mean?"""
+"""Class names and their indices: which output of the model a word means."""
 
 import difflib
 import re
@@ -12,8 +12,8 @@ from lrp.errors import TargetError
 def class_index(text: str | int, class_names: Sequence[str]) -> int:
     """The index of the class that `text` means.
 
-    A name counts before a number, so that "7" is a digit classifier's class 7 whatever its order. Case does
-    not count, nor do parentheses, nor the choice between space, hyphen and underscore. A WordNet id of
+    A name takes precedence over a number, so that "7" is a digit classifier's class 7 whatever its order. Case,
+    parentheses, and the choice between space, hyphen and underscore are ignored. A WordNet id of
     ImageNet-1k ("n02123045") means the class with its name ("tabby").
 
     Raises:
@@ -60,7 +60,7 @@ def wnid_name(text: str) -> str | None:
 
 
 def nearest(text: str, class_names: Sequence[str], count: int = 5) -> list[str]:
-    """Names to suggest, as "'tabby' (281)": first those that hold the words ("cat": "tiger cat"), then similar ones."""
+    """Names to suggest, as "'tabby' (281)": first those that contain the words ("cat": "tiger cat"), then similar ones."""
     wanted = _plain(text)
     by_name = {_plain(name): f"{name!r} ({i})" for i, name in reversed(list(enumerate(class_names)))}
     holding = [name for name in by_name if wanted and f" {wanted} " in f" {name} "]
@@ -70,9 +70,9 @@ def nearest(text: str, class_names: Sequence[str], count: int = 5) -> list[str]:
 
 _INTEGER, _WNID = r"\s*[+-]?\d{1,18}\s*", r"n\d{8}"
 
-# Where names mislead. "crane" is both the bird's and the machine's in timm, the machine's alone in torchvision; the dog
-# "Cardigan" and the garment "cardigan" differ by case alone: not at all to `class_index`, nor as folders on many systems.
-# So the bare word, which could mean either, is now the name of neither.
+# Names that are ambiguous. "crane" is both the bird's and the machine's in timm, the machine's alone in torchvision; the dog
+# "Cardigan" and the garment "cardigan" differ in case only, which `class_index` and many file systems ignore.
+# All of them are renamed, so that the bare word, which could mean either, is the name of neither.
 _CLEARER = {
     134: "crane (bird)",
     264: "Cardigan (dog)",
@@ -85,20 +85,20 @@ _CLEARER = {
 def imagenet_names() -> tuple[str, ...]:
     """The 1000 short names of ImageNet-1k ("tabby", "espresso"), in the order of a model's outputs.
 
-    torchvision's but for a few, and unique even if case and punctuation do not count: one table for all models.
+    torchvision's names except a few, and unique even if case and punctuation are ignored: one table for all models.
     """
     return tuple(_CLEARER.get(index, name) for index, name in enumerate(_torchvision_names()))
 
 
 @cache
 def _torchvision_names() -> tuple[str, ...]:
-    import torchvision.models  # not above: it takes a second, and looking up a name needs no torch
+    import torchvision.models  # imported here: it takes a second, and looking up a name needs no torch
 
     return tuple(torchvision.models.VGG19_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def clear_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """The names as they are; but ours, if they are torchvision's names of ImageNet-1k."""
+    """The names unchanged; or `imagenet_names`, if they are torchvision's names of ImageNet-1k."""
     return imagenet_names() if _of_imagenet(class_names) else tuple(class_names)
 
 
@@ -129,5 +129,5 @@ def timm_class_names(count: int, label_names: Sequence[str] | None = None) -> tu
 
 @lru_cache(2**15)  # every folder of a data set is compared with every class
 def _plain(text: str) -> str:
-    """What counts of a name when names are compared."""
+    """A name in the normal form in which names are compared."""
     return " ".join(re.sub(r"[\s_()-]+", " ", unicodedata.normalize("NFKC", text).casefold()).split())

@@ -1,4 +1,4 @@
-"""What can go wrong, one class per room. Every message says what was expected, what came, where, what to do."""
+"""The exceptions, one class per package. Every message states what was expected, what was received, where, what to do."""
 
 
 class LrpError(Exception):
@@ -26,7 +26,7 @@ class OptionError(LrpError):
 
 
 class InputError(LrpError):
-    """The images handed to an explainer cannot be explained: wrong shape, not finite, none at all."""
+    """The images handed to an explainer cannot be explained: wrong shape, not finite, an empty batch."""
 
 
 class TargetError(LrpError):
@@ -34,7 +34,7 @@ class TargetError(LrpError):
 
 
 class LedgerError(LrpError):
-    """A ledger was asked for after the model or the images it belongs to had changed."""
+    """A ledger was requested after the model or the images it belongs to had changed."""
 
 
 class ModelError(LrpError):
@@ -54,11 +54,11 @@ class BusyError(LrpError):
 
 
 class PredictionsError(LrpError):
-    """A predictions CSV cannot be read, written, or gone on with."""
+    """A predictions CSV cannot be read, written, or continued."""
 
 
 class TrainingError(LrpError):
-    """What is to be trained on, or with, is not what was expected; or training went wrong."""
+    """The data or settings of a training are not what was expected, or training failed."""
 
 
 class ReportError(LrpError):

@@ -1,4 +1,4 @@
-"""Results as plain values: what JSON holds, and shares in words. Standard library alone."""
+"""Results as plain values for JSON, and percentages as text. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Plain:
     """A dataclass that can be written as JSON."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Its fields; dicts, lists, texts, numbers, booleans and None all the way down."""
+        """Its fields; nested dicts, lists, strings, numbers, booleans and None."""
         return _fields(self)
 
 
@@ -20,7 +20,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """The same in what JSON has: dataclasses and mappings as dicts, sequences as lists."""
+    """The same value in the types of JSON: dataclasses and mappings as dicts, sequences as lists."""
     if value is None or isinstance(value, (str, float, int)):
         return value
     if isinstance(value, Plain):
@@ -33,7 +33,7 @@ def plain(value: Any) -> Any:
 
 
 def percent(value: float) -> str:
-    """With a decimal; near 100 with as many as show that it is less: "87.8 %", "99.9998 %"."""
+    """A percentage with one decimal; near 100 with enough decimals to show that it is less: "87.8 %", "99.9998 %"."""
     for decimals in range(1, 9):
         text = f"{100 * value:.{decimals}f}"
         if value == 1 or not text.startswith("100"):

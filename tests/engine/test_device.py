@@ -41,11 +41,11 @@ def test_a_pass_waits_for_nothing_from_the_device(name, preset):
     prepared = lrp.Explainer(model, lrp.preset(preset, **BOX)).prepare(x)
     classes = prepared.graph.logits.meta["shape"][1]
     seeds = [torch.zeros(*shape, device="meta") for shape in ((2, classes), (2, classes), (2,))]
-    for coarse in (False, True):  # exact and mixed
-        plan = dataclasses.replace(prepared.builder.speed, branching=False, coarse=coarse)
+    for low_precision in (False, True):  # exact and mixed
+        plan = dataclasses.replace(prepared.builder.speed, data_dependent=False, low_precision=low_precision)
         builder = dataclasses.replace(prepared.builder, speed=plan)
         program = builder.program().module.to("meta")
-        assert coarse == (torch.bfloat16 in [b.dtype for b in program.buffers()]) or preset in WITHOUT
+        assert low_precision == (torch.bfloat16 in [b.dtype for b in program.buffers()]) or preset in WITHOUT
         relevance, logits, start = program(x.to("meta"), *seeds)
         assert relevance.is_meta and relevance.shape == x.shape
         assert logits.shape == start.shape == (2, classes)
@@ -65,7 +65,7 @@ def test_only_a_cpu_branches(monkeypatch):
     kinds = {}
     for compile in (False, True):
         explainer = lrp.Explainer(model, "epsilon_alpha2_beta1", compile=compile)
-        kinds[compile] = explainer.prepare(x).builder.branching
+        kinds[compile] = explainer.prepare(x).builder.data_dependent
     assert kinds == {False: True, True: False}
 
 

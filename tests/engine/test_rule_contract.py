@@ -212,8 +212,8 @@ def test_a_wrong_sign_turns_health_red(net, optimise, dtype):
     health = lrp.Explainer(net, of(WrongSign()), dtype=dtype, optimise=optimise)(X).health
     assert not health.ok
     assert any(
-        "(conv2d, WrongSign) declares a sign of its denominators that " in p
-        and p.endswith("of them have not: leave `sign` out of its Branch, or mend its terms")
+        "(conv2d, WrongSign): a Branch declares the sign of its denominator, and " in p
+        and p.endswith("of Σ|D| has the other sign: remove `sign` from the Branch, or correct its terms")
         for p in health.problems
     ), health
 

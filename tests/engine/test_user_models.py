@@ -312,7 +312,7 @@ def test_control_flow_on_pixels_names_the_line(model):
             lambda: lrp.explain(Net(lambda z: z * z.flip(1)).eval(), X, 0,
                                 lrp.Composite([(lrp.family("product"), lrp.SignalTakesAll())])),
             lrp.CompositeError,
-            "SignalTakesAll at model (mul): which of its operands that is cannot be told; use Halves() or say "
+            "SignalTakesAll at model (mul): the graph does not show which operand is the signal; use Halves() or "
             "SignalTakesAll(signal=0 or 1).",
         ),
         (lambda: lrp.SignalTakesAll(2), lrp.RuleError, "SignalTakesAll(signal=2): signal must be 0, 1 or None."),

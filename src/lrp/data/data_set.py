@@ -10,16 +10,16 @@ from lrp.classes import classes_meant, nearest
 from lrp.errors import DataError
 
 SPLITS = ("val", "validation", "valid", "train", "test")
-"""Names of folders that stand above the class folders; where none is asked for, the first that is there counts."""
+"""Names of folders that contain the class folders of a split; if none is requested, the first that exists is used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     path: str
-    """As written to the CSV: the data set's folder as given, then the relative path, joined with "/"; printable
-    even where the file's name is no valid UTF-8."""
+    """As it is written to the CSV: the data set's folder as given, then the relative path, joined with "/"; printable
+    even where the file's name is not valid UTF-8."""
     file: Path
-    """To open. A folder that cannot be listed is a sample itself, so that `open_photo` says why."""
+    """The path to open. A folder that cannot be listed is a sample itself, so that `open_photo` raises the reason."""
     category: str
     """The class folder's name."""
 
@@ -28,20 +28,20 @@ class Sample:
 class DataSet:
     """A tree DATA/<class>/<image>, or one with train/, val/, ... above the classes. Iterating gives its samples.
 
-    They come as a stream, anew at each iteration, sorted by category and then by relative path, both as bytes: the
-    same order on every machine. In memory is one folder's list of names at a time (and those of the folders above).
+    Each iteration reads the tree again and yields samples sorted by category and then by relative path, both as bytes:
+    the same order on every machine. Only one folder's list of names is in memory (and those of its parent folders).
 
-    Every regular file below a class folder is a sample, whatever its name and however deep it lies. Names that
-    begin with a dot are passed over, and so are pipes, sockets and devices, files that lie beside the class folders,
-    and links unless they are followed. A link to a folder that lies on the way to it is never followed.
+    Every regular file below a class folder is a sample, whatever its name and at any depth. Skipped are names that
+    begin with a dot, pipes, sockets and devices, files next to the class folders, and links unless `follow_links`
+    is set. A link to one of its own parent folders is never followed.
     """
 
     root: str
-    """As given, without a slash at its end."""
+    """The given path, without a slash at its end."""
     split: str
     """The split that is read, "all", or "" where the class folders lie directly in `root`."""
     splits: tuple[str, ...]
-    """The splits that are there."""
+    """The splits that exist."""
     categories: tuple[str, ...]
     """The names of the class folders, sorted."""
     follow_links: bool
@@ -50,14 +50,14 @@ class DataSet:
 
     @classmethod
     def open(cls, root: Path | str, split: str | None = None, follow_links: bool = False) -> "DataSet":
-        """Find the class folders, and that there is a file in one of them.
+        """Find the class folders, and check that one of them contains a file.
 
-        "train" may also be a class, and so a folder with the name of a split is one only if it holds folders, and
-        if there are two such folders, or none with another name, or `split` says so.
+        "train" may also be the name of a class. A folder with the name of a split is therefore a split only if it
+        contains folders, and if there are two such folders, or none with another name, or `split` names it.
 
         Args:
-            split: one of those that are there, or "all" for all of them together. None: the first of `SPLITS`
-                that is there, or the tree itself.
+            split: one of those that exist, or "all" for all of them together. None: the first of `SPLITS` that
+                exists, or the tree itself.
 
         Raises:
             DataError: no such folder, no such split, no class folders, or no file in them.
@@ -103,7 +103,7 @@ class DataSet:
             _class_folders=tuple(found),
         )
         if next(iter(data), None) is None:
-            raise DataError(data._nothing(beside=len(inside) - len(_folders(inside))))
+            raise DataError(data._why_empty(beside=len(inside) - len(_folders(inside))))
         return data
 
     def __iter__(self) -> Iterator[Sample]:
@@ -113,7 +113,7 @@ class DataSet:
                 file = os.path.join(self.root, relative)
                 yield Sample(_text(file).replace(os.sep, "/"), Path(file), category)
 
-    def _nothing(self, beside: int) -> str:
+    def _why_empty(self, beside: int) -> str:
         """Why there is no sample; `beside` is the number of files that lie directly in the folder."""
         where = _one_line(self.root)
         if not self.follow_links:
@@ -121,7 +121,7 @@ class DataSet:
                 DataSet.open(self.root, self.split or None, follow_links=True)
                 return f"{where} holds links only, which are not followed unless asked (follow_links)."
         if self.categories:
-            names = _few([repr(name) for name in self.categories])
+            names = _shortened([repr(name) for name in self.categories])
             return f"{where}: no file in any of its {len(self.categories)} class folders ({names})."
         hint = (
             f" The {beside} files directly in it belong into folders named as their class." if beside else ""
@@ -135,11 +135,11 @@ class Matched:
 
     indices: dict[str, int]
     unmatched: dict[str, list[str]]
-    """Categories that are no class, each with the nearest names and their indices: "'tabby' (281)"."""
+    """Categories that match no class, each with the nearest names and their indices: "'tabby' (281)"."""
 
 
 def match_classes(categories: Sequence[str], class_names: Sequence[str]) -> Matched:
-    """Find for each category the class that it means: by WordNet id, name or index, as `lrp.classes.class_index`.
+    """Find the class that each category means: by WordNet id, name or index, as `lrp.classes.class_index`.
 
     A category that could be several of the model's classes counts as unmatched, with those as the nearest names.
 
@@ -154,13 +154,13 @@ def match_classes(categories: Sequence[str], class_names: Sequence[str]) -> Matc
             indices[category] = meant[0]
         elif meant:
             unmatched[category] = [f"{class_names[i]!r} ({i})" for i in meant]
-        else:  # similar spellings take 10 ms to find: not for a thousand folders, whose list nobody reads
+        else:  # similar names take 10 ms to find: for the first 50 folders only
             unmatched[category] = nearest(category, class_names) if len(unmatched) < 50 else []
     if not indices:
         near = {c: names for c, names in unmatched.items() if names}
         hint = "; ".join(f"{c!r} is near {', '.join(names)}" for c, names in list(near.items())[:3])
         raise DataError(
-            f"no class folder of {len(unmatched)} ({_few([repr(c) for c in unmatched])}) is a class of the model: "
+            f"no class folder of {len(unmatched)} ({_shortened([repr(c) for c in unmatched])}) is a class of the model: "
             f"{hint or 'none has a similar name'}. A WordNet id of ImageNet, a class name or an index from 0 to "
             f"{len(class_names) - 1} is expected."
         )
@@ -177,7 +177,7 @@ def match_classes(categories: Sequence[str], class_names: Sequence[str]) -> Matc
 
 
 def _files(root: str, folder: str, follow_links: bool) -> Iterator[str]:
-    """Files below root / folder, relative to root, sorted as bytes. What cannot be listed is given instead."""
+    """Files below root / folder, relative to root, sorted as bytes. A folder that cannot be listed is yielded itself."""
     pending = [folder + "/"]  # a stack, because folders may be nested deeper than Python calls
     while pending:
         relative = pending.pop()
@@ -195,14 +195,14 @@ def _files(root: str, folder: str, follow_links: bool) -> Iterator[str]:
 def _names(folder: str, follow_links: bool) -> list[str]:
     """The files, and with a slash at the end the folders, in a folder; sorted as bytes, slash included.
 
-    So a tree read in this order gives its paths in their own order: "a-b", "a.jpg", "a/b".
+    A tree that is read in this order gives sorted paths: "a-b", "a.jpg", "a/b".
     """
     names = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            with suppress(OSError):  # a link to itself, or gone meanwhile
+            with suppress(OSError):  # a link to itself, or deleted in the meantime
                 if entry.is_symlink() and not follow_links:
                     continue
                 if entry.is_dir():
@@ -213,7 +213,7 @@ def _names(folder: str, follow_links: bool) -> list[str]:
 
 
 def _leads_back(root: str, folder: str) -> bool:
-    """Whether a folder, reached through links, is one of those above it."""
+    """Whether a folder, reached through links, is one of its own parent folders."""
     here = os.stat(os.path.join(root, folder))
     parts = folder.rstrip("/").split("/")[:-1]
     return any(os.path.samestat(here, os.stat(os.path.join(root, *parts[:n]))) for n in range(len(parts) + 1))
@@ -228,7 +228,7 @@ def _bytes(name: str) -> bytes:
 
 
 def _text(name: str) -> str:
-    """A file's name as text: bytes that are no UTF-8 are written out, as "\\xff"."""
+    """A file's name as text: bytes that are not UTF-8 are escaped, as "\\xff"."""
     return _bytes(name).decode("utf-8", "backslashreplace")
 
 
@@ -236,7 +236,7 @@ def _one_line(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _text(name))
 
 
-def _few(items: Sequence[str], count: int = 5) -> str:
+def _shortened(items: Sequence[str], count: int = 5) -> str:
     return ", ".join(items[:count]) + (", ..." if len(items) > count else "")
 
 

@@ -1,4 +1,4 @@
-"""Imagenette and Imagewoof: fetched, proven as far as anything is known to prove them by, unpacked whole or not at all."""
+"""Imagenette and Imagewoof: downloaded, verified by what is published about them, unpacked completely or not at all."""
 
 import hashlib
 import json
@@ -19,27 +19,27 @@ from lrp.storage.locks import Lock
 PUBLISHER = "https://s3.amazonaws.com/fast-ai-imageclas/"
 
 Progress = Callable[[str, int, int | None], None]
-"""Is told the step, "downloading" or "unpacking", and of the archive the bytes done and those there are."""
+"""Called with the step, "downloading" or "unpacking", and the archive's bytes that are done and in total."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive, FOLDER/train/<class>/<image> and FOLDER/val/<class>/<image>, and what is known of it."""
+    """A published archive, FOLDER/train/<class>/<image> and FOLDER/val/<class>/<image>, and the facts that verify it."""
 
     title: str
     file: str
     """Its name at the publisher's; the folder in it has the same, without ".tgz"."""
     size: int
-    """About as many bytes as it has. Anything a fifth larger is not it."""
+    """Its approximate size in bytes. A file more than a fifth larger is refused."""
     train: int
     val: int
     """How many images there are."""
     classes: tuple[str, ...]
     """The names of the class folders."""
     md5: str | None = None
-    """None: none is known for certain. Then its structure has to do."""
+    """None: not known for certain; then only its structure is verified."""
     largest: int = 64 * MEGABYTE
-    """No file in it has more bytes."""
+    """The limit for the bytes of one file in it."""
     publisher: str = PUBLISHER
 
     @property
@@ -52,7 +52,7 @@ class Archive:
 
     @property
     def limits(self) -> Limits:
-        """Photos hardly shrink when packed. A Mac packs a hidden file with each."""
+        """Photos hardly compress, hence 2 x size. macOS adds a hidden file for each file, hence 2 x count."""
         return Limits(
             count=2 * (self.train + self.val + len(self.classes)) + 1000,
             total=2 * self.size,
@@ -101,7 +101,7 @@ ARCHIVES = {
     )
     for name, train, val, classes, sums in (
         ("imagenette", 9469, 3925, _IMAGENETTE, _MD5),
-        # The checksums in circulation disagree: the archives were replaced in 2021, when noisy labels came to them.
+        # The published checksums disagree: the archives were replaced in 2021, when noisy labels were added.
         ("imagewoof", 9025, 3929, _IMAGEWOOF, {}),
     )
     for size, suffix in _SUFFIXES.items()
@@ -114,11 +114,11 @@ ARCHIVES = {
 class Obtained:
     folder: Path
     fresh: bool
-    """False: it was there, complete, and nothing was done."""
+    """False: the complete folder existed already."""
     train: int
     val: int
     sha256: str
-    """Of the archive it came from; "" where that is not recorded."""
+    """Of the archive that was unpacked; "" if that is not recorded."""
 
 
 def download_data(
@@ -127,13 +127,13 @@ def download_data(
     root: str | Path = "data",
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Path:
-    """The folder of a data set, with train/ and val/ in it, downloaded, verified and unpacked if need be.
+    """The folder of a data set, with train/ and val/ in it, downloaded, verified and unpacked if it is missing.
 
     Args:
         name: "imagenette" or "imagewoof".
         size: the photos' shorter side: "full" (1.5 GB), "320px" (0.3 GB) or "160px" (0.1 GB).
         root: folder for the data set's folder and its archive.
-        say: called with what is going on, a sentence at a time, as `print` is.
+        say: called with one sentence for each step, for example `print`.
 
     Raises:
         DataError: there is no such data set; or what `obtain` raises.
@@ -152,34 +152,34 @@ def obtain(
     progress: Progress = lambda step, done, total: None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Obtained:
-    """The data set in `root`, downloaded and unpacked if need be.
+    """The data set in `root`, downloaded and unpacked if it is missing.
 
-    The archive stays beside it, or is taken from there if it was put there by hand. Beside it lies a JSON file too,
-    of the archive's checksums. The folder takes its name only when it is complete; what an interrupted run has
-    unpacked is gone with it, or deleted by the next, and what it has downloaded is gone on with.
+    The archive is kept next to the folder, and used if it was put there by hand. A JSON file next to it holds the
+    archive's checksums. The folder gets its name only when it is complete. What an interrupted run has unpacked is
+    deleted, by that run or the next one; its download is resumed.
 
     Args:
-        overwrite: unpack again even if the folder is there, which is then replaced.
-        say: is told what is going on, a sentence at a time.
+        overwrite: unpack again even if the folder exists, and replace it.
+        say: called with one sentence for each step.
 
     Raises:
-        DataError: the archive cannot be had, or is not what was published; there is no room for it; or the folder
-            is there but not complete.
-        BusyError: another run is at work on it.
+        DataError: the archive cannot be downloaded, or is not the published one; the disk has too little space; or
+            the folder exists but is incomplete.
+        BusyError: another run is writing it.
     """
-    place = root / archive.folder
-    if os.path.lexists(place) and not overwrite:
-        if lacking := _lacking(archive, place):
+    target = root / archive.folder
+    if os.path.lexists(target) and not overwrite:
+        if lacking := _lacking(archive, target):
             raise DataError(
-                f"{archive.title}: {place} is there but not complete: {lacking}. "
+                f"{archive.title}: {target} is there but not complete: {lacking}. "
                 "Move it away, or have it unpacked anew with --overwrite."
             )
-        return Obtained(place, False, archive.train, archive.val, _recorded(root, archive).get("sha256", ""))
+        return Obtained(target, False, archive.train, archive.val, _recorded(root, archive).get("sha256", ""))
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with Lock(place, "choose another --root", DataError), _workroom(root, archive) as room:
+        with Lock(target, "choose another --root", DataError), _work_folder(root, archive) as work:
             packed, sums = _archive(archive, root, progress, say)
-            fresh = room / "new"
+            fresh = work / "new"
             fresh.mkdir()
             _unpack(archive, packed, fresh, progress)
             if lacking := _lacking(archive, fresh / archive.folder):
@@ -188,14 +188,14 @@ def obtain(
                 )
             _record(root, archive, sums, say)
             if hasattr(os, "sync"):
-                os.sync()  # a name must not outlive a power cut that the files under it do not
-            if os.path.lexists(place):
-                os.rename(place, room / "old")
-            os.rename(fresh / archive.folder, place)
+                os.sync()  # after a power cut, the name must not exist without the files below it
+            if os.path.lexists(target):
+                os.rename(target, work / "old")
+            os.rename(fresh / archive.folder, target)
     except OSError as error:
         where = error.filename or root
         raise DataError(f"{archive.title}: {where} cannot be read or written: {reason(error)}.") from error
-    return Obtained(place, True, archive.train, archive.val, sums["sha256"])
+    return Obtained(target, True, archive.train, archive.val, sums["sha256"])
 
 
 def _unpack(archive: Archive, packed: Path, into: Path, progress: Progress) -> None:
@@ -209,7 +209,7 @@ def _unpack(archive: Archive, packed: Path, into: Path, progress: Progress) -> N
 
 
 def _lacking(archive: Archive, folder: Path) -> str:
-    """What a folder lacks to be the data set, as a clause; "" if it is complete."""
+    """What is missing or wrong in a folder, as a clause; "" if it is the complete data set."""
     faults = []
     for split, expected in (("train", archive.train), ("val", archive.val)):
         try:
@@ -233,16 +233,16 @@ def _lacking(archive: Archive, folder: Path) -> str:
 def _archive(
     archive: Archive, root: Path, progress: Progress, say: Callable[[str], None]
 ) -> tuple[Path, dict[str, str]]:
-    """The archive's file, downloaded if need be, and its checksums."""
+    """The archive's file, downloaded if it is missing, and its checksums."""
     path, url = root / archive.file, archive.publisher + archive.file
     if path.exists():
-        _expect_room(archive, root, 0)
+        _expect_disk_space(archive, root, 0)
         say(f"{archive.title}: from {path}, which is there already")
         sums = _sums(path)
         if fault := _fault(archive, path, sums):
             raise DataError(f"{archive.title}: {path} {fault}. Delete it and try again.")
         return path, sums
-    _expect_room(archive, root, max(archive.size - begun(path), 0))
+    _expect_disk_space(archive, root, max(archive.size - begun(path), 0))
     size = f"about {archive.size / MEGABYTE:.0f} MB"
     say(f"{archive.title}: {size} from {url} to {root}")
     sums = {}
@@ -270,7 +270,7 @@ def _archive(
 
 
 def _fault(archive: Archive, path: Path, sums: dict[str, str]) -> str:
-    """Why a file is not the published one, as far as can be told before it is unpacked; "" if it may be."""
+    """Why a file is not the published one, as far as is known before it is unpacked; "" if it may be."""
     with open(path, "rb") as file:
         head = file.read(12)
     if not head.startswith(b"\x1f\x8b"):
@@ -291,8 +291,8 @@ def _sums(path: Path) -> dict[str, str]:
     return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
-def _expect_room(archive: Archive, root: Path, missing: int) -> None:
-    """Asked beforehand, because a disk that fills up after an hour helps nobody. `missing`: bytes to download."""
+def _expect_disk_space(archive: Archive, root: Path, missing: int) -> None:
+    """Raise if the disk has too little space, before a long download begins. `missing`: bytes to download."""
     needed, free = missing + archive.size * 11 // 10, shutil.disk_usage(root).free
     if free < needed:
         raise DataError(
@@ -302,7 +302,7 @@ def _expect_room(archive: Archive, root: Path, missing: int) -> None:
 
 
 def _record(root: Path, archive: Archive, sums: dict[str, str], say: Callable[[str], None]) -> None:
-    """Write down which archive it was: where nobody publishes a checksum, a change is at least noticed."""
+    """Record the archive's checksums: for one without a published checksum, a change is at least noticed."""
     before = _recorded(root, archive).get("sha256", sums["sha256"])
     if before != sums["sha256"]:
         say(
@@ -332,26 +332,26 @@ def _recorded(root: Path, archive: Archive) -> dict[str, str]:
 
 
 @contextmanager
-def _workroom(root: Path, archive: Archive) -> Iterator[Path]:
-    """A hidden folder beside the data set, empty at first and deleted in the end; for who holds the lock."""
-    room = root / f".{archive.folder}.unpacking"
-    room.mkdir(exist_ok=True)
+def _work_folder(root: Path, archive: Archive) -> Iterator[Path]:
+    """A hidden folder next to the data set, empty at first and deleted at the end; only the lock's holder may use it."""
+    work = root / f".{archive.folder}.unpacking"
+    work.mkdir(exist_ok=True)
     remove_drafts(_record_of(root, archive))
     try:
-        _put_back(room / "old", root / archive.folder)
-        for left in list(room.iterdir()):
+        _restore(work / "old", root / archive.folder)
+        for left in list(work.iterdir()):
             _delete(left)
-        yield room
+        yield work
     finally:
         with suppress(OSError):
-            _put_back(room / "old", root / archive.folder)
-            _delete(room)
+            _restore(work / "old", root / archive.folder)
+            _delete(work)
 
 
-def _put_back(old: Path, place: Path) -> None:
-    """Where a run ended between the two renamings that replace the old folder by the new."""
-    if os.path.lexists(old) and not os.path.lexists(place):
-        os.rename(old, place)
+def _restore(old: Path, target: Path) -> None:
+    """Restore the old folder if a run ended between the two renames that replace it by the new one."""
+    if os.path.lexists(old) and not os.path.lexists(target):
+        os.rename(old, target)
 
 
 def _delete(path: Path) -> None:

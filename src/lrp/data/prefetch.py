@@ -1,4 +1,4 @@
-"""Reading in threads beside computing: while one batch is computed on, the next ones are being decoded."""
+"""Reads in threads: while one batch is processed, the next ones are being decoded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 def read_ahead(
     batches: Iterable[tuple[int, Sequence[Item]]], read: Callable[[Item], Any], workers: int
 ) -> Iterator[tuple[int, Sequence[Item], list[Any]]]:
-    """The numbered batches with what `read` gives for each of their items, in order; two are read ahead."""
+    """The numbered batches with the result of `read` for each item, in order; two batches are read ahead."""
     waiting: deque[tuple[int, Sequence[Item], list[Future[Any]]]] = deque()
     pool = ThreadPoolExecutor(workers, "lrp-decode")
     try:

@@ -1,4 +1,4 @@
-"""A folder of classes -> what to train on and what to validate on, with everything in it accounted for."""
+"""A folder of classes -> photos for training and for validation; files that cannot be read are listed."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class TrainingData:
         train, val: in the data set's order.
         classes: one for each class folder, in the order of the model's outputs: sorted by folder.
         broken: (path, reason) of the files that were left out.
-        notes: what a person should know: imbalance, duplicates, tiny classes. One sentence each.
-        fingerprint: of every photo's content, class and side: identifies the data wherever it lies.
+        notes: warnings for the user: imbalance, duplicates, tiny classes. One sentence each.
+        fingerprint: of every photo's content, class and side (train or val): identifies the data wherever it is stored.
     """
 
     train: tuple[Example, ...]
@@ -71,25 +71,25 @@ def split(
     follow_links: bool = False,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrainingData:
-    """Read every photo of a folder once and decide what it is for.
+    """Read every photo of a folder once and assign it to training or validation.
 
-    `root`/train and `root`/val (or validation, valid, test) are taken as they are. A tree without them is split by
-    a hash of each file's content, class by class: the same files give the same split wherever they lie and
-    whatever they are called, and copies of a photo are on one side.
+    `root`/train and `root`/val (or validation, valid, test) are used as they are. A tree without them is split by
+    a hash of each file's content, class by class: the same files give the same split wherever they are
+    stored and whatever their names, and copies of a photo are on the same side.
 
-    A class folder that is a WordNet id of ImageNet-1k gives its class that name, others their own.
+    A class folder named as a WordNet id of ImageNet-1k gets the name of that class; others keep their folder's name.
 
     Args:
         val_share: of each class, for validation, where there is no such folder; at least one photo of a class
             with two or more.
-        seed: another one, another split.
-        max_skip_rate: of all files, how many may be unreadable.
+        seed: another seed gives another split.
+        max_skip_rate: the fraction of all files that may be unreadable.
         advance: called with the number of files read since the last call, and of all.
 
     Raises:
         DataError: no such folder, or no class folders in it.
-        TrainingError: fewer than two classes, classes named alike, a class without a photo to train on, classes
-            of val that train has not, nothing to validate on, or too many broken files.
+        TrainingError: fewer than two classes, classes with the same name, a class without a photo to train on,
+            classes of val that train does not have, no photo to validate on, or too many broken files.
     """
     found = DataSet.open(root, None, follow_links)
     validation = next((name for name in FOR_VALIDATION if name in found.splits), None)
@@ -118,7 +118,7 @@ def split(
         [Example(s, index[s.category], read[s.path]) for s in side if s.path in read] for side in sides
     ]
     notes: list[str] = []
-    train, val = examples if given else _divided(examples[0], val_share, seed, notes)
+    train, val = examples if given else _split_by_content(examples[0], val_share, seed, notes)
     counts = [Counter(e.target for e in side) for side in (train, val)]
     classes = tuple(
         ClassCount(name, folder, counts[0][i], counts[1][i])
@@ -150,7 +150,7 @@ def _names(root: Path | str, folders: Sequence[str]) -> list[str]:
 def _read(
     samples: Sequence[Sample], max_megapixels: float, advance: Callable[[int, int], None]
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Digest of each readable file by path, and (path, reason) of the others: each is decoded, as only that tells."""
+    """Digest of each readable file by path, and (path, reason) of the others; only decoding shows which is which."""
 
     def look(sample: Sample) -> str | ImageError:
         try:
@@ -172,7 +172,7 @@ def _read(
     return read, broken
 
 
-def _divided(
+def _split_by_content(
     examples: Sequence[Example], val_share: float, seed: int, notes: list[str]
 ) -> tuple[list[Example], list[Example]]:
     """(train, val), class by class in the order of a hash of the content; copies stay together."""
@@ -181,15 +181,15 @@ def _divided(
     classes_of: dict[str, set[int]] = {}
     for e in examples:
         classes_of.setdefault(e.digest, set()).add(e.target)
-    torn = {digest for digest, targets in classes_of.items() if len(targets) > 1}
-    if torn:
+    ambiguous = {digest for digest, targets in classes_of.items() if len(targets) > 1}
+    if ambiguous:
         notes.append(
-            f"{len(torn):,} photos lie in more than one class folder; they are all trained on, none validates."
+            f"{len(ambiguous):,} photos lie in more than one class folder; they are all trained on, none validates."
         )
     chosen: set[str] = set()
     for target in sorted({e.target for e in examples}):
-        # A photo that is there five times is one that is drawn or not, whatever the number of its copies.
-        digests = {e.digest for e in examples if e.target == target} - torn
+        # Copies of a photo count as one, and are selected together.
+        digests = {e.digest for e in examples if e.target == target} - ambiguous
         ranked = sorted(digests, key=lambda digest: hashlib.sha256(f"{seed} {digest}".encode()).digest())
         count = round(val_share * len(ranked))
         chosen.update(ranked[: min(max(count, 1), len(ranked) - 1)] if len(ranked) > 1 else ())

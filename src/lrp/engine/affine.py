@@ -1,21 +1,21 @@
-r"""One affine operation z = Σ a w + b as rules see it, and the one step that every rule for it takes.
+r"""One affine operation z = Σ a w + b and the one function that propagates relevance through it for every rule.
 
 Letters, as in the papers: a input, w weights, b bias, z output, R relevance. All these rules have the form
 
     R_j = Σ_k  part_j v_jk  R_k / s(D_k),      D_k = Σ_i part_i v_ik + c_k,
 
-with `part` some part of the input (a, a⁺, a⁻, 1), v some version of the weights, c of the bias: one
-`Branch`. `hand_down` computes it. `lrp.engine.speed` computes the same numbers with less work.
+where `part` is a part of the input (a, a⁺, a⁻, 1), v a version of the weights and c a version of the bias.
+One such fraction is a `Branch`; `hand_down` computes it. `lrp.engine.speed` computes the same numbers with
+less work.
 
-The stabiliser is s(D) = D + ε sgn(D). An exactly empty denominator (D = 0) has nothing to share:
-what reached it is *dropped*, and booked so. Each loss has a formula of its own:
+The stabiliser is s(D) = D + ε sgn(D). Where D is exactly 0, no input can receive a share: the relevance there is
+*dropped*, and the ledger records it. The three losses are:
 
     bias     Σ R c / s(D)              the share of the bias
-    epsilon  Σ R (s(D) − D) / s(D)     what the stabiliser took
+    epsilon  Σ R (s(D) − D) / s(D)     the share of the stabiliser
     dropped  Σ R [D = 0]
 
-Everything here is written as tensor code. It runs on tensors, and on fx proxies, which write it down as
-part of the explanation program.
+The code here runs on tensors, and on fx proxies, which record it as nodes of the explanation program.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ PARTS = {
     "low": "minus the least value that the input can have",
     "high": "minus the largest",
 }
-"""The parts of the input that a `Branch` may name."""
+"""The parts of the input that a `Branch` may use."""
 
 
 class Flow(NamedTuple):
     """What one operation does with the relevance at its output.
 
-    `relevance` goes to its data inputs; the others are sums in relevance units over everything in
-    the batch, float64, computed only where a ledger asks for them. `wrong_sign`: of the denominators whose
-    sign a rule declares, the part of Σ|D| that has the other sign.
+    `relevance` is for its data inputs, None where an input receives none. The other fields are sums over the
+    whole batch, float64; a program computes them only if it has a ledger. `bias`, `epsilon` and `dropped` are in
+    units of the relevance. `wrong_sign`: over the denominators whose sign a rule declares, the part of Σ|D| that
+    has the other sign.
     """
 
     relevance: tuple[Tensor | None, ...]
@@ -61,7 +62,7 @@ class Affine:
     """One affine operation z = forward(a, w) + b.
 
     Attributes:
-        forward: (a, w) -> Σ a w, without bias. A zero padding happens inside: it has no share.
+        forward: (a, w) -> Σ a w, without bias. Zero padding is part of it, and receives no relevance.
         adjoint: (s, w) -> Σ_k w_jk s_k, of the input's shape.
         weight: as `forward` takes it: a tensor, or a `Structured` matrix.
         bias: broadcasts against the output, or None.
@@ -81,13 +82,13 @@ class Branch:
 
     Args:
         terms: (part of a, version of w) each; the parts are the keys of `PARTS`.
-        bias: the version of b that stands in the denominator; None: b is left out.
-        factor: what the fraction is multiplied by.
+        bias: the version of b that is added to the denominator; None: none.
+        factor: the fraction is multiplied by it.
         sign: the denominator is >= 0 (+1) or <= 0 (-1) for every input; 0: it has both signs. The ledger checks it.
-        where: "z > 0" or "z < 0": the fraction is taken at these outputs only; None: at all.
+        where: "z > 0" or "z < 0": the branch applies to these outputs only; None: to all.
 
     Raises:
-        RuleError: no terms, or a part, sign or place that is not known.
+        RuleError: no terms, or an unknown part, sign or `where`.
     """
 
     terms: tuple[tuple[str, Version], ...]
@@ -115,7 +116,7 @@ class Branch:
             raise RuleError(f"Branch(where={self.where!r}): expected 'z > 0', 'z < 0' or None (all outputs).")
 
     def chosen(self, z: Any) -> Any:
-        """Which outputs it is for; None: all."""
+        """The mask of the outputs that the branch applies to; None: all."""
         if self.where is None:
             return None
         return z > 0 if self.where == "z > 0" else z < 0
@@ -125,44 +126,43 @@ def total(relevance: Any) -> Any:
     return relevance.sum(dtype=torch.float64)
 
 
-def stabilise(d: Any, rule: Any, dims: int = 2, every: Any = None) -> Any:
+def stabilise(d: Any, rule: Any, dims: int = 2, all_d: Any = None) -> Any:
     """s(D) = D + ε sgn(D); relative: ε times the root mean square of each sample's D.
 
     Args:
-        dims: D's number of dimensions: a proxy does not tell.
-        every: D of all outputs, where `d` is right at some of them only; for the root mean square.
+        dims: the number of dimensions of D, which a proxy does not know.
+        all_d: D of all outputs, for the root mean square, if `d` is valid at some of them only.
     """
     if rule.epsilon == 0:
         return d
     if rule.relative:
-        mean = (d if every is None else every).square().mean(dim=list(range(1, dims)), keepdim=True)
+        mean = (d if all_d is None else all_d).square().mean(dim=list(range(1, dims)), keepdim=True)
         return d + torch.where(d < 0, -rule.epsilon * mean.sqrt(), rule.epsilon * mean.sqrt())
-    return torch.add(
-        d, torch.sign(d), alpha=rule.epsilon
-    )  # at D = 0 nothing is shared, so sgn(0) does not matter
+    # Where D = 0 relevance is dropped, so sgn(0) = 0 does no harm.
+    return torch.add(d, torch.sign(d), alpha=rule.epsilon)
 
 
-def fraction(relevance: Any, d: Any, rule: Any, dims: int = 2, every: Any = None) -> tuple[Any, ...]:
-    """R / s(D), 0 where D = 0; with what ε took and what was dropped."""
-    s = stabilise(d, rule, dims, every)
+def fraction(relevance: Any, d: Any, rule: Any, dims: int = 2, all_d: Any = None) -> tuple[Any, ...]:
+    """(R / s(D), 0 where D = 0; the share of ε; the dropped relevance)."""
+    s = stabilise(d, rule, dims, all_d)
     quotient = torch.where(d == 0, 0.0, relevance / s)
     return quotient, total(quotient * (s - d)), total(torch.where(d == 0, relevance, 0.0))
 
 
 def wrong_sign(d: Any, sign: int) -> Any:
-    """The part of Σ|D| that has not the sign declared."""
+    """The part of Σ|D| whose sign is not the declared one."""
     return total((-sign * d).clamp(min=0)) / total(abs(d)).clamp(min=torch.finfo(torch.float64).tiny)
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where in a program an affine operation stands: what rules may ask about it besides its weights.
+    """The context of an affine operation in a program: what a rule may need besides the weights.
 
     Attributes:
-        name: how to name the operation in an error.
+        name: the name of the operation in errors.
         dims: the number of dimensions of its output.
-        versions: (w, version) -> version(w), remembered, so that a program and its ledger share positive parts.
-        bounds: a -> (low, high) of the input, to broadcast against it; None: not known here.
+        versions: (w, version) -> version(w), cached, so that a program and its ledger program share positive parts.
+        bounds: a -> (low, high), the range of the input, which broadcasts against it; None: not known.
     """
 
     name: str = "the operation"
@@ -197,39 +197,39 @@ class Site:
         return -low if part == "low" else -high
 
     def hand_down(self, rule: Any, op: Affine, a: Any, z: Any, relevance: Any) -> Flow:
-        """What `AffineRule.through_affine` returns; the sites of `lrp.engine.speed` do the same with less work."""
+        """Compute what `AffineRule.through_affine` returns; the sites of `lrp.engine.speed` need less work for it."""
         return hand_down(rule.branches(), rule, op, self, a, z, relevance)
 
 
 def hand_down(
     branches: Sequence[Branch], rule: Any, op: Affine, site: Site, a: Any, z: Any, relevance: Any
 ) -> Flow:
-    """Hand relevance from one affine operation's output down to its input, by a rule's branches.
+    """Propagate relevance from the output of one affine operation to its input, by a rule's branches.
 
     Args:
-        rule: its `epsilon` and `relative` stabilise, its `bias` tells whether biases count.
+        rule: its `epsilon` and `relative` set the stabiliser; its `bias` is "ignore" if biases are left out.
         a: its input, [N, *in].
         z: its output with bias, [N, *out].
         relevance: at the output, [N, *out], in units of the start relevance (logits).
 
     Returns:
-        Relevance at the input, [N, *in]: `relevance` less what bias, ε and empty denominators took.
+        Relevance at the input, [N, *in]: its sum is that of `relevance` minus bias, epsilon and dropped.
     """
     b = op.bias
     if rule.bias == "ignore" and b is not None:
         z, b = z - b, None
     taken = [(branch, branch.chosen(z), *_denominator(branch, b, op, site, a)) for branch in branches]
     parts = [torch.where(chosen, d, 0.0) for _, chosen, _, _, d in taken if chosen is not None]
-    every = sum(parts[1:], start=parts[0]) if parts else None
+    all_d = sum(parts[1:], start=parts[0]) if parts else None
     received, bias, epsilon, wrong = torch.zeros_like(a), 0.0, 0.0, 0.0
-    dropped = total(nobody(branches, z, relevance))
+    dropped = total(uncovered(branches, z, relevance))
     for branch, chosen, terms, c, d in taken:
         here, r = (v if chosen is None else torch.where(chosen, v, 0.0) for v in (d, relevance))
-        s, by_epsilon, by_nothing = fraction(r, d, rule, site.dims, None if chosen is None else every)
+        s, by_epsilon, by_zero = fraction(r, d, rule, site.dims, None if chosen is None else all_d)
         for part, w in terms:
             share = op.adjoint(s, w) if part == "1" else site.part(a, part) * op.adjoint(s, w)
             received = received + branch.factor * share
-        epsilon, dropped = epsilon + branch.factor * by_epsilon, dropped + branch.factor * by_nothing
+        epsilon, dropped = epsilon + branch.factor * by_epsilon, dropped + branch.factor * by_zero
         bias = bias if c is None else bias + branch.factor * total(s * c)
         wrong = wrong + wrong_sign(here, branch.sign) if branch.sign else wrong
     return Flow((received,), bias, epsilon, dropped, wrong)
@@ -243,10 +243,10 @@ def _denominator(branch: Branch, b: Any, op: Affine, site: Site, a: Any) -> tupl
     return terms, c, sum(products, start=0.0 if c is None else c)
 
 
-def nobody(branches: Sequence[Branch], z: Any, relevance: Any) -> Any:
-    """The relevance at outputs that no branch is for, such as z = 0 under γ."""
-    left = relevance
+def uncovered(branches: Sequence[Branch], z: Any, relevance: Any) -> Any:
+    """The relevance at outputs that no branch applies to, such as z = 0 with γ."""
+    rest = relevance
     for branch in branches:
         chosen = branch.chosen(z)
-        left = torch.zeros_like(left) if chosen is None else torch.where(chosen, 0.0, left)
-    return left
+        rest = torch.zeros_like(rest) if chosen is None else torch.where(chosen, 0.0, rest)
+    return rest

@@ -1,6 +1,6 @@
 """graph -> {operation: rule}: ordered (predicate, rule) pairs, the last match wins. The presets are in `presets`.
 
-A rule is only ever given to an operation that its equation is defined for; the rest keep the default
+A rule is assigned only to operations that it has an equation for; the others keep the default rule
 of their family, so `(everything, Gamma())` means every convolution, linear layer, norm and average.
 """
 
@@ -48,7 +48,7 @@ ATTENTION = ("cp", "attnlrp")
 
 
 def default_rule(operation: Operation, attention: str) -> Rule:
-    """What an operation gets where nobody says otherwise; half each where an operand's part cannot be told."""
+    """The rule of an operation that no pair matches; `Halves` where the graph does not show which operand is the gate."""
     if operation.family in ("product", "matmul") and operation.signal is None:
         return Halves()
     if attention == "attnlrp" and operation.family == "matmul":
@@ -67,9 +67,9 @@ class Composite:
             it, wins. A predicate is `family(...)`, `op(...)`, `path(...)`, `module(...)`, `first`,
             `everything`, or any function of an `Operation`.
         name: for titles and fingerprints.
-        seed: the start it asks for ("softmax" for `kaifishr`); None leaves it to the explainer.
-        top_k: the fraction of an image's relevance elements that go on at the output of each linear,
-            conv and pool, the largest; 0 keeps all.
+        seed: the start relevance that it needs ("softmax" for `kaifishr`); None leaves it to the explainer.
+        top_k: at the output of each linear, conv and pool, keep only this fraction of an image's
+            relevance elements, the largest; 0 keeps all.
         reason: one sentence that says why; `lrp rules` prints it.
         attention: "cp": softmax is a constant; "attnlrp": relevance goes through it.
     """
@@ -114,7 +114,7 @@ class Composite:
         """The rule of every operation.
 
         Raises:
-            CompositeError: a pair names a path that is not there, or a rule that fits nothing it names.
+            CompositeError: a pair names a path that does not exist, or its rule has no equation for what it matches.
         """
         rules = {
             node: default_rule(o, self.attention)

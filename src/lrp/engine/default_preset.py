@@ -1,4 +1,4 @@
-"""The preset that fits an architecture, for callers who name none.
+"""The preset that fits an architecture, used if the caller names none.
 
 Measured by `make faithfulness` and `python benchmarks/architectures.py`; the tables are in the README.
 """
@@ -24,7 +24,7 @@ def default(graph: Graph, **options: Any) -> Composite:
     )  # fmt: skip
 
 
-# What a net's work is done by -> preset, words.
+# The operations that do most of a net's work -> preset, and the words for it in the reason.
 CHOICES = {
     "conv": ("epsilon_gamma_wsquare", "a convolutional net"),
     "attention": ("cp_lrp", "a transformer: attention, and linear layers do most of the work"),
@@ -41,7 +41,7 @@ def _kind(graph: Graph) -> str:
 
 
 def _products(operation: Operation) -> int:
-    """How many products of a weight and an input the operation makes for an image."""
+    """The number of multiplications of a weight and an input that the operation needs for one image."""
     algebra: Any = operation.algebra
     weight = algebra.fixed.weight
     outputs = math.prod(one(operation.shape))

@@ -1,4 +1,4 @@
-"""Explainer: the public face of the engine."""
+"""Explainer: the public class of the engine."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lrp.engine.composite import Composite
 from lrp.engine.default_preset import default
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.canonize import canonize
-from lrp.engine.graph.capture import Captured, as_found, capture
+from lrp.engine.graph.capture import Captured, capture, eval_mode
 from lrp.engine.graph.outputs import HEADS, Output, logits_among
 from lrp.engine.graph.writer import TERMS, Program
-from lrp.engine.model_state import Stamp, version
+from lrp.engine.model_state import ModelState, version
 from lrp.engine.program import SEEDS, Builder
 from lrp.engine.results.explanation import Explanation, Explanations
 from lrp.engine.results.ledger import Ledger, Row
@@ -35,8 +35,8 @@ from lrp.errors import CaptureError, CompositeError, InputError, LrpError
 if TYPE_CHECKING:
     from lrp.engine.results.display import Geometrical
 
-# What was captured of a model serves every explainer of it: fifteen presets need one capture.
-_Captures = dict[Any, tuple[Captured, Stamp]]
+# Captured graphs are shared by all explainers of a model: fifteen presets need one capture.
+_Captures = dict[Any, tuple[Captured, ModelState]]
 _CAPTURES: weakref.WeakKeyDictionary[nn.Module, _Captures] = weakref.WeakKeyDictionary()
 
 
@@ -45,16 +45,16 @@ PRECISIONS = ("exact", "mixed")
 
 @dataclass
 class Prepared:
-    """All that is made once per input shape."""
+    """Everything that is computed once per input shape."""
 
     captured: Captured
     graph: Graph
     composite: Composite
     rules: dict[fx.Node, Rule]
     builder: Builder
-    stamp: Stamp
+    state: ModelState
     plain: Program
-    program: Any  # the same, or compiled
+    program: Any  # `plain`, or its module compiled
     ledger_program: Program | None = None
 
     @functools.cached_property
@@ -66,25 +66,25 @@ class Explainer:
     """Explains the decisions of one model with layer-wise relevance propagation.
 
     Args:
-        model: any module that takes images [N, C, H, W] and returns logits [N, K]. Never written to.
+        model: any module that takes images [N, C, H, W] and returns logits [N, K]. It is never modified.
         composite: a preset's name, a `Composite`, None for the preset that fits the architecture, or a
             function that makes a `Composite` for a captured graph.
         seed: what the relevance starts from: "logit" (the target's logit), "one", or "softmax" (of all
             classes; the target then only names the map).
-        dtype: torch.float32 or torch.float64; None: the model's own, half precision raised to float32.
+        dtype: torch.float32 or torch.float64; None: the model's dtype, or float32 if it is of half precision.
         precision: "exact", or "mixed": in float32, convolutions whose terms are all of one sign run in bfloat16,
-            twice as fast where the processor has it; the rest, logits included, stays as it is.
+            twice as fast on processors that support it; everything else, logits included, stays in float32.
         compile: run the program through torch.compile.
         class_names: K names, so that targets may be names.
         output: which of the model's outputs holds the logits: an index, a key, an attribute, or a tuple of
-            these to go down one after the other. None: the only tensor, or the one called "logits".
-        optimise: False computes every denominator and share as the rules' equations say, by `affine.hand_down` alone:
+            these to follow one after the other. None: the only tensor, or the one called "logits".
+        optimise: False computes every denominator and share as in the rules' equations, by `affine.hand_down` alone:
             slower, for comparison. In float64 the relevance is the same to rounding; "mixed" has no effect then.
         preprocessing: how a photo became the input, as `load_model` gives it; for `Explanation.heatmap(photo)`.
 
-    A softmax or sigmoid that the model ends in is left out: its input, the logits, is explained. DataParallel
-    and torch.compile wrappers are looked through. The model is captured at the first call, once per input shape; any number of images goes through. If
-    the weights change, the next call notices.
+    A softmax or sigmoid at the end of the model is left out: its input, the logits, is explained. DataParallel and
+    torch.compile wrappers are removed. The model is captured at the first call, once per input shape, for any number
+    of images. After a change of the weights, the next call uses the new ones.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Explainer:
         own = floating[0].dtype if floating else torch.float32
         self.dtype = dtype or (own if own in (torch.float32, torch.float64) else torch.float32)
         self.optimise = optimise
-        self.coarse = optimise and precision == "mixed" and self.dtype == torch.float32
+        self.low_precision = optimise and precision == "mixed" and self.dtype == torch.float32
         self._prepared: dict[Any, Prepared] = {}
 
     # ------------------------------------------------------------ explaining
@@ -136,13 +136,13 @@ class Explainer:
         """Explain a batch.
 
         Args:
-            x: [N, C, H, W], preprocessed as the model wants it.
+            x: [N, C, H, W], preprocessed as the model expects it.
             target: "predicted", a class index or name, a `Contrast`, a sequence of N of these, or a start
-                relevance [N, K], used as it stands.
+                relevance [N, K], used as it is.
 
         Raises:
             InputError, TargetError: what is wrong with `x` or `target`.
-            CaptureError, UnsupportedError, CompositeError: the model cannot be explained (so).
+            CaptureError, UnsupportedError, CompositeError: the model cannot be explained, or not by this composite.
         """
         prepared = self.prepare(x)
         request = self._request(target, x, prepared)
@@ -190,48 +190,48 @@ class Explainer:
     ) -> Explanation:
         asked = torch.where((request.weight == 0).all(1, keepdim=True), start, request.weight)
         target = torch.where(request.predicted > 0, logits.argmax(1), asked.argmax(1))
-        return Explanation(relevance, logits, target, start, self, x, version(x), prepared.stamp, request)
+        return Explanation(relevance, logits, target, start, self, x, version(x), prepared.state, request)
 
     # ------------------------------------------------------------ preparing
 
     def prepare(self, x: Tensor) -> Prepared:
-        """Capture the model for images like `x`, assign rules, write the program; all of it kept."""
+        """Capture the model for images like `x`, assign rules, write the program; everything is cached."""
         self._check(x)
         key = (tuple(x.shape[1:]), x.device)
         found = self._prepared.get(key) or self._prepared.get((*key, len(x)))
-        if found is not None and found.stamp.holds(self.model):
+        if found is not None and found.state.holds(self.model):
             return found
         captured = self._capture(x, key)
-        prepared = self._prepare(captured, self._stamp(captured), x.device)
+        prepared = self._prepare(captured, self._state(captured), x.device)
         self._prepared[key if captured.free_batch else (*key, len(x))] = prepared
         return prepared
 
-    def _stamp(self, captured: Captured) -> Stamp:
-        return Stamp.of(self.model, captured.parameters.values())
+    def _state(self, captured: Captured) -> ModelState:
+        return ModelState.of(self.model, captured.parameters.values())
 
     def _capture(self, x: Tensor, key: Any) -> Captured:
-        """The model's graph: of an earlier capture if only weights have changed since."""
+        """The model's graph; that of an earlier capture if only weights have changed since."""
         known = _CAPTURES.setdefault(self.model, {})
         key = (*key, self.output)
-        for place in (key, (*key, len(x))):
-            if place in known and known[place][1].fits(self.model):
-                return known[place][0]
+        for candidate in (key, (*key, len(x))):
+            if candidate in known and known[candidate][1].fits(self.model):
+                return known[candidate][0]
         if self.model.training or any(m.training for m in self.model.modules()):
-            _once_said(self, "the model is in train mode: it is explained in eval mode, and left as it was.")
+            _warn_once(self, "the model is in train mode: it is explained in eval mode, and left as it was.")
         if any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules()):
-            _once_said(self, "the model has forward hooks: it is explained without them.")
+            _warn_once(self, "the model has forward hooks: it is explained without them.")
         captured = capture(self.model, self._as_model_takes(x), self.output)
         if not captured.free_batch:
-            _once_said(
+            _warn_once(
                 self,
                 f"the model can be captured for a fixed number of images only: each batch size is new, now {len(x)}.",
             )
         if captured.head:
-            _once_said(self, f"the model ends in a {captured.head}: its input, the logits, is explained.")
-        known[key if captured.free_batch else (*key, len(x))] = (captured, self._stamp(captured))
+            _warn_once(self, f"the model ends in a {captured.head}: its input, the logits, is explained.")
+        known[key if captured.free_batch else (*key, len(x))] = (captured, self._state(captured))
         return captured
 
-    def _prepare(self, captured: Captured, stamp: Stamp, device: torch.device) -> Prepared:
+    def _prepare(self, captured: Captured, state: ModelState, device: torch.device) -> Prepared:
         with torch.no_grad():
             graph = canonize(captured, captured.values(self.model), self.dtype, device, self.optimise)
             shape = graph.logits.meta["shape"]
@@ -242,11 +242,11 @@ class Explainer:
             wanted = self.composite or default
             chosen = wanted if isinstance(wanted, Composite) else wanted(graph)
             rules = chosen.assign(graph)
-            plan = Plan(graph, rules, self.coarse, device.type == "cpu" and not self.compile)
+            plan = Plan(graph, rules, self.low_precision, device.type == "cpu" and not self.compile)
             builder = Builder(graph, rules, chosen.top_k, self.seed, plan if self.optimise else None)
             plain = builder.program()
         program: Any = torch.compile(plain.module, fullgraph=True) if self.compile else plain
-        return Prepared(captured, graph, chosen, rules, builder, stamp, plain, program)
+        return Prepared(captured, graph, chosen, rules, builder, state, plain, program)
 
     def _as_model_takes(self, x: Tensor) -> Tensor:
         floating = [t for t in self.model.parameters() if t.is_floating_point()]
@@ -288,14 +288,14 @@ class Explainer:
         return RulesTable.of(prepared.graph, prepared.rules, prepared.composite)
 
     def check(self, x: Tensor, *, quiet: bool = False) -> RuleCheck:
-        """Hold the rules, your own among them, against a dense matrix on this model, in float64; print where they differ.
+        """Compare the rules, custom ones included, with a dense matrix on this model, in float64; print where they differ.
 
-        Of every affine operation some outputs are looked at: the rule's equation is written out over the rows of its
-        matrix, which autograd takes from the model's own operation. Of all operations: whether the account closes and
-        whether what the rule declares (signs, `in_proportion`) holds.
+        For some outputs of every affine operation, the rule's equation is evaluated over the rows of the operation's
+        matrix, which autograd computes from the model's own operation. For all operations, the account must close,
+        and what the rule declares (signs, `in_proportion`) must hold.
 
         Args:
-            x: images, of which the first is used.
+            x: images; the first one is used.
             quiet: print nothing.
         """
         exact = Explainer(
@@ -319,23 +319,22 @@ class Explainer:
 
     def _own_output(self, x: Tensor) -> Tensor:
         """What the model itself returns, [N, K]; after a softmax or sigmoid, if it ends in one."""
-        with as_found(self.model), torch.no_grad():
-            own = logits_among(
-                self.model(self._as_model_takes(x).clone()), self.output
-            )  # it may write into x
+        with eval_mode(self.model), torch.no_grad():
+            # On a copy, because the model may write into its input.
+            own = logits_among(self.model(self._as_model_takes(x).clone()), self.output)
         return own.detach().reshape(len(x), -1)
 
     def _as_output(self, logits: Tensor) -> Tensor:
-        """Logits as the model returns them."""
+        """The logits, after the softmax or sigmoid at the end of the model if it has one."""
         head = next(reversed(self._prepared.values())).captured.head
         return HEADS[head](logits) if head else logits
 
     def _ledger(self, x: Tensor, request: Start) -> Ledger:
-        """One image at a time: then a sum over everything is a sum over the image, whatever the layout."""
+        """Run one image at a time: a sum over the whole batch is then the sum over that image, whatever its shape."""
         prepared = self.prepare(x[:1] if self.prepare(x).captured.free_batch else x)
         if not prepared.captured.free_batch and len(x) > 1:
             prepared = self._prepare(
-                capture(self.model, self._as_model_takes(x[:1]), self.output), prepared.stamp, x.device
+                capture(self.model, self._as_model_takes(x[:1]), self.output), prepared.state, x.device
             )
         if prepared.ledger_program is None:
             with torch.no_grad():
@@ -374,7 +373,7 @@ class Explainer:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, where it comes wrapped for several devices or by torch.compile."""
+    """The model without wrappers: DataParallel, DistributedDataParallel, torch.compile."""
     inner: Any = model
     while True:
         if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -385,10 +384,10 @@ def _unwrapped(model: nn.Module) -> nn.Module:
             return inner
 
 
-def _once_said(explainer: Explainer, sentence: str) -> None:
-    if sentence not in explainer.__dict__.setdefault("_said", set()):
-        explainer.__dict__["_said"].add(sentence)
-        warnings.warn(sentence, stacklevel=4)
+def _warn_once(explainer: Explainer, message: str) -> None:
+    if message not in explainer.__dict__.setdefault("_warned", set()):
+        explainer.__dict__["_warned"].add(message)
+        warnings.warn(message, stacklevel=4)
 
 
 def explain(

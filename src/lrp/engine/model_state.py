@@ -1,4 +1,4 @@
-"""Whether a model is as it was when it was captured or explained."""
+"""Whether a model has changed since it was captured or explained."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Stamp:
-    """What tells whether the model is as it was: its modules with their plain attributes (strides, flags),
-    its tensors' identity and a sample of values. Writes through `.data` raise no version counter, hence that.
+class ModelState:
+    """A record of a model, to detect later changes: its modules with their plain attributes (strides, flags),
+    the identity of its tensors, and a sample of their values. The sample is needed because a write through `.data`
+    does not change a tensor's version counter.
     """
 
-    names: frozenset[str]  # of the tensors that count: those that the captured graph reads
+    names: frozenset[str]  # of the tensors that the captured graph reads
     modules: tuple[Any, ...]
     tensors: tuple[Any, ...]
     sample: Tensor
 
     @staticmethod
-    def of(model: nn.Module, names: Iterable[str]) -> Stamp:
+    def of(model: nn.Module, names: Iterable[str]) -> ModelState:
         every = {
             **dict(model.named_parameters(remove_duplicate=False)),
             **dict(model.named_buffers(remove_duplicate=False)),
@@ -35,17 +36,17 @@ class Stamp:
         )
         picked = [_sample(t.detach()) for t in tensors.values()]
         sample = torch.cat(picked) if picked else torch.zeros(0)
-        return Stamp(names, modules, facts, sample)
+        return ModelState(names, modules, facts, sample)
 
     def fits(self, model: nn.Module) -> bool:
-        """Whether a graph captured then is the model's still, whatever its weights are now."""
-        other = Stamp.of(model, self.names)
+        """Whether a graph captured then is still valid; values of weights may have changed."""
+        other = ModelState.of(model, self.names)
         mine, theirs = ([(f[0], *f[3:]) for f in s.tensors] for s in (self, other))
         return self.modules == other.modules and mine == theirs
 
     def holds(self, model: nn.Module) -> bool:
-        """Whether the model is as it was."""
-        other = Stamp.of(model, self.names)
+        """Whether nothing has changed, weights included."""
+        other = ModelState.of(model, self.names)
         return (
             self.modules == other.modules
             and self.tensors == other.tensors
@@ -54,7 +55,7 @@ class Stamp:
 
 
 def version(t: Tensor) -> int:
-    """How often a tensor was written to; tensors made in inference mode do not count."""
+    """How often a tensor was written to; 0 for tensors made in inference mode, which have no counter."""
     return 0 if t.is_inference() else t._version
 
 

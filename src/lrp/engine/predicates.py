@@ -1,4 +1,4 @@
-"""Which operations a rule is meant for: by family, name, path, module, place, or any function of an `Operation`."""
+"""Predicates that select operations for a rule: by family, name, path, module, position, or a function of an `Operation`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def op(*names: str) -> Where:
 
 
 def path(*patterns: str) -> Where:
-    """Operations called in modules whose dotted path fits a shell pattern: "features.*", "layer[34].*"."""
+    """Operations called in modules whose dotted path matches a shell pattern: "features.*", "layer[34].*"."""
     return Where(
         f"path({', '.join(patterns)})",
         lambda o: any(fnmatch.fnmatchcase(o.path, p) for p in patterns),
@@ -79,5 +79,5 @@ def module(*kinds: type[nn.Module] | str) -> Where:
 
 
 def depthwise(operation: Operation) -> bool:
-    """Convolutions in which an output sees one channel."""
+    """Convolutions in which each output reads one input channel."""
     return operation.family == "conv" and operation["weight"].shape[1] == 1 and operation["groups"] > 1

@@ -1,4 +1,4 @@
-"""The named composites, as data, and the one that fits an architecture."""
+"""The named composites, as data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lrp.engine.rules_beyond_affine import Halves, Proportional, SoftmaxTaylor, 
 from lrp.errors import CompositeError, RuleError
 
 conv, linear, norm, maxpool = family("conv"), family("linear"), family("norm"), family("maxpool")
-others = family("norm", "layer_norm", "pool", "scale", "sum")  # all that is neither conv nor linear: Epsilon
+others = family("norm", "layer_norm", "pool", "scale", "sum")  # neither conv nor linear; they use Epsilon
 attention = Where("attention × values", lambda o: o.family == "matmul" and o.signal is not None)
 matmul, softmax = family("matmul"), family("softmax")
 Pairs = list[tuple[Predicate, Rule]]
@@ -22,7 +22,7 @@ Pairs = list[tuple[Predicate, Rule]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a preset can be asked for. None: as the preset's source has it."""
+    """The settings of a preset. None: the value that the preset's source uses."""
 
     bias: str | None = None
     epsilon: float | None = None
@@ -169,7 +169,7 @@ def preset(
     top_k: float = 0.0,
     gamma: float | None = None,
 ) -> Composite:
-    """A preset with settings of your own; what is left out is as its source has it.
+    """A preset, with your own settings; a setting that is not given has the value that its source uses.
 
     Args:
         name: one of `composites()`.

@@ -1,13 +1,13 @@
 """graph + rules -> the explanation program: forward pass, then relevance pass, as plain tensor operations.
 
 The program is one torch.fx graph. It has no hooks and needs no autograd, and it frees every tensor after its last
-use. Its relevance pass is written by running the rules on proxies: what a rule computes on tensors is what stands in
-the program.
+use. Its relevance pass is written by running the rules on proxies: the operations that a rule performs become the nodes
+of the program.
 
     (image, given, weight, predicted) -> (relevance, logits, start[, ledger])
 
 The start relevance is `given + (weight + predicted · onehot(argmax)) · seed(logits)`, [N, K], so that
-every kind of target is data and one program serves them all.
+one program serves every kind of target.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.ops import Operation
 from lrp.engine.graph.reached import refuse_unknown
 from lrp.engine.graph.top_k import largest
-from lrp.engine.graph.writer import Program, Versions, Writer, call_it
+from lrp.engine.graph.writer import Program, Versions, Writer, rename_node
 from lrp.engine.rules import Rule
 from lrp.engine.speed.plan import Plan
 
@@ -40,8 +40,8 @@ class Builder:
     """Writes programs for one graph and its rules; positive parts are computed once for all of them.
 
     Attributes:
-        top_k: the fraction of an image's relevance that goes on at the output of each conv, linear and pool; 0: all.
-        speed: what saves work; None: everything is computed as the equations say.
+        top_k: the fraction of an image's relevance elements that is kept at the output of each conv, linear and pool; 0: all.
+        speed: optimisations; None: everything is computed as in the equations.
     """
 
     graph: Graph
@@ -59,14 +59,14 @@ class Builder:
         """Write the program.
 
         Args:
-            ledger: with the book-keeping outputs.
+            ledger: add the ledger as an output.
         """
         writer = Writer(self.graph, self.versions.names)
         image, *seeds = writer.inputs
         value: dict[fx.Node, Any] = dict(writer.value)
         logits = value[self.graph.logits]
         start = self._start(logits, *seeds)
-        call_it(start, "R_start")
+        rename_node(start, "R_start")
         relevance: dict[fx.Node, Any] = {self.graph.logits: start}
         book: dict[fx.Node, tuple[Any, ...]] = {}
         for node, operation in reversed(self.graph.operations.items()):
@@ -79,7 +79,7 @@ class Builder:
             for source, r in zip(operation.data, flow.relevance, strict=True):
                 if r is not None:
                     relevance[source] = r if source not in relevance else relevance[source] + r
-                    call_it(relevance[source], f"R_{source.name}")
+                    rename_node(relevance[source], f"R_{source.name}")
             writer.mark(before, f"R: {operation}, {self.rules[node]}")
             book[node] = (
                 _sum(arrived), _sum(map(abs, _given(arrived))), _sum(flow.relevance), flow.bias, flow.epsilon,
@@ -106,14 +106,14 @@ class Builder:
     # ------------------------------------------------------------ one operation
 
     def _outputs(self, node: fx.Node, relevance: dict[fx.Node, Any]) -> list[Any]:
-        """The relevance at each output of an operation; several where `getitem` takes them apart."""
+        """The relevance at each output of an operation; several if its users are `getitem` nodes."""
         parts = {u.args[1]: relevance.get(u) for u in node.users if u.target is operator.getitem}
         if not parts:
             return [relevance.get(node)]
         return [parts.get(i) for i in range(len(node.meta["shapes"]))]
 
     def _flow(self, operation: Operation, value: dict[fx.Node, Any], outputs: list[Any]) -> Flow:
-        """The operation's algebra asks the rule for its equation."""
+        """The flow through one operation: its algebra calls the rule's equation."""
 
         def read(argument: Any) -> Any:
             return value[argument] if isinstance(argument, fx.Node) else argument
@@ -123,7 +123,7 @@ class Builder:
         return operation.algebra.hand_down(step)
 
     def site(self, operation: Operation, value: dict[fx.Node, Any]) -> Site:
-        """Where the operation stands."""
+        """The context of the operation."""
         rule: Any = self.rules[operation.node]
 
         def box(a: Any) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
-"""Rules held against a dense matrix, on the model at hand: what `Explainer.check` does.
+"""Rules compared with a dense matrix, on a given model: what `Explainer.check` does.
 
-For some outputs of every affine operation, the row of its matrix is taken by autograd from the operation that the model
-itself calls, and the rule's equation is written out over it, in float64, element by element. Nothing of that shares
+For some outputs of every affine operation, autograd computes the row of its matrix from the operation that the model
+itself calls, and the rule's equation is evaluated over that row, in float64, element by element. None of this shares
 code with the explanation program.
 """
 
@@ -22,15 +22,17 @@ from lrp.engine.graph.reached import reached
 from lrp.engine.program import Builder
 from lrp.engine.rules import AffineRule
 
-LIMIT = 1e-9  # of the largest relevance, in float64
-OUTPUTS = 12  # of an operation that are looked at
+LIMIT = 1e-9  # tolerance in float64, relative to the largest relevance
+OUTPUTS = 12  # compared per operation
 
 
 @dataclass(frozen=True)
 class Checked:
-    """One operation: how far its relevance is from the equation's, and its account from closing; the worst promise broken.
+    """The result for one operation.
 
-    `difference` is None where there is no matrix to compare with: operations that are not affine, and rules that pass.
+    `difference`: between its relevance and the equation's, relative to the largest; None where there is no matrix to compare
+    with: operations that are not affine, rules that pass relevance on unchanged, and a relative ε. `unexplained`: the
+    relevance that its account does not explain, relative to Σ|R|. `broken`: the declared properties that do not hold.
     """
 
     path: str
@@ -47,7 +49,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class RuleCheck:
-    """What `Explainer.check` found, one row for each operation that relevance arrives at."""
+    """What `Explainer.check` found, one row for each operation that relevance reaches."""
 
     rows: list[Checked]
 
@@ -59,7 +61,7 @@ class RuleCheck:
         against = sum(row.difference is not None for row in self.rows)
         lines = [
             f"{len(self.rows)} operations checked, {against} of them against a dense matrix: "
-            + ("all as their equations say" if self.ok else f"{sum(not row.ok for row in self.rows)} differ")
+            + ("all match their equations" if self.ok else f"{sum(not row.ok for row in self.rows)} differ")
         ]
         for row in self.rows:
             if row.ok:
@@ -80,10 +82,10 @@ class RuleCheck:
 
 
 def check_rules(graph: Graph, builder: Builder, image: Tensor) -> RuleCheck:
-    """Check every operation that relevance arrives at.
+    """Check every operation that relevance reaches.
 
     Args:
-        builder: of the graph's programs, in float64.
+        builder: the builder of the graph's programs, in float64.
         image: [1, C, H, W], float64.
     """
     random = torch.Generator().manual_seed(0)
@@ -95,7 +97,7 @@ def check_rules(graph: Graph, builder: Builder, image: Tensor) -> RuleCheck:
 
 
 def _values(graph: Graph, image: Tensor) -> dict[fx.Node, Any]:
-    """Of every node, for this image."""
+    """The value of every node, for this image."""
     values: dict[fx.Node, Any] = {}
     for node in graph.fx.nodes:
         if node.op == "placeholder":
@@ -121,7 +123,7 @@ def _checked(
     site = builder.site(operation, values)
     z = values[operation.node]
     first = z[0] if isinstance(z, (tuple, list)) else z
-    relevance, places = _relevance(first, getattr(site, "zero_below", False), random)
+    relevance, indices = _relevance(first, getattr(site, "zero_below", False), random)
     shapes = operation.node.meta.get("shapes") or [None]
     outputs = [relevance, *[None] * (len(shapes) - 1)]
     inputs = [values[n] for n in operation.data]
@@ -132,7 +134,7 @@ def _checked(
     flow = operation.algebra.hand_down(Step(rule, inputs, z, outputs, read, site))
     difference = None
     if isinstance(operation.algebra, Matrix) and not rule.moves and not getattr(rule, "relative", False):
-        expected = _expected(rule, operation, site, values, relevance, places)
+        expected = _expected(rule, operation, site, values, relevance, indices)
         received = flow.relevance[0]
         assert isinstance(received, Tensor)
         difference = float((received - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
@@ -143,15 +145,15 @@ def _checked(
 
 
 def _relevance(z: Tensor, positive_only: bool, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Relevance at a few outputs, and which."""
+    """Random relevance at a few outputs, 0 at the others; and the flat indices of these outputs."""
     flat = z.reshape(-1)
     candidates = torch.nonzero(
         flat > 0 if positive_only else torch.ones_like(flat, dtype=torch.bool)
     ).flatten()
-    places = candidates[torch.randperm(len(candidates), generator=random)[:OUTPUTS]]
+    indices = candidates[torch.randperm(len(candidates), generator=random)[:OUTPUTS]]
     relevance = torch.zeros_like(flat)
-    relevance[places] = torch.randn(len(places), generator=random, dtype=torch.float64).to(flat)
-    return relevance.reshape(z.shape), places
+    relevance[indices] = torch.randn(len(indices), generator=random, dtype=torch.float64).to(flat)
+    return relevance.reshape(z.shape), indices
 
 
 def _unexplained(flow: Flow, relevance: Tensor) -> float:
@@ -161,9 +163,9 @@ def _unexplained(flow: Flow, relevance: Tensor) -> float:
 
 
 def _broken(rule: Any, operation: Operation, flow: Flow, inputs: list[Any]) -> Iterator[str]:
-    """The promises of a rule that its relevance does not keep."""
+    """The declared properties of a rule that its relevance does not have."""
     if float(flow.wrong_sign) > 1e-12:
-        yield f"{float(flow.wrong_sign):.1e} of its denominators have not the sign that a Branch declares"
+        yield f"{float(flow.wrong_sign):.1e} of Σ|D| has another sign than a Branch declares"
     if rule.in_proportion:
         for a, r in zip(inputs, flow.relevance, strict=True):
             if r is not None and bool((r[(a == 0).expand_as(r)] != 0).any()):
@@ -174,16 +176,20 @@ def _broken(rule: Any, operation: Operation, flow: Flow, inputs: list[Any]) -> I
 
 
 def _expected(
-    rule: Any, operation: Operation, site: Site, values: dict[fx.Node, Any], relevance: Tensor, places: Tensor
+    rule: Any,
+    operation: Operation,
+    site: Site,
+    values: dict[fx.Node, Any],
+    relevance: Tensor,
+    indices: Tensor,
 ) -> Tensor:
     """Relevance at the input, by the rule's equation, row by row."""
     a = values[operation.data[0]]
-    rows, taps, offsets = _rows(operation, values, places)
-    flat, r = a.reshape(-1), relevance.reshape(-1)[places]
-    z = values[operation.node].reshape(-1)[places]
-    if (
-        type(rule).through_affine is not AffineRule.through_affine
-    ):  # no branches: the rule itself, on the matrix
+    rows, read_masks, offsets = _rows(operation, values, indices)
+    flat, r = a.reshape(-1), relevance.reshape(-1)[indices]
+    z = values[operation.node].reshape(-1)[indices]
+    # A rule with an equation of its own: run it on the matrix.
+    if type(rule).through_affine is not AffineRule.through_affine:
         dense = Affine(lambda a, w: a @ w.t(), lambda s, w: s @ w, rows, offsets)
         flow = rule.through_affine(dense, Site(str(operation)), flat[None], z[None], r[None])
         return flow.relevance[0].reshape(a.shape)
@@ -195,10 +201,10 @@ def _expected(
         low, high = site.bounds(a)
         parts |= {"low": -low.expand_as(a), "high": -high.expand_as(a)}
     received = torch.zeros_like(flat)
-    for k in range(len(places)):
+    for k in range(len(indices)):
         for branch in rule.branches():
             if _applies(branch, float(z[k])):
-                received += float(r[k]) * _share(branch, rule, parts, rows[k], taps[k], offsets[k])
+                received += float(r[k]) * _share(branch, rule, parts, rows[k], read_masks[k], offsets[k])
     return received.reshape(a.shape)
 
 
@@ -207,9 +213,9 @@ def _applies(branch: Branch, z: float) -> bool:
 
 
 def _share(
-    branch: Branch, rule: Any, parts: dict[str, Tensor], row: Tensor, tap: Tensor, offset: Tensor
+    branch: Branch, rule: Any, parts: dict[str, Tensor], row: Tensor, read_mask: Tensor, offset: Tensor
 ) -> Tensor:
-    terms = [parts[part].reshape(-1) * version(row) * tap for part, version in branch.terms]
+    terms = [parts[part].reshape(-1) * version(row) * read_mask for part, version in branch.terms]
     d = float(sum(float(term.sum()) for term in terms))
     if branch.bias is not None and rule.bias != "ignore":
         d += float(branch.bias(offset[None])[0])
@@ -219,13 +225,13 @@ def _share(
     return branch.factor * sum(terms, start=torch.zeros_like(row)) / (d + sign * rule.epsilon)
 
 
-def _rows(operation: Operation, values: dict[fx.Node, Any], places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(matrix rows of these outputs, where the operation reads at all, what is added besides)."""
+def _rows(operation: Operation, values: dict[fx.Node, Any], indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(matrix rows of these outputs; a mask of the inputs that each reads; the constant that is added)."""
     node, source = operation.node, operation.data[0]
     algebra: Any = operation.algebra
 
     def run(a: Tensor, ones: bool = False) -> Tensor:
-        if algebra.fixed is None:  # the weights come from the input, and count as constants
+        if algebra.fixed is None:  # the weights are computed from the input, and treated as constants
             affine = algebra.at(values[source])
             return affine.forward(a, affine.weight)
         given = {name: _value(v, values) for name, v in operation.arguments.items()}
@@ -239,12 +245,12 @@ def _rows(operation: Operation, values: dict[fx.Node, Any], places: Tensor) -> t
         a = values[source].detach().clone().requires_grad_()
         with torch.enable_grad():
             z = run(a, ones).reshape(-1)
-            rows = [torch.autograd.grad(z[k], a, retain_graph=True)[0].reshape(-1) for k in places.tolist()]
-        return torch.stack(rows), z.detach()[places]
+            rows = [torch.autograd.grad(z[k], a, retain_graph=True)[0].reshape(-1) for k in indices.tolist()]
+        return torch.stack(rows), z.detach()[indices]
 
     rows, _ = jacobian(False)
     read, _ = jacobian(True)
-    z = values[node].reshape(-1)[places]
+    z = values[node].reshape(-1)[indices]
     return rows, (read != 0).to(rows), z - rows @ values[source].reshape(-1)
 
 

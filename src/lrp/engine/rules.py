@@ -1,9 +1,9 @@
-r"""The rules of layer-wise relevance propagation for affine operations, as frozen values: equations, nothing about graphs.
+r"""The rules of layer-wise relevance propagation for affine operations: equations as frozen values, without graphs.
 
 Letters, as in the papers: a input, w weights, b bias, z = Σ a w + b output, R relevance,
-x⁺ = max(x, 0), x⁻ = min(x, 0). A rule only says which parts of the input meet which version of the weights
-(`branches`); `affine.hand_down` computes it, and explains its form. The rules of all other operations are in
-`rules_beyond_affine`.
+x⁺ = max(x, 0), x⁻ = min(x, 0). A rule only lists which part of the input is multiplied by which version of
+the weights (`branches`); `affine.hand_down` computes the result, and documents its form. The rules of all other
+operations are in `rules_beyond_affine`.
 
 Sources: Bach et al. 2015 (LRP, ε, αβ); Montavon et al. 2017 (z⁺, w², zᴮ) and 2019 (γ, composites);
 Kohlbrenner et al. 2020 (flat).
@@ -37,7 +37,7 @@ EQUATIONS = {
     "unknown": "through_elementwise",
     "movement": "through_movement",
 }
-"""Family of operations -> the method with which a rule hands relevance through them."""
+"""Family of operations -> the method of a rule that propagates relevance through them."""
 
 
 class _Families:
@@ -49,29 +49,29 @@ class _Families:
 
 @dataclass(frozen=True)
 class Rule:
-    """How one operation hands relevance from its output to its inputs.
+    """How one operation propagates relevance from its output to its inputs.
 
     A rule is defined for the families whose equation it has: `through_affine` for conv, linear, norm, layer_norm, pool
     and scale; `through_sum`, `through_product`, `through_matmul`, `through_softmax`, `through_maxpool`,
-    `through_elementwise`, `through_movement` for the others. Each returns a `Flow`. A class may set `families` to be
-    given to fewer.
+    `through_elementwise`, `through_movement` for the others. Each returns a `Flow`. A class may set `families` to
+    support fewer.
     """
 
     families: ClassVar[Any] = _Families()
     in_proportion: ClassVar[Any] = False
-    """Whether an input element of 0 never gets relevance: programs then skip what would be zero."""
+    """Whether an input element of 0 never receives relevance; programs then skip computations whose result is zero."""
     moves: ClassVar[bool] = False
-    """Whether relevance goes to the input element that became the output element, and only there."""
+    """Whether the relevance of an output element goes only to the one input element that it was made from."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # A new equation need not share as the one it replaces did.
+        # These are not inherited by a class that overrides an equation: they need not hold for the new one.
         if {*EQUATIONS.values(), "measure"} & set(cls.__dict__):
             for promise in {"in_proportion", "moves"} - set(cls.__dict__):
                 setattr(cls, promise, False)
 
     def takes(self, operation: Any) -> Sequence[int]:
-        """Which of the operands that are data get relevance, of a product or another operation with several; by place."""
+        """The indices of the data operands that receive relevance, for an operation with several operands."""
         return operation.data_sides
 
     def refusal(self, operation: Operation) -> str | None:
@@ -110,8 +110,8 @@ class AffineRule(AnyStabilised):
     """A rule for affine operations: convolution, linear, average pool, batch norm, constant factor.
 
     Args:
-        bias: "absorb": the bias stands in the denominator and keeps its share; "ignore": it is left
-            out everywhere, also of the sign of z.
+        bias: "absorb": the bias is part of the denominator and keeps its share; "ignore": it is left
+            out everywhere, also of the z whose sign selects a branch.
     """
 
     bias: str = field(default="absorb", kw_only=True)
@@ -122,7 +122,7 @@ class AffineRule(AnyStabilised):
         if self.bias not in self.biases:
             known = " or ".join(repr(b) for b in self.biases)
             raise RuleError(f"{type(self).__name__}(bias={self.bias!r}): bias must be {known}.")
-        if type(self).through_affine is AffineRule.through_affine:  # then a mistake in the branches shows now
+        if type(self).through_affine is AffineRule.through_affine:  # report a mistake in the branches now
             made = self.branches()
             if not (isinstance(made, tuple) and made and all(isinstance(branch, Branch) for branch in made)):
                 raise RuleError(
@@ -137,16 +137,16 @@ class AffineRule(AnyStabilised):
         return all(part in ("a", "a+", "a-") for branch in self.branches() for part, _ in branch.terms)
 
     def through_affine(self, op: Affine, site: Site, a: Any, z: Any, relevance: Any) -> Flow:
-        """Hand relevance from one affine operation's output down to its input.
+        """Propagate relevance from the output of one affine operation to its input.
 
         Args:
-            op: the operation; site: where it stands.
+            op: the operation; site: its context.
             a: its input, [N, *in].
             z: its output with bias, [N, *out].
             relevance: at the output, [N, *out], in units of the start relevance (logits).
 
         Returns:
-            Relevance at the input, [N, *in]: `relevance` less what bias, ε and empty denominators took.
+            Relevance at the input, [N, *in]: its sum is that of `relevance` minus bias, epsilon and dropped.
         """
         return site.hand_down(self, op, a, z, relevance)
 
@@ -164,26 +164,26 @@ class AffineRule(AnyStabilised):
 
 
 class SumRule(AnyStabilised):
-    """How a sum hands relevance to its summands; what constants among them get is booked as bias."""
+    """How relevance of a sum is shared among its summands; the share of constants is recorded as bias."""
 
     signed: ClassVar[bool] = False
     """Whether the measures sum to the output itself, of either sign; else they are >= 0, which the ledger checks."""
 
     def measure(self, summand: Any) -> Any:
-        """What a summand counts for."""
+        """The value in proportion to which a summand receives relevance."""
         return summand
 
     def through_sum(self, summands: Sequence[tuple[Any, bool]], z: Any, relevance: Any, dims: int) -> Flow:
         """Share relevance among summands.
 
         Args:
-            summands: (value, is it data) each; they broadcast to z's shape.
+            summands: (value, whether it is data) each; they broadcast to z's shape.
             z: their sum, [N, *out].
             relevance: at the output, [N, *out].
             dims: how many dimensions z has.
 
         Returns:
-            Relevance per summand that is data, [N, *out]: the caller sums it back where one was broadcast.
+            Relevance per summand that is data, [N, *out]: the caller sums it over broadcast dimensions.
         """
         counts = [(self.measure(value), is_data) for value, is_data in summands]
         d = z if self.signed else sum(count for count, _ in counts)
@@ -236,7 +236,7 @@ class Gamma(AffineRule):
         z < 0:  Σ a⁺(w + γw⁻) + a⁻(w + γw⁺) + b + γb⁻
 
     For a >= 0 and z > 0 the weights are w + γw⁺, as first published; γ = 0 is LRP-ε, γ → ∞ is z⁺.
-    Right for inputs of any sign. Source: Montavon et al. 2019; signed form: Andéol et al. 2021.
+    Valid for inputs of any sign. Source: Montavon et al. 2019; signed form: Andéol et al. 2021.
     """
 
     gamma: float = 0.25
@@ -259,11 +259,11 @@ class Gamma(AffineRule):
 
 @dataclass(frozen=True)
 class AlphaBeta(AffineRule):
-    r"""LRP-αβ: activating and inhibiting contributions apart, α − β = 1.
+    r"""LRP-αβ: activating and inhibiting contributions are treated separately, α − β = 1.
 
         R_j = Σ_k (α (a⁺w⁺ + a⁻w⁻)_jk / s(z⊕_k) − β (a⁺w⁻ + a⁻w⁺)_jk / s(z⊖_k)) R_k
 
-    Where z⊖ is empty, −βR is dropped and αR goes down. `bias="full"` puts the whole bias into both
+    Where z⊖ = 0, −βR is dropped and αR is propagated. `bias="full"` puts the whole bias into both
     denominators, as iNNvestigate does. Source: Bach et al. 2015, eq. 60.
     """
 
@@ -301,7 +301,7 @@ class AlphaBeta(AffineRule):
 
 @dataclass(frozen=True)
 class ZPlus(AffineRule):
-    r"""LRP-z⁺: only what argues for the output, R_j = Σ_k (a⁺w⁺ + a⁻w⁻)_jk R_k / s(z⊕_k).
+    r"""LRP-z⁺: positive contributions only, R_j = Σ_k (a⁺w⁺ + a⁻w⁻)_jk R_k / s(z⊕_k).
 
     The same as AlphaBeta(1, 0). Smooth and class-focused in convolutional layers. Source: Montavon et
     al. 2017 (deep Taylor decomposition).
@@ -323,7 +323,7 @@ class Biasless(AffineRule):
 
 @dataclass(frozen=True)
 class ZBox(Biasless):
-    r"""LRP-zᴮ, for a first layer whose input lies in a box: a w − l w⁺ − h w⁻, the bias cancels.
+    r"""LRP-zᴮ, for a first layer whose input is in a range (a box): a w − l w⁺ − h w⁻, the bias cancels.
 
     Args:
         low, high: the range of the model's input in its own, normalised units: a number, one number
@@ -363,7 +363,7 @@ def _bound(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class WSquare(Biasless):
-    r"""LRP-w²: by squared weights alone, R_j = Σ_k w²_jk R_k / Σ_i w²_ik; for first layers.
+    r"""LRP-w²: in proportion to squared weights, R_j = Σ_k w²_jk R_k / Σ_i w²_ik; for first layers.
 
     The bias is left out. Source: Montavon et al. 2017.
     """
@@ -374,7 +374,7 @@ class WSquare(Biasless):
 
 @dataclass(frozen=True)
 class Flat(Biasless):
-    """LRP-flat: every input of an output gets the same; for first layers. The bias is left out.
+    """LRP-flat: all inputs of an output receive the same share; for first layers. The bias is left out.
 
     Source: Kohlbrenner et al. 2020.
     """

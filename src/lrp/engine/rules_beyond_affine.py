@@ -1,7 +1,7 @@
-"""The rules of all that is not affine: activations, movement, maxima, sums, products, attention.
+"""The rules for operations that are not affine: activations, movement, maxima, sums, products, attention.
 
-The algebra that a rule is given (`lrp.engine.graph.algebra`) tells what the operation does and how relevance goes back
-through it; the rule says how much of it each operand gets.
+The algebra object that a rule receives (`lrp.engine.graph.algebra`) describes the operation and maps relevance back
+through it; the rule decides how much of it each operand receives.
 
 Sources: Bach et al. 2015 (winner takes all); Arras et al. 2017 (gates); Ali et al. 2022 (CP-LRP); Achtibat et al. 2024
 (AttnLRP).
@@ -38,7 +38,7 @@ class Pass(Rule):
 
     def refusal(self, operation: Operation) -> str | None:
         if len(operation.data) != 1:
-            return f"it has {len(operation.data)} inputs, and Pass needs to know which."
+            return f"it has {len(operation.data)} inputs, and Pass is defined for one."
         if operation.input_shape() != operation.shape:
             before, after = (operation.shown(shape) for shape in (operation.input_shape(), operation.shape))
             return f"it changes the shape from {before} to {after}, and Pass hands relevance on element by element; use Epsilon()."
@@ -47,7 +47,7 @@ class Pass(Rule):
 
 @dataclass(frozen=True)
 class Move(Rule):
-    """Relevance moves with its element: reshape, permute, slice, cat, pad. What a constant gets is bias."""
+    """Relevance moves with its element: reshape, permute, slice, cat, pad. The share of a constant is recorded as bias."""
 
     moves: ClassVar[bool] = True
 
@@ -57,7 +57,7 @@ class Move(Rule):
 
 @dataclass(frozen=True)
 class WinnerTakesAll(Rule):
-    """Max pool, max over dimensions: the largest input of a window gets all. Source: Bach et al. 2015."""
+    """Max pool, max over dimensions: the largest input of a window receives all relevance. Source: Bach et al. 2015."""
 
     moves: ClassVar[bool] = True
 
@@ -100,7 +100,7 @@ class Proportional(AnyStabilised):
 
 @dataclass(frozen=True)
 class Magnitude(SumRule):
-    """x + y in proportion to |x| and |y|: no summand gets more than there is, whatever their signs."""
+    """x + y in proportion to |x| and |y|: no summand receives more than arrives, whatever their signs."""
 
     in_proportion: ClassVar[bool] = True
 
@@ -110,10 +110,10 @@ class Magnitude(SumRule):
 
 @dataclass(frozen=True)
 class SignalTakesAll(Rule):
-    """Signal × gate: the gate is a constant, the signal takes all of the relevance.
+    """Signal × gate: the gate is a constant, the signal receives all of the relevance.
 
     Args:
-        signal: which operand is the signal, 0 or 1; None: the one that the graph tells (`graph.gates`). Of
+        signal: which operand is the signal, 0 or 1; None: the one found in the graph (`graph.gates`). Of
             a quotient x / y it is x.
 
     Source: Arras et al. 2017, for the gates of an LSTM.
@@ -131,26 +131,26 @@ class SignalTakesAll(Rule):
         return [side for side in operation.data_sides if side == signal] or operation.data_sides
 
     def through_product(self, op: Product, x: Any, y: Any, z: Any, relevance: Any) -> Flow:
-        return _shared(self.takes(op), relevance)
+        return _equal_parts(self.takes(op), relevance)
 
     def refusal(self, operation: Operation) -> str | None:
         if operation.signal is None and self.signal is None:
-            return "which of its operands that is cannot be told; use Halves() or say SignalTakesAll(signal=0 or 1)."
+            return "the graph does not show which operand is the signal; use Halves() or SignalTakesAll(signal=0 or 1)."
         return None
 
     def _shown(self) -> list[Any]:
         return [] if self.signal is None else [f"signal={self.signal}"]
 
 
-def _shared(sides: Sequence[int], relevance: Any) -> Flow:
-    """The same to each of these operands, nothing to another."""
+def _equal_parts(sides: Sequence[int], relevance: Any) -> Flow:
+    """Equal parts of the relevance to these operands, none to the others."""
     each = relevance / len(sides) if len(sides) > 1 else relevance
     return Flow(tuple(each if side in sides else None for side in (0, 1)))
 
 
 @dataclass(frozen=True)
 class Halves(AnyStabilised):
-    """Half to each operand. x · y: R / 2 each; a matrix product: each half by its ε share.
+    """Half to each operand. x · y: R / 2 each; a matrix product: each half by LRP-ε.
 
     Source: Achtibat et al. 2024 (AttnLRP), the uniform rule.
     """
@@ -159,19 +159,19 @@ class Halves(AnyStabilised):
     in_proportion: ClassVar[bool] = True
 
     def takes(self, operation: Any) -> Sequence[int]:
-        """Both; of a product with one operand that is no data, that one."""
+        """Both operands; if only one is data, that one."""
         return operation.data_sides
 
     def through_product(self, op: Product, x: Any, y: Any, z: Any, relevance: Any) -> Flow:
-        return _shared(self.takes(op), relevance)
+        return _equal_parts(self.takes(op), relevance)
 
     def through_matmul(self, op: Bilinear, x: Any, y: Any, z: Any, relevance: Any) -> Flow:
-        return _by_share(self, op, x, y, z, relevance)
+        return _epsilon_shares(self, op, x, y, z, relevance)
 
 
 @dataclass(frozen=True)
 class Values(AnyStabilised):
-    """Attention × values: attention is a constant, the values take all by their ε share (CP-LRP).
+    """Attention × values: attention is a constant, the values receive all relevance by LRP-ε (CP-LRP).
 
     Source: Ali et al. 2022.
     """
@@ -185,16 +185,16 @@ class Values(AnyStabilised):
         return operation.data_sides
 
     def through_matmul(self, op: Bilinear, x: Any, y: Any, z: Any, relevance: Any) -> Flow:
-        return _by_share(self, op, x, y, z, relevance)
+        return _epsilon_shares(self, op, x, y, z, relevance)
 
     def refusal(self, operation: Operation) -> str | None:
         if operation.signal is None:
-            return "which of its operands that is cannot be told; use Halves()."
+            return "the graph does not show which operand holds the values; use Halves()."
         return None
 
 
-def _by_share(rule: AnyStabilised, op: Bilinear, x: Any, y: Any, z: Any, relevance: Any) -> Flow:
-    """To each operand that takes relevance, an equal part by its ε share of the matrix product."""
+def _epsilon_shares(rule: AnyStabilised, op: Bilinear, x: Any, y: Any, z: Any, relevance: Any) -> Flow:
+    """An equal part to each operand that receives relevance, shared by LRP-ε over the matrix product."""
     sides = rule.takes(op)
     r = relevance if len(sides) == 1 else relevance / 2
     s, epsilon, dropped = fraction(r, z, rule, op.dims)
@@ -205,7 +205,7 @@ def _by_share(rule: AnyStabilised, op: Bilinear, x: Any, y: Any, z: Any, relevan
 
 @dataclass(frozen=True)
 class Constant(Rule):
-    """The output counts as a constant: what it gets is booked under bias (softmax in CP-LRP).
+    """The output is treated as a constant: its relevance is recorded as bias (softmax in CP-LRP).
 
     Source: Ali et al. 2022.
     """
@@ -221,16 +221,16 @@ class Constant(Rule):
 
 @dataclass(frozen=True)
 class SoftmaxTaylor(Rule):
-    r"""Softmax p(x) by its tangent at x: R_i = x_i (R_i − p_i Σ_j R_j), 0 where x_i = −inf.
+    r"""Softmax p(x), linearised at x: R_i = x_i (R_i − p_i Σ_j R_j), 0 where x_i = −inf.
 
-    The tangent's constant takes Σ_i R_i (1 − x_i + Σ_j p_j x_j), booked under bias.
+    The constant of the linearisation receives Σ_i R_i (1 − x_i + Σ_j p_j x_j), recorded as bias.
     Source: Achtibat et al. 2024 (AttnLRP).
     """
 
     in_proportion: ClassVar[bool] = True
 
     def through_softmax(self, op: Softmax, x: Any, p: Any, relevance: Any) -> Flow:
-        """x: what the softmax reads, p: softmax(x), relevance: at p; all of one shape."""
+        """x: the softmax's input, p: softmax(x), relevance: at p; all of one shape."""
         x = torch.where(x == -torch.inf, 0.0, x)
         mean = (p * x).sum(dim=op.dim, keepdim=True)
         received = x * (relevance - p * relevance.sum(dim=op.dim, keepdim=True))

@@ -1,7 +1,7 @@
-"""Weights with a structure, and the versions of weights that rules ask for: w⁺, w⁻, w², 1, w + γ w⁺.
+"""Weights with a structure, and the versions of weights that rules use: w⁺, w⁻, w², 1, w + γ w⁺.
 
-A mean, a layer norm or an upsampling is a matrix too, but nobody wants to write it out. A structure holds
-it in few numbers, and knows its own positive part.
+A mean, a layer norm or an upsampling is a matrix too, but too large to be stored as one. A structure stores it
+in few numbers, and computes its own positive part.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Structured(ABC):
-    """A matrix in few numbers. Versions of it are structures of the same kind."""
+    """A matrix stored in few numbers. Its versions have the same class."""
 
     empty: bool = False  # all entries are known to be 0
 
@@ -64,18 +64,18 @@ def square(w: Any) -> Any:
 
 
 def ones(w: Any) -> Any:
-    """1 for every weight; one number in memory, so that an operation can tell (`alike`)."""
+    """1 for every weight; an expanded scalar, which operations recognise by `alike`."""
     return w.ones() if isinstance(w, Structured) else w.new_ones(()).expand(w.shape)
 
 
 def alike(w: Tensor) -> bool:
-    """Whether all entries are one number in memory."""
+    """Whether the tensor is an expanded scalar: all entries share one element in memory."""
     return not any(w.stride())
 
 
 @dataclass(frozen=True)
 class Times:
-    """A version of the weights, multiplied: a factor is cheapest there."""
+    """A version of the weights times a factor: cheaper than multiplying activations by it."""
 
     factor: float
     version: Version
@@ -89,7 +89,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Amplified:
-    """w + γ v(w): γ's weights, where some count more."""
+    """w + γ v(w): the weights of LRP-γ."""
 
     gamma: float
     version: Version
@@ -134,7 +134,7 @@ class Uniform(Structured):
 
 @dataclass(frozen=True)
 class Separable(Structured):
-    """Σ rows ⊗ columns: what acts along height and width one after the other, as an upsampling does.
+    """Σ rows ⊗ columns: acts along height and width one after the other, as an upsampling does.
 
     terms: (rows [H', H], columns [W', W]) each.
     """
@@ -146,7 +146,7 @@ class Separable(Structured):
         return not any(bool(r.any()) and bool(c.any()) for r, c in self.terms)
 
     def _single(self) -> tuple[Tensor, Tensor]:
-        (term,) = self.terms  # versions are asked of the operation's own weight, which is one product
+        (term,) = self.terms  # versions are computed only from an operation's own weight, which has one term
         return term
 
     def positive(self) -> Separable:

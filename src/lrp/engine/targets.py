@@ -1,7 +1,7 @@
-"""What to explain: every kind of target, as the start relevance it stands for.
+"""What to explain: every kind of target, converted to a start relevance.
 
-A target becomes three arrays that the explanation program reads: `given` [N, K] is relevance as it
-stands, `weight` [N, K] multiplies the seed (the logits), `predicted` [N] asks for the predicted class.
+A target becomes three arrays that the explanation program reads: `given` [N, K] is relevance that
+is used as it is, `weight` [N, K] multiplies the seed (the logits), `predicted` [N] is the weight of the predicted class.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Start(NamedTuple):
 
 
 def resolve(target: Any, images: int, classes: int, class_names: Sequence[str] | None, like: Tensor) -> Start:
-    """A target as a start.
+    """Convert a target to a start.
 
     Args:
         target: "predicted", an index, a class name, a `Contrast`, a sequence of N of these, or a tensor
@@ -76,7 +76,7 @@ def resolve(target: Any, images: int, classes: int, class_names: Sequence[str] |
 
 
 def _as_matrix(target: Any) -> Tensor | None:
-    """Relevance, where the target is that: a float tensor or array, or nested lists."""
+    """The target as a tensor if it is relevance (a float tensor or array, or nested lists), else None."""
     if hasattr(target, "__array__") and not isinstance(target, Tensor):
         target = torch.as_tensor(target)
     if isinstance(target, Tensor):

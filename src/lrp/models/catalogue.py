@@ -1,4 +1,4 @@
-"""The models that have a name: what is published of each, and its architecture with random weights."""
+"""The named models: the published preprocessing and class names of each, and its architecture with random weights."""
 
 import difflib
 import math
@@ -18,7 +18,7 @@ PACKAGED = "efficientnet_lite0"
 
 
 class ModelEntry(NamedTuple):
-    """A line of `lrp models`. megabytes: to download, None if nothing. top1: ImageNet-1k accuracy in %."""
+    """A line of `lrp models`. megabytes: the size of the download, None if there is none. top1: ImageNet-1k accuracy in %."""
 
     name: str
     source: str
@@ -27,7 +27,7 @@ class ModelEntry(NamedTuple):
 
 
 def model_names() -> list[ModelEntry]:
-    """Every model that has a name here, the default and vgg19 first; last, how timm's are named."""
+    """Every model that has a name here, the default and vgg19 first; the last entry shows how timm models are named."""
     import torchvision.models
 
     entries = []
@@ -42,7 +42,7 @@ def model_names() -> list[ModelEntry]:
 
 
 def published(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
-    """What a model's own weights were trained with: preprocessing and class names. Downloads nothing."""
+    """The preprocessing and class names with which a model's published weights were trained. Downloads nothing."""
     if name == PACKAGED:  # converted from TensorFlow: trained on values from -1 to 1 and bicubic photos
         geometry = Geometry(resize=256, crop=(224, 224), interpolation="bicubic")
         return Preprocessing(geometry, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), imagenet_names()
@@ -87,7 +87,7 @@ def _published_by_timm(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
 
 
 def timm_config(name: str) -> Any:
-    """timm's record of the weights "timm:NAME" or "timm:NAME.TAG"."""
+    """timm's configuration of the weights "timm:NAME" or "timm:NAME.TAG"."""
     import timm
 
     known = name.removeprefix("timm:")
@@ -102,9 +102,8 @@ def timm_config(name: str) -> Any:
 def torchvision_names() -> list[str]:
     import torchvision.models
 
-    return torchvision.models.list_models(
-        module=torchvision.models
-    )  # the classifiers: no detection, no video
+    # The classifiers: neither detection nor video.
+    return torchvision.models.list_models(module=torchvision.models)
 
 
 def unknown_model(name: str) -> ModelError:
@@ -124,7 +123,7 @@ def build(
 ) -> nn.Module:
     """The architecture with random weights, set up as its published weights need it; in training mode.
 
-    filled_later: True leaves out the slow part of some initialisations, which is wasted on what gets loaded.
+    filled_later: True leaves out the slow part of some initialisations, because weights are loaded afterwards.
     """
     if architecture == PACKAGED:
         architecture = "timm:tf_efficientnet_lite0"
@@ -148,16 +147,16 @@ def build(
 
 
 def class_tensors(architecture: str, preprocessing: Preprocessing) -> dict[str, int]:
-    """The parameters whose shape hangs on the number of classes -> the axis of the classes: 0, mostly.
+    """The parameters whose shape depends on the number of classes -> the axis of the classes: usually 0.
 
     {"classifier.6.weight": 0, "classifier.6.bias": 0} for "vgg19".
     """
 
     def shapes(classes: int) -> dict[str, torch.Size]:
         try:
-            with torch.device("meta"):  # without memory, and so without time
+            with torch.device("meta"):  # allocates no memory, which is fast
                 model = build(architecture, classes, preprocessing)
-        except RuntimeError:  # it computes with values while it is built, as torchvision's regnets do
+        except RuntimeError:  # its constructor computes with values, as in torchvision's regnets
             model = build(architecture, classes, preprocessing)
         return {name: tensor.shape for name, tensor in model.state_dict().items()}
 

@@ -1,4 +1,4 @@
-"""A model's own file of weights, and beside it a sidecar that states what the weights belong to and how they came to be."""
+"""A file of weights, and a sidecar file next to it that states which model they belong to and how they were made."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def is_file(name: str) -> bool:
 
 
 def architecture(name: str, arch: str | None = None) -> str:
-    """The name by which `save_checkpoint` knows a model; arguments and errors as of `load_model`."""
+    """The architecture's name, as `save_checkpoint` takes it; arguments and errors as of `load_model`."""
     if not is_file(name):
         return name
     sidecar = sidecar_of(Path(name))
@@ -37,12 +37,12 @@ def save_checkpoint(
     preprocessing: Preprocessing,
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a model's weights and the sidecar that `load_model(path)` reads too: both whole, or neither.
+    """Write a model's weights and the sidecar that `load_model(path)` reads too: both files, or neither.
 
     Args:
         path: ends in .pth, .pt or .safetensors.
         architecture: the name by which `load_model` builds it: "vgg19", "timm:resnet18", ...
-        facts: how it came to be, for the sidecar's entry "training": values that JSON knows;
+        facts: how the weights were made, for the sidecar's entry "training": values that JSON supports;
             `sidecar_facts` reads them, `load_model` does not.
 
     Returns:
@@ -62,7 +62,7 @@ def save_checkpoint(
             "architecture": architecture,
             "class_names": list(class_names),
             "preprocessing": preprocessing.to_dict(),
-            "sha256": sha256_of(weights),  # tells a sidecar that has outlived its weights
+            "sha256": sha256_of(weights),  # shows whether a sidecar belongs to the weights
             **({"training": dict(facts)} if facts is not None else {}),
         }
         description.write_text(_as_text(content), encoding="utf-8")
@@ -70,7 +70,7 @@ def save_checkpoint(
 
 
 def sidecar_facts(path: str | Path) -> dict[str, Any] | None:
-    """The facts that `save_checkpoint` was given about these weights; None: there are none, or they are of another file."""
+    """The facts that `save_checkpoint` stored about these weights; None if there are none, or of another file."""
     try:
         content = json.loads(sidecar_of(Path(path)).read_text(encoding="utf-8"))
         facts, sha256 = content["training"], content["sha256"]
@@ -84,7 +84,7 @@ def sidecar_facts(path: str | Path) -> dict[str, Any] | None:
 
 
 def update_facts(path: str | Path, facts: Mapping[str, Any]) -> None:
-    """Replace the facts of how the weights at `path` came to be; the weights stay as they are.
+    """Replace the facts of how the weights at `path` were made; the weights are not changed.
 
     Raises:
         ModelError: the sidecar cannot be read or written.

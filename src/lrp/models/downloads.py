@@ -1,4 +1,4 @@
-"""Weights from the web: fetched whole and verified, or not at all."""
+"""Downloads of weights: complete and verified, or not at all."""
 
 import os
 import re
@@ -16,9 +16,9 @@ Progress = Callable[[str], None]
 
 
 def checkpoint(name: str, url: str, megabytes: float | None, progress: Progress) -> Path:
-    """The file of `url` in torch.hub's folder (see TORCH_HOME), downloaded if need be, verified either way.
+    """The file of `url` in torch.hub's folder (see TORCH_HOME), downloaded if it is missing, and always verified.
 
-    Its name carries the first digits of its SHA-256, as in "vgg19-dcbb9e9d.pth".
+    Its name contains the first digits of its SHA-256, as in "vgg19-dcbb9e9d.pth".
     """
     path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urllib.parse.urlsplit(url).path))
     sha256 = re.search(r"-([0-9a-f]{8,})\.", path.name)
@@ -31,7 +31,7 @@ def checkpoint(name: str, url: str, megabytes: float | None, progress: Progress)
             download(url, path, sha256[1], progress)
         except ModelError as error:
             remedy = f"download that file elsewhere and put it at {path}"
-            raise ModelError(_unfetched(name, size, url, error, remedy)) from error
+            raise ModelError(_failure(name, size, url, error, remedy)) from error
     elif not (found := sha256_of(path)).startswith(sha256[1]):
         raise ModelError(
             f"{name}: {path} is not the published file (its SHA-256 starts with {found[: len(sha256[1])]}, "
@@ -41,7 +41,7 @@ def checkpoint(name: str, url: str, megabytes: float | None, progress: Progress)
 
 
 def hub_file(name: str, repository: str, filename: str | None, progress: Progress) -> Path:
-    """A timm model's file in huggingface_hub's cache, downloaded if need be; safetensors where there are."""
+    """A timm model's file in huggingface_hub's cache, downloaded if it is missing; safetensors if available."""
     import huggingface_hub as hub
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -63,22 +63,22 @@ def hub_file(name: str, repository: str, filename: str | None, progress: Progres
             progress(f"{name}: {size} from {host} to {hub.constants.HF_HUB_CACHE}")
             return Path(hub.hf_hub_download(repository, candidate))
         raise ModelError(f"the server has no {' or '.join(candidates)}")
-    except Exception as error:  # its http library changes between versions, and with it the exceptions
+    except Exception as error:  # its HTTP library, and so its exceptions, depend on the version
         cache = hub.constants.HF_HUB_CACHE
         remedy = f"run `hf download {repository}` elsewhere and copy its cache to {cache}"
-        raise ModelError(_unfetched(name, size, url, error, remedy)) from error
+        raise ModelError(_failure(name, size, url, error, remedy)) from error
 
 
 def download(url: str, destination: Path, sha256: str, progress: Progress) -> None:
-    """Fetch `url` to `destination`, which appears only once its content is proven; see `lrp.storage.download.fetch`.
+    """Fetch `url` to `destination`, which appears only when its content is verified; see `lrp.storage.download.fetch`.
 
     Args:
-        url: https; plain http only from this very machine.
+        url: https; plain http only from 127.0.0.1.
         sha256: hexadecimal digest of the content, or its first digits.
-        progress: is told about every tenth.
+        progress: called with a line for every tenth.
 
     Raises:
-        ModelError: the reason alone, as a clause; the caller says what was wanted and where it belongs.
+        ModelError: the reason alone, as a clause; the caller adds what was wanted and where it belongs.
     """
 
     def proof(part: Path) -> None:
@@ -95,18 +95,18 @@ def download(url: str, destination: Path, sha256: str, progress: Progress) -> No
 
 
 def _tenths(progress: Progress) -> Callable[[int, int | None], None]:
-    """A line for every tenth of a download, however small the pieces it comes in."""
-    told = -1
+    """A callback that reports a line for every tenth of a download, however small its chunks."""
+    reported = -1
 
-    def tell(done: int, total: int | None) -> None:
-        nonlocal told
+    def report(done: int, total: int | None) -> None:
+        nonlocal reported
         tenth = done * 10 // total if total else 0
-        if told >= 0 and tenth > told:
+        if reported >= 0 and tenth > reported:
             progress(f"  {done / MEGABYTE:.0f} of {(total or 0) / MEGABYTE:.0f} MB")
-        told = tenth
+        reported = tenth
 
-    return tell
+    return report
 
 
-def _unfetched(name: str, size: str, url: str, error: Exception, remedy: str) -> str:
+def _failure(name: str, size: str, url: str, error: Exception, remedy: str) -> str:
     return f"{name}: its weights ({size}) could not be fetched from {url} ({reason(error)}); {remedy}."

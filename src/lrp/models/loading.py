@@ -1,4 +1,4 @@
-"""A name becomes a model with its weights, its own preprocessing and a name for each of its classes."""
+"""Loads a model by its name: with its weights, its own preprocessing and a name for each of its classes."""
 
 import re
 import sys
@@ -49,13 +49,13 @@ def load_model(
     Args:
         name: "efficientnet_lite0" comes with its package. A torchvision classifier ("vgg19") takes the
             weights that torchvision calls DEFAULT, its best: downloaded once to the folder "checkpoints" in
-            `torch.hub.get_dir()`, verified at every load. "timm:NAME" comes from timm. What ends in .pth, .pt
-            or .safetensors, or holds a slash, is a file: with the sidecar that `save_checkpoint` writes, or `arch`.
+            `torch.hub.get_dir()`, verified at every load. "timm:NAME" is a model of timm. A name that ends in .pth, .pt
+            or .safetensors, or contains a slash, is a file: with the sidecar that `save_checkpoint` writes, or `arch`.
         pretrained: False for random weights: nothing is downloaded.
-        progress: is told line by line what is downloaded; None: stderr.
-        arch: for a file without sidecar: the model whose weights it holds ("vgg19"). The file tells the number of
-            classes; the preprocessing is that of the model's own weights.
-        labels: for a file without sidecar: its class names, in order; or a file of them, one a line or a JSON
+        progress: called with lines about downloads; None: prints them to stderr.
+        arch: for a file without sidecar: the model whose weights it holds ("vgg19"). The file determines the number
+            of classes; the preprocessing is that of the model's own weights.
+        labels: for a file without sidecar: its class names, in order; or a file of them, one per line or a JSON
             list. None: those of the model's own weights if their number fits; else "class 0", "class 1", ...
 
     Raises:
@@ -87,7 +87,7 @@ def _from_package(pretrained: bool) -> LoadedModel:
         tensors, names = read_weights(path), list(model.state_dict())
         if len(tensors) != len(names):
             raise ModelError(f"{path} holds {len(tensors)} tensors, {PACKAGED} has {len(names)}.")
-        # The file names its tensors as another code does, in timm's order; `fill` compares the shapes.
+        # The file has the tensor names of another program, but timm's order; `fill` compares the shapes.
         fill(model, dict(zip(names, tensors.values(), strict=True)), PACKAGED, path)
     return LoadedModel(model.eval(), preprocessing, class_names)
 
@@ -101,10 +101,10 @@ def _from_torchvision(name: str, pretrained: bool, progress: Progress) -> Loaded
     model = build(name, len(class_names), preprocessing, pretrained)
     if path:
         tensors = read_weights(path)
-        # Torchvision's builders know these two adaptations too, but read the file without weights_only=True.
-        if name.startswith("densenet"):  # published before module names lost their dots
+        # torchvision's builders have these two adaptations too, but read the file without weights_only=True.
+        if name.startswith("densenet"):  # published when module names still had dots
             tensors = {re.sub(r"\.(norm|relu|conv)\.([12])\.", r".\1\2.", n): t for n, t in tensors.items()}
-        elif name in ("googlenet", "inception_v3"):  # heads that served training only
+        elif name in ("googlenet", "inception_v3"):  # heads for training only
             tensors = {n: t for n, t in tensors.items() if not n.lower().startswith("aux")}
         fill(model, tensors, name, path)
     return LoadedModel(model.eval(), preprocessing, class_names)
@@ -129,7 +129,7 @@ def _from_timm(name: str, pretrained: bool, progress: Progress) -> LoadedModel:
         model = timm.create_model(
             name.removeprefix("timm:"), pretrained=pretrained, pretrained_cfg_overlay=overlay
         )
-    except Exception as error:  # timm's builders and readers raise what they like
+    except Exception as error:  # timm has no base class for what it raises
         raise ModelError(f"{name} could not be built by timm: {textwrap.shorten(str(error), 300)}") from error
     return LoadedModel(model.eval(), preprocessing, class_names)
 
@@ -143,7 +143,7 @@ def _from_file(
     if not path.is_file() and (pretrained or not sidecar.is_file()):
         raise ModelError(f"there is no file {path}.")
     if arch is not None and not sidecar.is_file():
-        return _bare(path, pretrained, arch, labels)
+        return _without_sidecar(path, pretrained, arch, labels)
     of, class_names, preprocessing, sha256 = read_sidecar(sidecar)
     if arch is not None and arch != of:
         raise ModelError(f"{path} is {of}, says {sidecar}, not {arch}: leave the architecture (--arch) out.")
@@ -157,13 +157,15 @@ def _from_file(
     return LoadedModel(model.eval(), preprocessing, class_names)
 
 
-def _bare(path: Path, pretrained: bool, arch: str, labels: str | Path | Sequence[str] | None) -> LoadedModel:
-    """A file of weights that says nothing about itself."""
+def _without_sidecar(
+    path: Path, pretrained: bool, arch: str, labels: str | Path | Sequence[str] | None
+) -> LoadedModel:
+    """Load a file of weights that has no sidecar."""
     preprocessing, own_names = published(arch)
     tensors = read_weights(path)
     axes = class_tensors(arch, preprocessing)
     sizes = [tensors[n].shape[a] for n, a in axes.items() if n in tensors and tensors[n].dim() > a]
-    classes = sizes[0] if sizes else len(own_names)  # where they disagree, `fill` says so
+    classes = sizes[0] if sizes else len(own_names)  # if they disagree, `fill` raises
     if labels is not None:
         class_names = read_labels(labels)
         if len(class_names) != classes:

@@ -1,4 +1,4 @@
-"""What a model's weights were trained on: from a photo's pixels to its input."""
+"""The preprocessing that a model was trained with: from a photo's pixels to its input."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from lrp.pictures.photos import Geometry
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a photo's pixels to what the model was trained on: resize, crop, then (x / 255 - mean) / std.
+    """From a photo's pixels to the input that the model was trained on: resize, crop, then (x / 255 - mean) / std.
 
     mean, std: one number per channel.
     """
@@ -88,7 +88,7 @@ class Preprocessing:
 
 
 def _are_sizes(values: Any, count: int = 1) -> bool:
-    """Is it a list of `count` whole numbers from 1 on?"""
+    """Whether it is a list of `count` integers >= 1."""
     return (
         isinstance(values, list)
         and len(values) == count

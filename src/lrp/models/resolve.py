@@ -1,4 +1,4 @@
-"""What a caller gives -> what runs: a model by its name or as it is, a device by its name."""
+"""The arguments of a caller -> objects: a model by its name or as it is, a device by its name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def resolve_model(
 
 
 def model_name(model: str | Path | LoadedModel) -> str:
-    """How the model was asked for; "" where it was given as it is."""
+    """The name by which the model was requested; "" for a loaded model."""
     return str(model) if isinstance(model, str | Path) else ""
 
 

@@ -1,4 +1,4 @@
-"""Weights as files: read as tensors alone, fitted to a model, written."""
+"""Files of weights: read as tensors only, loaded into a model, written."""
 
 import argparse
 import hashlib
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from lrp.errors import ModelError
 from lrp.storage.download import reason
 
-# Where training loops put the state dict (Lightning and timm, PyTorch's tutorials, torchvision and DeiT, others),
-# and what DataParallel and torch.compile put before every name.
+# The keys under which training loops store the state dict (Lightning and timm, PyTorch's tutorials, torchvision and
+# DeiT, others), and the prefixes that DataParallel and torch.compile add to every name.
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")
 LISTED = 20
@@ -36,17 +36,17 @@ def sha256_of(path: Path) -> str:
 def read_weights(path: Path) -> Mapping[str, Tensor]:
     """The tensors of a state dict file; in a training checkpoint, those under the first of `CONTAINERS`.
 
-    A prefix of `PREFIXES` that all names have is taken off. Code in the file is never run.
+    A prefix of `PREFIXES` that all names have is removed. Code in the file is never run.
 
     Raises:
-        ModelError: the file is damaged, holds other objects than tensors, or no state dict.
+        ModelError: the file is damaged, holds other objects than tensors, or is not a state dict.
     """
     try:
         if path.suffix == ".safetensors":
             import safetensors.torch
 
             return safetensors.torch.load_file(path)
-        # Training loops keep their options beside the weights; that class holds values and runs nothing.
+        # Training loops store their options with the weights; a Namespace holds values and runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # what a damaged file raises depends on where it is damaged
@@ -66,11 +66,11 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
         raise ModelError(f"{path} is no state dict: tensors by name were expected.")
     while content and (prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in content)), "")):
         content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
-    return content  # without prefix, as it is: with its attribute _metadata
+    return content  # unchanged if there was no prefix, so that it keeps its attribute _metadata
 
 
 def read_labels(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
-    """Class names as they are, or from a file: one a line, or a JSON list of texts."""
+    """Class names as they are, or from a file: one per line, or a JSON list of strings."""
     if not isinstance(labels, str | Path):
         return tuple(labels)
     try:
@@ -87,20 +87,23 @@ def read_labels(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
 
 
 def save(content: Any, path: Path) -> None:
-    """`torch.save`; where the disk refuses, an OSError, as everywhere else."""
+    """`torch.save`; a failure of the disk raises OSError, as everywhere else."""
     try:
         with open(path, "wb") as file:
             torch.save(content, file)
-    except RuntimeError as error:  # torch's writer stumbles over what it could not write
-        if isinstance(refused := error.__context__, OSError):
-            raise OSError(refused.errno, refused.strerror) from error
+    except RuntimeError as error:  # torch's writer raises this after an OSError
+        if isinstance(os_error := error.__context__, OSError):
+            raise OSError(os_error.errno, os_error.strerror) from error
         raise
 
 
 def write_weights(path: Path, model: nn.Module, suffix: str) -> None:
     """Write a state dict as safetensors or as PyTorch's own format, whichever `suffix` names."""
     state = model.state_dict()
-    for name, tensor in state.items():  # on the CPU and plainly laid, wherever and however the model runs
+    for (
+        name,
+        tensor,
+    ) in state.items():  # on the CPU and contiguous, whatever the model's device and memory format
         state[name] = tensor.detach().cpu().contiguous()
     if suffix != ".safetensors":
         save(state, path)
@@ -111,8 +114,8 @@ def write_weights(path: Path, model: nn.Module, suffix: str) -> None:
         # Copies, because the format refuses tensors that share memory, as tied weights do.
         safetensors.torch.save_file({n: t.clone() for n, t in state.items()}, path)
     except safetensors.SafetensorError as error:
-        if refused := re.search(r"os error (\d+)", str(error)):
-            raise OSError(int(refused[1]), os.strerror(int(refused[1]))) from error
+        if os_error := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(os_error[1]), os.strerror(int(os_error[1]))) from error
         raise
 
 
@@ -122,7 +125,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, pat
     # Batch norm's step counter is missing in old files; only training would use it.
     given = OrderedDict((n, t) for n, t in expected.items() if n.endswith("num_batches_tracked"))
     given.update(tensors)
-    # The modules' versions, which mnasnet insists on; safetensors cannot hold them, but is younger than they.
+    # The modules' versions, which mnasnet needs. safetensors cannot store them, but is newer than these versions.
     versions = getattr(tensors, "_metadata", expected._metadata)  # type: ignore[attr-defined]
     given._metadata = versions  # type: ignore[attr-defined]
     try:
@@ -137,13 +140,13 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, pat
                 if n in given and given[n].shape != expected[n].shape
             ],
         }
-        listed = [f"{len(found)} {kind} ({_few(found)})" for kind, found in groups.items() if found]
+        listed = [f"{len(found)} {kind} ({_shortened(found)})" for kind, found in groups.items() if found]
         raise ModelError(
             f"{path} does not fit {architecture}: {', '.join(listed) or reason(error)}."
         ) from error
 
 
-def _few(items: list[str], count: int = LISTED) -> str:
+def _shortened(items: list[str], count: int = LISTED) -> str:
     return "; ".join(items[:count]) + (f"; and {len(items) - count} more" if len(items) > count else "")
 
 

@@ -1,4 +1,4 @@
-"""Many photos on one sheet, each with its words below. Knows numpy and Pillow, no models."""
+"""Many photos on one sheet, each with text below. Depends on numpy and Pillow, not on models."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from lrp.errors import ImageError
 from lrp.pictures.photos import PhotoError, open_photo
 from lrp.pictures.text import Font, font, spelled, typeface, wrapped
 
-_SIDE = 208  # pixels: what a photo is fitted into, however many there are
+_SIDE = 208  # pixels: the side of the square that each photo is fitted into
 _EM, _LINE, _GAP = 14, 19, 18
 _INK, _FAINT, _FRAME, _EMPTY = (25, 25, 25), (95, 95, 95), (200, 200, 200), (226, 226, 226)
 
@@ -20,7 +20,7 @@ _INK, _FAINT, _FRAME, _EMPTY = (25, 25, 25), (95, 95, 95), (200, 200, 200), (226
 @dataclass(frozen=True, eq=False)
 class _Tile:
     photo: Image.Image | None
-    """Fitted into the tile; None if the file cannot be read, `reason` says why."""
+    """Fitted into the tile; None if the file cannot be read, for the `reason`."""
     reason: str
     title: str
     subtitle: str
@@ -35,12 +35,12 @@ def contact_sheet(
 ) -> Image.Image:
     """The photos row by row, in their order, as tiles of one size.
 
-    A file that cannot be read has a grey tile that says so. Words are wrapped to two lines below a photo.
+    A file that cannot be read has a grey tile with the reason. The texts below a photo are wrapped to two lines.
 
     Args:
         entries: the photos; or several groups of them, each under its heading.
         title: above all of them.
-        most: of more entries than this in a group the first are shown, and the sheet says of how many.
+        most: at most this many entries of a group are shown, the first ones, with a note of how many there are.
 
     Raises:
         ImageError: no entry.
@@ -51,7 +51,7 @@ def contact_sheet(
         raise ImageError("expected at least one photo for a contact sheet, got none")
     tiles = {heading: [_tile(*entry) for entry in group[:most]] for heading, group in groups.items()}
     columns = _columns(max(map(len, tiles.values())))
-    across = max(3, columns) * (_SIDE + _GAP) - _GAP  # so that few photos leave room for the title
+    across = max(3, columns) * (_SIDE + _GAP) - _GAP  # at least three columns wide, for the title
     face = typeface(
         [
             title,
@@ -62,9 +62,9 @@ def contact_sheet(
     small, middle, large = font(face, _EM), font(face, _EM + 1), font(face, 20)
 
     def line(text: str, letters: Font, ink: tuple[int, int, int], lines: int) -> list[_Line]:
-        deep = round(1.35 * letters.size)
+        height = round(1.35 * letters.size)
         return [
-            _Line(part, letters, ink, deep) for part in wrapped(spelled(text, face), letters, across, lines)
+            _Line(part, letters, ink, height) for part in wrapped(spelled(text, face), letters, across, lines)
         ]
 
     strips: list[list[_Line] | _Strip] = [line(title, large, _INK, 2)]
@@ -74,18 +74,18 @@ def contact_sheet(
         strips.append(line(heading, font(face, 17), _INK, 1) + line(note, small, _FAINT, 1))
         for start in range(0, len(shown), columns):
             row = shown[start : start + columns]
-            strips.append(_Strip(row, [_words(tile, face, small, middle) for tile in row]))
+            strips.append(_Strip(row, [_text_lines(tile, face, small, middle) for tile in row]))
 
     sheet = Image.new("RGB", (across + 2 * _GAP, _GAP + sum(map(_height, strips))), "white")
     pen = ImageDraw.Draw(sheet)
     y = _GAP
     for strip in strips:
         if isinstance(strip, _Strip):
-            for column, (tile, lines) in enumerate(zip(strip.tiles, strip.words, strict=True)):
+            for column, (tile, lines) in enumerate(zip(strip.tiles, strip.lines, strict=True)):
                 x = _GAP + column * (_SIDE + _GAP)
-                _place(sheet, pen, tile, (x, y + strip.deep - _SIDE), face, small)
+                _paste_tile(sheet, pen, tile, (x, y + strip.height - _SIDE), face, small)
                 for number, (text, letters, ink) in enumerate(lines):
-                    at = (x, y + strip.deep + 8 + number * _LINE + _EM)
+                    at = (x, y + strip.height + 8 + number * _LINE + _EM)
                     pen.text(at, text, font=letters, fill=ink, anchor="ls")
         else:
             at_line = y
@@ -93,7 +93,7 @@ def contact_sheet(
                 pen.text(
                     (_GAP, at_line + one.letters.size), one.text, font=one.letters, fill=one.ink, anchor="ls"
                 )
-                at_line += one.deep
+                at_line += one.height
         y += _height(strip)
     return sheet
 
@@ -103,7 +103,7 @@ class _Line:
     text: str
     letters: Font
     ink: tuple[int, int, int]
-    deep: int
+    height: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,18 +111,18 @@ class _Strip:
     """A row of tiles."""
 
     tiles: list[_Tile]
-    words: list[list[tuple[str, Font, tuple[int, int, int]]]]
+    lines: list[list[tuple[str, Font, tuple[int, int, int]]]]
 
     @property
-    def deep(self) -> int:
-        """As deep as its deepest photo, no more."""
+    def height(self) -> int:
+        """That of its tallest photo."""
         return max(tile.photo.height if tile.photo else _SIDE for tile in self.tiles)
 
 
 def _height(strip: list[_Line] | _Strip) -> int:
     if isinstance(strip, _Strip):
-        return strip.deep + 8 + max(map(len, strip.words)) * _LINE + _GAP
-    return sum(one.deep for one in strip) + (_GAP // 2 if strip else 0)
+        return strip.height + 8 + max(map(len, strip.lines)) * _LINE + _GAP
+    return sum(one.height for one in strip) + (_GAP // 2 if strip else 0)
 
 
 def _tile(path: Path | str, title: str, subtitle: str) -> _Tile:
@@ -145,24 +145,24 @@ def _fitted(pixels: np.ndarray) -> Image.Image:
 
 
 def _columns(count: int) -> int:
-    """Whichever comes nearest to a wide screen's shape and leaves little of the last row empty."""
+    """The number of columns that comes nearest to a wide screen's shape and leaves few cells empty."""
 
     def cost(columns: int) -> float:
         rows = math.ceil(count / columns)
         return abs(math.log(columns / (1.25 * rows) / 1.6)) + 1.3 * (rows * columns - count) / columns
 
-    # Never so many that the sheet is wider than screens are.
+    # At most 10, so that the sheet is not wider than a screen.
     return min(range(1, min(count, 10) + 1), key=cost)
 
 
-def _words(
+def _text_lines(
     tile: _Tile, face: str | None, small: Font, middle: Font
 ) -> list[tuple[str, Font, tuple[int, int, int]]]:
     lines = [(text, middle, _INK) for text in wrapped(spelled(tile.title, face), middle, _SIDE, 2)]
     return lines + [(text, small, _FAINT) for text in wrapped(spelled(tile.subtitle, face), small, _SIDE, 2)]
 
 
-def _place(
+def _paste_tile(
     sheet: Image.Image,
     pen: ImageDraw.ImageDraw,
     tile: _Tile,
@@ -178,6 +178,6 @@ def _place(
             pen.text((x + 12, y + 28 + number * _LINE), text, font=small, fill=_FAINT, anchor="ls")
         return
     width, height = tile.photo.size
-    upper = y + _SIDE - height  # on the tile's lower edge, where the words begin
+    upper = y + _SIDE - height  # at the lower edge of the tile, above the text
     sheet.paste(tile.photo, (x, upper))
     pen.rectangle((x - 1, upper - 1, x + width, upper + height), outline=_FRAME)

@@ -1,6 +1,6 @@
-"""What all of matplotlib's figures here share: their look, their words, and how they become a file.
+"""What all matplotlib figures of this package share: style, text, and how they are written to a file.
 
-Drawn by matplotlib's objects: no window, no pyplot, nothing global that stays changed.
+They use matplotlib's objects: no window, no pyplot, and no global setting that stays changed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _LOOK = {
 
 
 def save(figure: Figure, path: Path | str, error: type[LrpError] = LrpError) -> None:
-    """Write a PNG or an SVG, as the name says; whole or not at all, replacing an older file.
+    """Write a PNG or an SVG, by the suffix of the path; whole or not at all, replacing an older file.
 
     The same figure gives the same bytes.
 
@@ -62,13 +62,13 @@ def save(figure: Figure, path: Path | str, error: type[LrpError] = LrpError) -> 
 
 
 def look() -> AbstractContextManager[None]:
-    """matplotlib's own defaults and ours, whatever a user's settings; put back afterwards."""
+    """A context with matplotlib's defaults and ours, whatever the user's settings, which are restored afterwards."""
     try:
         import matplotlib.style
         from matplotlib.font_manager import get_font_names
     except ModuleNotFoundError as error:
         raise LrpError("this needs matplotlib: pip install 'lrp[study]'.") from error
-    # matplotlib's own font lacks Chinese, Japanese and Korean: there another is asked, if the machine has one.
+    # matplotlib's own font lacks Chinese, Japanese and Korean: another font is used for these if one is installed.
     more = sorted(
         {"Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "Arial Unicode MS"} & {*get_font_names()}
     )
@@ -76,7 +76,7 @@ def look() -> AbstractContextManager[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Of so many inches."""
+    """A figure of this size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -86,10 +86,10 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def words(text: str, width: int = 30) -> str:
-    """Wrapped, never cut; and a dollar sign is one, not the beginning of a formula."""
+    """The text wrapped to lines of `width` characters, never shortened; dollar signs, which begin formulas, are escaped."""
     shown = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     lines = [""]
-    # File names have no blanks, so that other joints have to do.
+    # File names have no spaces, so lines are also broken after other characters.
     for part in re.findall(r"[^\s_/.,:-]*(?:[\s_/.,:-]|$)", shown):
         pieces = [part[i : i + width] for i in range(0, len(part), width)]
         for piece in pieces:
@@ -105,7 +105,7 @@ def percent_axis(axes: Axes, label: str) -> None:
 
 
 def set_title(axes: Axes, title: str, note: str) -> None:
-    """With a fainter line or two below it."""
+    """A title, and below it a fainter note of one or two lines."""
     lines = note.count("\n") + 1
     axes.annotate(
         note, (0, 1), xytext=(0, 6), xycoords="axes fraction", textcoords="offset points", color=FAINT,

@@ -1,4 +1,4 @@
-"""Relevance -> picture. Knows numpy and Pillow, and nothing of models: it gets finished numbers and words."""
+"""Relevance -> picture. Depends on numpy and Pillow, not on models: it receives finished numbers and texts."""
 
 import json
 import math
@@ -25,14 +25,13 @@ _INK, _FAINT, _FRAME = (25, 25, 25), (95, 95, 95), (200, 200, 200)
 def _palette() -> np.ndarray:
     """uint8 [511, 3]: blue, neutral at exactly 255, red.
 
-    Made in the Oklab space (Ottosson 2020): both halves darken alike, so that equal |R| looks equally strong
-    and only the hue tells the sign. Red and blue are told apart with every common kind of colour blindness.
+    Computed in the Oklab colour space (Ottosson 2020): both halves darken equally, so that equal |R| looks equally
+    strong and only the hue shows the sign. Red and blue differ for every common kind of colour blindness.
     """
     share = np.linspace(-1, 1, 511)
     lightness = 0.965 - 0.54 * np.abs(share)
-    chroma = np.minimum(
-        0.47 * (0.965 - lightness), 0.17
-    )  # as much as the screen's colours allow for both hues
+    # The maximum that sRGB can show for both hues.
+    chroma = np.minimum(0.47 * (0.965 - lightness), 0.17)
     hue = np.radians(np.where(share > 0, 28.0, 258.0))
     a, b = chroma * np.cos(hue), chroma * np.sin(hue)
     cones = np.stack(
@@ -62,19 +61,19 @@ class Panel:
     """One heatmap beside the photo."""
 
     relevance: np.ndarray
-    """[H, W] on the photo's pixels, NaN where the model never saw: `Geometry.to_photo` makes it."""
+    """[H, W] on the photo's pixels, NaN outside the model's crop: what `Geometry.to_photo` returns."""
     title: str
     """The target's name."""
     subtitle: str = ""
     """How much reached the pixels, for example."""
     limit: float | None = None
-    """`scale()` of its own, for a panel whose numbers do not compare with the others'."""
+    """A `scale()` of its own, for a panel whose values cannot be compared with the others'."""
 
 
 def scale(relevance: Iterable[np.ndarray], percentile: float = 99.5) -> float:
-    """The limit L of a scale from -L to L: the percentile of |relevance| over the seen pixels of all maps.
+    """The limit L of a scale from -L to L: the percentile of |relevance| over the pixels of all maps that are not NaN.
 
-    Where that is zero (a few hot pixels on nothing) it is the largest |relevance|, or 1 if that is zero too.
+    Where that is zero (a few large values, zero elsewhere) it is the largest |relevance|, or 1 if that is zero too.
     """
     if not 0 < percentile <= 100:
         raise ImageError(f"expected a percentile above 0 and up to 100, got {percentile:g}")
@@ -90,7 +89,7 @@ def colours(relevance: np.ndarray, limit: float) -> np.ndarray:
     if not limit > 0:
         raise ImageError(f"expected a scale's limit above 0, got {limit:g}")
     unseen = np.isnan(relevance)
-    # Clipped first, as dividing by a tiny limit would overflow.
+    # Clipped first, because division by a tiny limit would overflow.
     share = np.where(unseen, 0, relevance).astype(np.float64).clip(-limit, limit) / limit
     picture = PALETTE[np.rint(share * 255).astype(np.intp) + 255]
     picture[unseen] = _UNSEEN
@@ -113,15 +112,15 @@ def draw(
 
     Args:
         photo: uint8 [H, W, 3].
-        title, subtitle: above the photo, such as the predicted class and its probability.
+        title, subtitle: texts above the photo, such as the predicted class and its probability.
         style: "heatmap"; "overlay", over the greyed photo, denser where |relevance| is larger; or "both".
         percentile: where the scale ends. All panels share one scale, since they will be compared.
-        limit: that scale, if it is common to many pictures: `scale()` of all their maps, at this percentile.
-        unit: what relevance is counted in.
+        limit: the limit of that scale, if many pictures share it: `scale()` of all their maps, at this percentile.
+        unit: the unit of relevance.
         max_side: a photo with a longer side is shown reduced to this, heatmap included; tiny ones enlarged.
 
     Raises:
-        ImageError: no panel, an unknown style, or a panel that has not the photo's size.
+        ImageError: no panel, an unknown style, or a panel of another size than the photo.
     """
     _expect_drawable(photo, panels, style)
     shared = scale((p.relevance for p in panels if p.limit is None), percentile) if limit is None else limit
@@ -147,11 +146,11 @@ def draw(
 
 
 def transparent(maps: Sequence[np.ndarray], limit: float) -> Image.Image:
-    """Heatmaps alone, side by side: the stronger the relevance, the less of what is behind shows through.
+    """Heatmaps alone, side by side: the stronger the relevance, the more opaque the pixel.
 
     Args:
         maps: each [H, W]; what is 0 or NaN is transparent.
-        limit: of the scale; from there on it is opaque.
+        limit: of the scale; from this |relevance| on, pixels are opaque.
     """
     height, width = maps[0].shape
     gap = max(1, width // 20)
@@ -165,7 +164,7 @@ def transparent(maps: Sequence[np.ndarray], limit: float) -> Image.Image:
 
 
 def _strong(share: np.ndarray) -> np.ndarray:
-    """Colours of [H, W] from -1 to 1, the faint ones left out: near white, they would only fog what they lie on."""
+    """Colours of [H, W] from -1 to 1, without the faintest: almost white, they would only lighten the background."""
     return colours(np.sign(share) * (0.55 + 0.45 * np.abs(share)), 1)
 
 
@@ -174,7 +173,7 @@ def save_png(
 ) -> None:
     """Write a PNG that carries `metadata`, whole or not at all even if interrupted; replaces an older file.
 
-    It is one text chunk "lrp" of JSON in ASCII: PNG's own keys and texts cannot hold every key and file name.
+    The metadata is one text chunk "lrp" of JSON in ASCII: PNG's own keys and texts cannot hold every key and file name.
 
     Raises:
         error: the file cannot be written.
@@ -188,10 +187,10 @@ def save_png(
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
-    """What `save_png` was given. Empty for whatever is not a whole, undamaged PNG of ours; raises nothing."""
+    """What `save_png` was given. Empty for any file that is not a complete, undamaged PNG of `save_png`; raises nothing."""
     path = Path(path)
     try:
-        if not path.is_file():  # a FIFO would be waited for
+        if not path.is_file():  # opening a FIFO would block
             return {}
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")
@@ -203,7 +202,7 @@ def read_metadata(path: Path | str) -> dict[str, str]:
                 return {}
         found = json.loads(text)
         return found if all(isinstance(value, str) for value in found.values()) else {}
-    except Exception:  # on damaged files Pillow raises nearly anything
+    except Exception:  # for damaged files Pillow raises many kinds of exceptions
         return {}
 
 
@@ -240,7 +239,7 @@ def _resized_photo(photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _resized_relevance(relevance: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The mean of the seen pixels where it is reduced; a pixel counts as seen where half of it is."""
+    """When reduced, the mean of the values that are not NaN; NaN where more than half of them are."""
     if size >= relevance.shape:
         factor = size[0] // relevance.shape[0]
         return relevance.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -257,7 +256,7 @@ def _grey(photo: np.ndarray) -> np.ndarray:
 
 
 def _dimmed(photo: np.ndarray) -> np.ndarray:
-    """Dark, grey and hatched: not to be taken for zero relevance, nor for a dark photo."""
+    """Dark, grey and hatched: different from zero relevance and from a dark photo."""
     rows, columns = np.ogrid[: photo.shape[0], : photo.shape[1]]
     period = max(8, round(max(photo.shape) / 45))
     line = (rows + columns) % period < max(1, period // 8)
@@ -276,7 +275,7 @@ def _overlay(photo: np.ndarray, relevance: np.ndarray, limit: float) -> np.ndarr
     return np.where(np.isnan(relevance)[..., None], _dimmed(photo), picture).astype(np.uint8)
 
 
-# --- the sheet: blocks of pictures with words -------------------------------------------------------------
+# --- the sheet: blocks of pictures with texts -------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,15 +296,17 @@ def _sheet(blocks: Sequence[_Block], limit: float | None, note: str, unseen: boo
     face = typeface([note, *(text for block in blocks for text in (block.title, block.subtitle))])
     small, large = font(face, em), font(face, round(1.15 * em))
 
-    # A narrow photo still gets room for its words.
+    # At least 20 em, so that the texts fit beside a narrow photo.
     photo_width, panel_width = (
         max(20 * em, len(b.pictures) * (width + gap) - gap) for b in (blocks[0], blocks[1])
     )
     headings = []
     for block in blocks:
-        room = photo_width if block is blocks[0] else panel_width
-        heading = [(text, large, _INK) for text in wrapped(spelled(block.title, face), large, room, 2)]
-        heading += [(text, small, _FAINT) for text in wrapped(spelled(block.subtitle, face), small, room, 3)]
+        available = photo_width if block is blocks[0] else panel_width
+        heading = [(text, large, _INK) for text in wrapped(spelled(block.title, face), large, available, 2)]
+        heading += [
+            (text, small, _FAINT) for text in wrapped(spelled(block.subtitle, face), small, available, 3)
+        ]
         headings.append(heading)
     above = max(map(len, headings)) * line + round(0.4 * em)
     cell = above + height + (round(2.6 * line) if limit is None else 0)
@@ -314,11 +315,11 @@ def _sheet(blocks: Sequence[_Block], limit: float | None, note: str, unseen: boo
     columns = _columns(count, photo_width, panel_width, cell)
     left = 2 * gap + photo_width
     across = columns * (panel_width + gap) - gap
-    below = gap + math.ceil(count / columns) * (cell + gap)
+    legend_top = gap + math.ceil(count / columns) * (cell + gap)
     footer = wrapped(spelled(note, face), small, across, 3)
-    deep = (0 if limit is None else round(2.4 * line)) + (len(footer) + bool(unseen)) * line
+    legend_height = (0 if limit is None else round(2.4 * line)) + (len(footer) + bool(unseen)) * line
 
-    sheet = Image.new("RGB", (left + across + gap, below + deep + gap), "white")
+    sheet = Image.new("RGB", (left + across + gap, legend_top + legend_height + gap), "white")
     pen = ImageDraw.Draw(sheet)
     for index, (block, heading) in enumerate(zip(blocks, headings, strict=True)):
         row, column = divmod(max(0, index - 1), columns)
@@ -332,7 +333,7 @@ def _sheet(blocks: Sequence[_Block], limit: float | None, note: str, unseen: boo
             pen.rectangle((at[0] - 1, at[1] - 1, at[0] + width, at[1] + height), outline=_FRAME)
         if block.bar is not None:
             _draw_bar(sheet, (x, y + above + height + em), min(panel_width, 20 * em), block.bar, small)
-    y = below
+    y = legend_top
     if limit is not None:
         _draw_bar(sheet, (left, y), min(across, 20 * em), limit, small)
         y += round(2.4 * line)
@@ -349,7 +350,7 @@ def _sheet(blocks: Sequence[_Block], limit: float | None, note: str, unseen: boo
 
 
 def _columns(count: int, photo: float, panel: float, cell: float) -> int:
-    """Whichever grid comes nearest to a wide screen's shape and leaves little of its last row empty."""
+    """The number of columns that comes nearest to a wide screen's shape and leaves few cells empty."""
 
     def cost(columns: int) -> float:
         rows = math.ceil(count / columns)

@@ -1,6 +1,6 @@
-"""File -> pixels, safely; and the geometry that leads back from the model's crop to the photo.
+"""File -> pixels, safely; and the geometry that maps the model's crop back to the photo.
 
-Knows numpy and Pillow, no torch: what is opened here is what a person sees, upright and in RGB.
+Depends on numpy and Pillow, not on torch. A photo is opened as a person sees it: upright and in RGB.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from lrp.errors import ImageError
 
 FORMATS = "JPEG, PNG, WebP, BMP, GIF or TIFF"
 
-# A file is what its first bytes say, whatever its name. Pillow is then offered that one decoder, so that none
-# of its dozens of rarely tested ones ever sees a stranger's file.
+# The first bytes of a file determine its format, whatever its name. Pillow may use that decoder only, so that an
+# untrusted file never reaches one of its dozens of rarely tested decoders.
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -46,7 +46,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-RESIZED = 100_000_000  # pixels: a photo 1 pixel wide and 100,000 high would else become 6.5 gigapixels
+RESIZED = 100_000_000  # pixels: a photo 1 pixel wide and 100,000 high would otherwise become 6.5 gigapixels
 
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -60,7 +60,7 @@ class PhotoError(ImageError):
     """One file is not a readable photo. `str()` is "path: reason" on one line; `reason` is for a table."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)  # the arguments themselves, so that it survives pickling from a worker
+        super().__init__(path, reason)  # the arguments themselves, so that a worker process can pickle it
         self.path, self.reason = path, _one_line(reason)
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class PhotoError(ImageError):
 class Photo:
     path: Path
     pixels: np.ndarray
-    """uint8 [H, W, 3]: RGB, upright, transparency on white. The caller's own: writable and contiguous."""
+    """uint8 [H, W, 3]: RGB, upright, transparency on white. A new array: writable and contiguous."""
     digest: str
     """SHA-256 of the file's bytes, in hex."""
 
@@ -79,9 +79,9 @@ class Photo:
 @dataclass(frozen=True)
 class Found:
     path: Path
-    """As it was given, joined with `relative`: valid from the working directory."""
+    """The given path joined with `relative`: valid from the working directory."""
     relative: PurePosixPath
-    """Below the given folder; for a file given by itself, its name."""
+    """Relative to the given folder; for a file that was given itself, its name."""
 
 
 def open_photo(path: Path | str, *, max_megapixels: float = 100.0) -> Photo:
@@ -91,10 +91,10 @@ def open_photo(path: Path | str, *, max_megapixels: float = 100.0) -> Photo:
     floats), it is the smallest usual one that holds all values (0 to 1 for floats, 255, 65535), or else from
     the lowest value to the highest. Colour profiles are not applied, as in the pipelines models train with.
 
-    Safe to call from many threads, and as many photos are decoded at a time: Pillow lets go of Python's lock.
+    Thread-safe, and threads decode in parallel: Pillow releases the GIL.
 
     Raises:
-        PhotoError: an ImageError, and the only error, whatever the file holds. The size is judged from the
+        PhotoError: an ImageError, and the only error, whatever the file holds. The size is checked in the
             header, before any pixel is decoded.
     """
     path = Path(path)
@@ -114,9 +114,9 @@ def open_photo(path: Path | str, *, max_megapixels: float = 100.0) -> Photo:
 def find_photos(paths: Sequence[Path | str]) -> list[Found]:
     """Every file given, and every regular file below each folder given, whatever its extension, sorted.
 
-    Below a folder, names that begin with a dot and links to folders are passed over, and so is what is no
-    regular file (FIFOs, devices, broken links). A folder below that cannot be listed is found itself, so that
-    `open_photo` says why. What is reached twice counts once, where it was reached first.
+    Below a folder, names that begin with a dot and links to folders are skipped, and so is what is not a
+    regular file (FIFOs, devices, broken links). A subfolder that cannot be listed is returned itself, so that
+    `open_photo` raises the reason. A file that is found twice is returned once, at its first position.
 
     Raises:
         ImageError: some of the given paths do not exist (all are named), or a given folder cannot be listed.
@@ -134,19 +134,19 @@ def find_photos(paths: Sequence[Path | str]) -> list[Found]:
             files = [Found(path / file, file) for file in below]
         else:
             files = [Found(path, PurePosixPath(path.name))]
-        resolved: dict[Path, Path] = {}  # folder -> where it really is: asked once per folder, not per file
+        resolved: dict[Path, Path] = {}  # folder -> its real path, resolved once per folder, not per file
         for file in files:
             folder = file.path.parent
             if folder not in resolved:
                 resolved[folder] = folder.resolve()
-            # Not the file's own target: two links to one photo are two files with two names.
+            # Not the real path of the file: two links to one photo are two files with two names.
             found.setdefault(resolved[folder] / file.path.name, file)
     return list(found.values())
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Resize the shorter side (or both), then crop the centre: what the model sees of a photo."""
+    """Resize the shorter side (or both), then crop the centre: the part of a photo that the model sees."""
 
     resize: int | tuple[int, int] | None
     """The shorter side's new length, or (height, width) for both sides, or None: not resized."""
@@ -172,7 +172,7 @@ class Geometry:
         """uint8 [H, W, 3] -> uint8 [*crop, 3], bit for bit what torchvision's Resize and CenterCrop make.
 
         Raises:
-            ImageError: so narrow a photo that it would be resized beyond the memory.
+            ImageError: the photo is so narrow that it would be resized to more than `RESIZED` pixels.
         """
         resized, offsets = self._placement(*pixels.shape[:2])
         image = Image.fromarray(pixels).resize(resized[::-1], _INTERPOLATIONS[self.interpolation])
@@ -180,19 +180,19 @@ class Geometry:
         return np.array(image.crop((left, top, left + self.crop[1], top + self.crop[0])))
 
     def box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of the crop in the photo's pixels; beyond them where it is padded."""
+        """(left, top, right, bottom) of the crop in the photo's pixels; outside the photo where it is padded."""
         resized, (top, left) = self._placement(height, width)
         down, across = height / resized[0], width / resized[1]
         return left * across, top * down, (left + self.crop[1]) * across, (top + self.crop[0]) * down
 
     def to_photo(self, values: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Values on the model's input, [*crop] -> float32 [height, width], NaN where the model never saw.
+        """Values on the model's input, [*crop] -> float32 [height, width], NaN outside the crop.
 
-        Between the centres of the model's pixels, values are interpolated linearly: nothing exceeds its
-        neighbours, whereas blocks would draw edges that neither photo nor relevance has, and bicubic would
-        ring with the other sign. Where the photo has more pixels than the model sees of it, that is all;
-        where it has fewer, each takes the weighted mean of what it covers, so that no hot pixel falls between
-        two. Values are kept, not their sum: each says what a pixel of the *model's* input received.
+        Values are interpolated linearly between the centres of the model's pixels: no value exceeds its
+        neighbours, whereas blocks would show edges that neither photo nor relevance has, and bicubic
+        interpolation would add values of the other sign. If the photo has fewer pixels than the model's input,
+        each photo pixel is the weighted mean of the model pixels that it covers, so that no large value is
+        skipped. Values are kept, not their sum: each is what a pixel of the *model's* input received.
 
         Raises:
             ImageError: not the model's input size, or not finite.
@@ -235,9 +235,9 @@ class Geometry:
 
 
 def _linear_weights(length: int, scale: float, offset: int, size: int) -> np.ndarray:
-    """float32 [length, size]: what each photo pixel takes from each of the model's, along one axis.
+    """float32 [length, size]: the weight of each model pixel in each photo pixel, along one axis.
 
-    `scale` is the model's pixels per photo pixel. A triangle around the photo pixel's centre, to each side as
+    `scale` is the model's pixels per photo pixel. The weights are a triangle around the photo pixel's centre, to each side as
     wide as a model pixel or a photo pixel, whichever is larger. NaN where that centre is outside the crop.
     """
     centre = (np.arange(length) + 0.5) * scale - offset
@@ -249,7 +249,7 @@ def _linear_weights(length: int, scale: float, offset: int, size: int) -> np.nda
 
 
 def _below(root: Path, under: str = "") -> Iterator[PurePosixPath]:
-    """Regular files below root / under, relative to root, in no order. OSError only for `root` itself."""
+    """Regular files below root / under, relative to root, in any order. OSError only for `root` itself."""
     try:
         entries = [entry for entry in os.scandir(root / under) if not entry.name.startswith(".")]
     except OSError:
@@ -266,10 +266,10 @@ def _below(root: Path, under: str = "") -> Iterator[PurePosixPath]:
 
 
 def _expect_regular(path: Path) -> None:
-    """Looked at before opening: opening a FIFO waits for its writer, forever."""
+    """Raise unless it is a regular file. Checked before opening, because opening a FIFO blocks until it has a writer."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
-        os.listdir(path)  # whoever could not list it, see find_photos, wants to hear why
+        os.listdir(path)  # raises the reason for a folder that find_photos could not list
         raise PhotoError(path, "expected a photo, got a folder")
     if not stat.S_ISREG(mode):
         raise PhotoError(path, "expected a photo, got a pipe, socket or device")
@@ -288,20 +288,22 @@ def _kind(path: Path, head: bytes) -> str:
 
 
 def _decode(path: Path, file: BinaryIO, kind: str, max_megapixels: float) -> np.ndarray:
-    """The only place where Pillow meets the file: whatever it raises leaves as one PhotoError."""
+    """The only function in which Pillow reads the file: whatever it raises becomes a PhotoError."""
     try:
         with Image.open(file, formats=[kind]) as image:
             count = image.width * image.height
             if count <= max_megapixels * 1e6:
                 return _pixels(image)
     except Image.DecompressionBombError as error:
-        # Far above the limit Pillow stops before it hands over the image; its text tells the number first.
+        # Far above the limit Pillow raises before it returns an image; the first number of its message is the pixel count.
         number = re.search(r"\d+", str(error))
         count = int(number[0]) if number else 0
     except MemoryError as error:
         raise PhotoError(path, "there is not enough memory to decode it; make it smaller") from error
-    except Exception as error:  # on damaged files decoders raise nearly anything: KeyError, struct.error
-        # Pillow names the file object, and with it the path, which has a place of its own.
+    except (
+        Exception
+    ) as error:  # for damaged files decoders raise many kinds of exceptions: KeyError, struct.error
+        # Pillow's message names the file object and its path, which PhotoError states already.
         detail = re.sub(r" <[^<>]*name=.*>", "", _one_line(str(error)))[:120] or type(error).__name__
         raise PhotoError(
             path,
@@ -315,7 +317,7 @@ def _decode(path: Path, file: BinaryIO, kind: str, max_megapixels: float) -> np.
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """Decode (this, not Image.verify, is what finds a truncated file) and bring to uint8 [H, W, 3]."""
+    """Decode and convert to uint8 [H, W, 3]. Decoding detects a truncated file; Image.verify does not."""
     image.load()
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         rgb = Image.fromarray(_eight_bits(image)).convert("RGB")
@@ -326,13 +328,13 @@ def _pixels(image: Image.Image) -> np.ndarray:
         rgb = image.convert("RGB")
     try:
         turn = _UPRIGHT.get(image.getexif().get(0x0112, 1))
-    except Exception:  # a damaged EXIF block is no reason to refuse the photo beside it
+    except Exception:  # a photo with a damaged EXIF block can still be read
         turn = None
     return np.array(rgb if turn is None else rgb.transpose(turn))
 
 
 def _eight_bits(image: Image.Image) -> np.ndarray:
-    """Deep grey levels -> uint8 [H, W]; the ranges are those that `open_photo` promises."""
+    """Deep grey levels -> uint8 [H, W]; the ranges are those that `open_photo` documents."""
     levels = np.asarray(image).astype(np.float32 if image.mode == "F" else np.float64)
     finite = levels[np.isfinite(levels)]
     if not finite.size:
@@ -347,7 +349,7 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
     scaled = (np.nan_to_num(levels, nan=start, posinf=end, neginf=start) - start) / max(end - start, 1e-30)
     grey = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
     if image.mode == "I;16" and tags.get(262) == 0:
-        grey = 255 - grey  # "white is zero", which Pillow heeds up to 8 bits only
+        grey = 255 - grey  # "white is zero", which Pillow handles up to 8 bits only
     clear = image.info.get("transparency")
     if isinstance(clear, int):
         grey[np.asarray(image) == clear] = 255
@@ -356,13 +358,13 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
 
 _pillow_lock = threading.Lock()
 _limits: list[int] = []  # of the photos that are being decoded now
-_before: list[Any] = []  # Pillow's limit and the warning filters, as they were before the first of them
+_before: list[Any] = []  # Pillow's limit and the warning filters before the first of them
 
 
 @contextmanager
 def _pillow(max_megapixels: float) -> Iterator[None]:
-    """Pillow's limit out of the way, its warnings off: settings of the whole process, so that the first photo
-    of those decoded at once makes them, and the last puts them back."""
+    """Raise Pillow's limit and disable its warnings. These settings belong to the whole process: the first of several
+    photos that are decoded at once changes them, the last one restores them."""
     limit = int(max_megapixels * 1e6 / 2) + 1  # it refuses above twice this number
     with _pillow_lock:
         if not _limits:
@@ -371,7 +373,7 @@ def _pillow(max_megapixels: float) -> Iterator[None]:
             warnings.simplefilter("ignore")
             _before[:] = Image.MAX_IMAGE_PIXELS, quiet
         _limits.append(limit)
-        if _before[0] is not None:  # never lowered: others may open images too
+        if _before[0] is not None:  # never lowered: other code may open images too
             Image.MAX_IMAGE_PIXELS = max(_before[0], *_limits)
     try:
         yield
@@ -384,6 +386,6 @@ def _pillow(max_megapixels: float) -> Iterator[None]:
 
 
 def _one_line(text: str) -> str:
-    """File names and decoder texts may hold line breaks, escape codes or bytes that are no text."""
+    """File names and decoder texts may hold line breaks, escape codes or bytes that are not text."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,7 +1,7 @@
-"""Words for pictures: a font that has the characters, and lines that fit.
+"""Text for pictures: a font that has the characters, and lines that fit.
 
-Pillow's own font is the same on every machine but holds little beyond ASCII. Greek letters and the like are
-therefore spelled out, always; for names that need more, a font of the system is sought.
+Pillow's own font is the same on every machine but has few characters beyond ASCII. Greek letters and some symbols
+are therefore always written in ASCII; for names with other characters, a font of the system is looked for.
 """
 
 import unicodedata
@@ -36,7 +36,7 @@ _SYSTEM_FONTS = (
 
 @lru_cache
 def font(face: str | None, size: int) -> Font:
-    """Pillow's own, or that file of the system's."""
+    """Pillow's own font, or the font file `face` of the system."""
     letters = ImageFont.load_default(size) if face is None else ImageFont.truetype(face, size)
     if not isinstance(letters, Font):
         raise ImageError("expected a Pillow that draws text at any size, got one built without FreeType")
@@ -46,13 +46,13 @@ def font(face: str | None, size: int) -> Font:
 @lru_cache(4096)
 def _has(face: str | None, character: str) -> bool:
     letters = font(face, 20)
-    # Compared by the picture: a character that a font lacks is drawn as this one, which no font has.
+    # Compared as pictures: a missing character is drawn like U+FFFF, which no font has.
     masks = [letters.getmask(text) for text in (character, "\uffff")]
     return character == " " or masks[0].size != masks[1].size or bytes(masks[0]) != bytes(masks[1])
 
 
 def typeface(texts: Iterable[str]) -> str | None:
-    """Pillow's own font (None) if it can write all of it, else whichever font lacks least."""
+    """Pillow's own font (None) if it has all characters, else the font that lacks the fewest."""
     wanted = {c for text in texts for c in " ".join(text.translate(_SPELLED).split())}
     best, least = None, sum(not _has(None, c) for c in wanted)
     for face in _SYSTEM_FONTS:
@@ -68,7 +68,7 @@ def typeface(texts: Iterable[str]) -> str | None:
 
 
 def spelled(text: str, face: str | None) -> str:
-    """On one line, in characters the font has: else without their accents, else "?"."""
+    """The text on one line, in characters that the font has; others lose their accents, or become "?"."""
     written = ""
     for character in " ".join(text.translate(_SPELLED).split()):
         plain = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))
@@ -77,7 +77,7 @@ def spelled(text: str, face: str | None) -> str:
 
 
 def wrapped(text: str, letters: Font, width: float, lines: int) -> list[str]:
-    """At most so many lines no wider than `width`; words longer than a line are broken, the rest is "..."."""
+    """At most `lines` lines no wider than `width`; longer words are broken, and "..." replaces what does not fit."""
     result: list[str] = []
     rest = text
     while rest:
@@ -85,7 +85,7 @@ def wrapped(text: str, letters: Font, width: float, lines: int) -> list[str]:
         while length > 1 and letters.getlength(rest[:length]) > width:
             length -= 1
         if length < len(rest):
-            # Not between a number and its per cent.
+            # Not between a number and its percent sign.
             breaks = [at for at in range(1, length + 1) if rest[at] == " " and rest[at + 1 : at + 2] != "%"]
             length = breaks[-1] if breaks else length
         result.append(rest[:length].rstrip())

@@ -1,4 +1,4 @@
-"""Files that only grow: what was appended survives a power cut, what could not be is taken back; lines under checksums."""
+"""Append-only files: appended data survives a power cut, a failed append is undone; lines have checksums."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 
 def append(file: FileIO, end: int, data: bytes | memoryview) -> None:
-    """Write `data` at `end`, to the disk and not only to its cache; what stood there and after it goes.
+    """Write `data` at offset `end` and flush it to the disk; what the file held from `end` on is removed first.
 
     Args:
-        file: open for writing and unbuffered, so that a process forked later takes no half-written line with it.
+        file: open for writing and unbuffered, so that a process forked later inherits no half-written line.
 
     Raises:
         OSError: it could not be written. The file then ends at `end`.
@@ -23,9 +23,9 @@ def append(file: FileIO, end: int, data: bytes | memoryview) -> None:
     try:
         file.truncate(end)
         file.seek(end)
-        left = memoryview(data)
-        while left:
-            left = left[file.write(left) :]
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
     except BaseException:
         with suppress(OSError):
@@ -34,13 +34,13 @@ def append(file: FileIO, end: int, data: bytes | memoryview) -> None:
 
 
 def seal(entry: Mapping[str, Any]) -> bytes:
-    """One line of JSON that begins with the checksum of its rest."""
+    """One line of JSON that begins with the checksum of the rest of the line."""
     body = json.dumps(entry)[1:].encode("ascii")
     return b'{"crc": "%08x", %s\n' % (zlib.crc32(body), body)
 
 
 def unseal(line: bytes) -> dict[str, Any] | None:
-    """The entry; None for a line that is not as it was written."""
+    """The entry of a sealed line; None for a damaged one."""
     head, body, end = line[:20], line[20:-1], line[-1:]
     if end != b"\n" or head != b'{"crc": "%08x", ' % zlib.crc32(body):
         return None

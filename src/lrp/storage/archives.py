@@ -1,8 +1,8 @@
-"""A tar archive from a stranger, unpacked: regular files and folders only, nowhere but where they belong, bounded.
+"""Unpacks an untrusted tar archive: regular files and folders only, only below one folder, within size limits.
 
-tarfile's `data_filter` judges each member too, but cannot be the only judge: it follows links that stay inside, makes
-absolute paths relative instead of refusing them, knows nothing of names that come twice (or differ in case alone), of
-control characters or of sizes, and is missing before Python 3.11.4.
+tarfile's `data_filter` checks each member too, but is not sufficient: it follows links that stay inside, makes absolute
+paths relative instead of refusing them, does not check for names that occur twice (or differ in case only), control
+characters or sizes, and is missing before Python 3.11.4.
 """
 
 import gzip
@@ -21,7 +21,7 @@ SLACK = MEGABYTE  # headers and padding between two members; some hundred bytes 
 
 
 class UnpackError(LrpError):
-    """Why an archive was not unpacked, as a clause: the caller says which it was, and what to do."""
+    """Why an archive was not unpacked, as a clause: the caller adds which one, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Limits:
 
 
 def unpack(packed: Path, into: Path, folder: str, limits: Limits, progress: Callable[[int], None]) -> None:
-    """Unpack a .tar.gz, all of which has to lie in one folder, and write that folder into another.
+    """Unpack a .tar.gz, all of which must be in one folder, and write that folder into another.
 
-    Hidden files, such as file managers leave behind, are left out. Owners, times and permissions are not restored.
-    What has been written when an error is raised is left: `into` should be the caller's own, and empty.
+    Hidden files, such as those of file managers, are skipped. Owners, times and permissions are not restored.
+    If an error is raised, files that were written are kept: `into` should be a new, empty folder.
 
     Args:
-        progress: is told how many bytes of `packed` are done.
+        progress: called with the number of bytes of `packed` that are done.
 
     Raises:
         UnpackError: the archive is damaged, or holds anything but regular files and folders, an absolute path, one
@@ -55,7 +55,7 @@ def unpack(packed: Path, into: Path, folder: str, limits: Limits, progress: Call
                 for member in _members(tar, folder, limits, bounded):
                     _write(member, tar, into)
                     progress(file.tell())
-            while bounded.read(MEGABYTE):  # gzip's own checksum stands at the end
+            while bounded.read(MEGABYTE):  # gzip's checksum is at the end, and verified there
                 pass
     except UnpackError:
         raise
@@ -68,21 +68,21 @@ def unpack(packed: Path, into: Path, folder: str, limits: Limits, progress: Call
 
 
 class _Bounded:
-    """A stream that gives no more than was allowed since the last time, whatever is asked of it.
+    """A stream that raises if more is read than the last `allow` permits.
 
-    A header may claim any size for itself, and tarfile would read that into memory.
+    A header may claim any size for itself, and tarfile would read that much into memory.
     """
 
     def __init__(self, stream: gzip.GzipFile) -> None:
-        self.stream, self.left = stream, SLACK
+        self.stream, self.remaining = stream, SLACK
 
     def allow(self, count: int) -> None:
-        self.left = count + SLACK
+        self.remaining = count + SLACK
 
     def read(self, count: int) -> bytes:
-        block = self.stream.read(min(count, self.left + 1))
-        self.left -= len(block)
-        if self.left < 0:
+        block = self.stream.read(min(count, self.remaining + 1))
+        self.remaining -= len(block)
+        if self.remaining < 0:
             raise UnpackError(f"more than {SLACK / MEGABYTE:g} MB stand where its next member should begin")
         return block
 
@@ -99,7 +99,7 @@ _KINDS = {
 def _members(
     tar: tarfile.TarFile, folder: str, limits: Limits, bounded: _Bounded
 ) -> Iterator[tarfile.TarInfo]:
-    """The members, each judged before anything of it is read; the hidden ones, judged too, are left out."""
+    """The members, each checked before its content is read; hidden ones are checked too, but skipped."""
     count = total = 0
     seen: set[str] = set()
     while (member := tar.next()) is not None:
@@ -124,14 +124,14 @@ def _members(
         seen.add(key)
         bounded.allow(member.size)
         if any(part.startswith(".") for part in parts) or not parts:
-            continue  # what file managers leave behind, and "./" itself
+            continue  # hidden files, and "./" itself
         if parts[0] != folder:
             raise UnpackError(f"{name!r} lies outside {folder}/")
         yield member
 
 
 def _parts(name: str) -> list[str]:
-    """A member's path in its parts, if it leads nowhere but below the folder it is unpacked to."""
+    """The parts of a member's path; raises unless it stays below the folder it is unpacked to."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if not name.isprintable() or "\\" in name:
         raise UnpackError(f"{name!r} is no plain name")
@@ -145,8 +145,8 @@ def _parts(name: str) -> list[str]:
 
 
 def _write(member: tarfile.TarInfo, tar: tarfile.TarFile, into: Path) -> None:
-    """Write one member: newly made, never through or over what is there."""
-    # A second line, which nothing should reach.
+    """Create one member; never follows a link, never overwrites a file."""
+    # A second check, which should never fail.
     if hasattr(tarfile, "data_filter"):
         try:
             tarfile.data_filter(member, str(into))
@@ -155,7 +155,7 @@ def _write(member: tarfile.TarInfo, tar: tarfile.TarFile, into: Path) -> None:
     path = into.joinpath(*_parts(member.name))
     try:
         if member.isdir():
-            path.mkdir(parents=True, exist_ok=True)  # it may be there for what lies in it
+            path.mkdir(parents=True, exist_ok=True)  # it may exist already, made for a file in it
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         target = open(path, "xb")  # noqa: SIM115
@@ -163,4 +163,6 @@ def _write(member: tarfile.TarInfo, tar: tarfile.TarFile, into: Path) -> None:
         raise UnpackError(f"{member.name!r} is there twice, as a file and as a folder") from error
     content = cast(IO[bytes], tar.extractfile(member))  # it is a regular file
     with target:
-        shutil.copyfileobj(content, target, MEGABYTE)  # as much as announced: tarfile notices if less comes
+        shutil.copyfileobj(
+            content, target, MEGABYTE
+        )  # as many bytes as the header states: tarfile raises if there are fewer

@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all; and what the system refuses, as an error of our own.
+"""Files that appear whole or not at all; and OSErrors raised as errors of this package.
 
-The one place that renames files into place. Each is written to a draft in its own folder, synchronised, renamed, and
-the folder synchronised; after any error or interruption the draft is deleted and the old file is untouched.
+The only module that renames files to their final names. Each is written to a draft in the same folder, flushed to the
+disk, renamed, and the folder flushed; after any error or interruption the draft is deleted and the old file is untouched.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from lrp.errors import LrpError
 def replacing(
     path: Path, error: type[LrpError] | None = None, *, parents: bool = False, advice: str = ""
 ) -> Iterator[Path]:
-    """A path to write to, beside `path`, whose file takes the place of `path` where the block ends without an error.
+    """A draft's path, next to `path`; the draft replaces `path` if the block ends without an error.
 
     Args:
-        error: what an OSError is raised as, in the block too: "PATH: cannot be written: REASON". None: it stays one.
-        parents: make the folder that is missing.
-        advice: what to do, the end of that message.
+        error: the class that an OSError is raised as, also in the block: "PATH: cannot be written: REASON". None: OSError.
+        parents: create missing parent folders.
+        advice: the end of that message: what to do.
     """
     with replacing_all([path], error, parents=parents, advice=advice) as (draft,):
         yield draft
@@ -35,7 +35,7 @@ def replacing(
 def replacing_all(
     paths: Sequence[Path], error: type[LrpError] | None = None, *, parents: bool = False, advice: str = ""
 ) -> Iterator[list[Path]]:
-    """`replacing` for files that belong together: all are on the disk before the first is renamed."""
+    """`replacing` for files that belong together: all are flushed to the disk before the first is renamed."""
     with os_errors(paths[0], "written", error, advice), _drafts(paths, error, parents, advice) as drafts:
         yield drafts
 
@@ -62,36 +62,36 @@ def write_whole(
 
 def move_into_place(draft: Path, path: Path) -> None:
     """Rename a finished file of the same folder: its content reaches the disk first, then its name."""
-    _synchronise(draft)
+    _flush(draft)
     _rename(draft, path)
 
 
 def remove_drafts(*paths: Path) -> None:
-    """Delete the drafts of these files that a killed run left: for whoever holds their lock, and begins."""
+    """Delete drafts of these files that a killed run left behind: only for the holder of their lock, before it writes."""
     for path in paths:
-        for left in path.parent.glob(f"{_prefix(path)}*.part"):
+        for draft in path.parent.glob(f"{_prefix(path)}*.part"):
             with suppress(OSError):
-                left.unlink()
+                draft.unlink()
 
 
 @contextmanager
 def os_errors(path: Path, done: str, error: type[LrpError] | None, advice: str = "") -> Iterator[None]:
-    """An OSError inside is raised as `error`: "PATH: cannot be DONE: REASON"; None: it stays one."""
+    """An OSError inside is raised as `error`: "PATH: cannot be DONE: REASON"; None: as it is."""
     try:
         yield
-    except OSError as refusal:
+    except OSError as os_error:
         if error is None:
             raise
-        raise error(f"{path}: cannot be {done}: {refusal.strerror or refusal}{advice}") from refusal
+        raise error(f"{path}: cannot be {done}: {os_error.strerror or os_error}{advice}") from os_error
 
 
 @contextmanager
 def _drafts(
     paths: Sequence[Path], error: type[LrpError] | None, parents: bool = False, advice: str = ""
 ) -> Iterator[list[Path]]:
-    # In the same folder, as a rename is atomic only within one file system. Not by tempfile, whose files only their
-    # owner may read. Each with a name of its own, for two runs may write one file; hidden, so that none is taken for
-    # a photo; and short, whatever the length of the file's name.
+    # In the same folder, because a rename is atomic only within one file system. Not by tempfile, whose files only
+    # their owner may read. With random names, because two runs may write the same file; hidden, so that none is
+    # taken for a photo; and short, whatever the length of the file's name.
     drafts = [path.with_name(f"{_prefix(path)}{secrets.token_hex(8)}.part") for path in paths]
     both = list(zip(paths, drafts, strict=True))
     try:
@@ -99,13 +99,12 @@ def _drafts(
             with os_errors(path, "written", error, advice):
                 if parents:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                draft.touch(
-                    exist_ok=False
-                )  # where nothing can be written, this fails now and not after long work
+                # If the folder is not writable, this fails now and not after long work.
+                draft.touch(exist_ok=False)
         yield drafts
         for path, draft in both:
             with os_errors(path, "written", error, advice):
-                _synchronise(draft)
+                _flush(draft)
         for path, draft in both:
             with os_errors(path, "written", error, advice):
                 _rename(draft, path)
@@ -121,12 +120,12 @@ def _prefix(path: Path) -> str:
 
 def _rename(draft: Path, path: Path) -> None:
     os.replace(draft, path)
-    # The file is in place. That its name lasts too is asked for, but not every file system can promise it.
+    # The file has its name. Flushing the folder makes the name durable, but not every file system supports this.
     with suppress(OSError):
-        _synchronise(path.parent, os.O_RDONLY)
+        _flush(path.parent, os.O_RDONLY)
 
 
-def _synchronise(path: Path, flags: int = os.O_RDWR) -> None:
+def _flush(path: Path, flags: int = os.O_RDWR) -> None:
     descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Files from the web: https only, bounded, gone on with after a break; proven before they take their name."""
+"""Downloads: https only, limited in size, resumed after an interruption, verified before the file gets its name."""
 
 import http.client
 import json
@@ -13,15 +13,15 @@ from typing import IO, Any
 from lrp.errors import LrpError
 from lrp.storage.atomic import move_into_place
 
-TIMEOUT = 10.0  # seconds without a sign of life; torch.hub's downloader, good otherwise, waits for ever
-MEGABYTE = 2**20  # torchvision counts file sizes so
+TIMEOUT = 10.0  # seconds without data; torch.hub's downloader has no timeout
+MEGABYTE = 2**20  # torchvision states file sizes in this unit
 
 Progress = Callable[[int, int | None], None]
-"""Is told the bytes there are so far and those there will be, None where the server does not say."""
+"""Called with the number of bytes so far and in total, None if the server does not state that."""
 
 
 class DownloadError(LrpError):
-    """Why a download failed, as a clause: the caller says what was wanted, and where it belongs."""
+    """Why a download failed, as a clause: the caller adds what was wanted, and where it belongs."""
 
 
 def fetch(
@@ -34,18 +34,18 @@ def fetch(
     limit: int | None = None,
     timeout: float = TIMEOUT,
 ) -> None:
-    """Fetch `url` to `destination`, which appears only once its content is proven.
+    """Fetch `url` to `destination`, which appears only when its content is verified.
 
-    What has come so far lies beside it as `NAME.part`, and as `NAME.part.json` the version that the server
-    says it is of (its ETag and length). A later call goes on from there, or starts afresh where that has changed.
+    The bytes received so far are in `NAME.part` next to it, their version as the server states it (ETag and length)
+    in `NAME.part.json`. A later call resumes from there, or starts again if the version has changed.
 
     Args:
-        url: https; plain http only from this very machine.
-        proof: is handed the file as it came; raises DownloadError if it is the wrong one, which deletes it.
-        decisive: `proof` would notice a file put together from two versions; if not, nothing is gone on with
-            unless the server names its version.
-        limit: more bytes than this are neither asked for nor taken.
-        timeout: in seconds, without a sign of life.
+        url: https; plain http only from 127.0.0.1.
+        proof: called with the downloaded file; raises DownloadError if it is wrong, and the file is deleted.
+        decisive: `proof` would detect a file that is joined from two versions; if False, a download is resumed
+            only if the server states its version.
+        limit: a download of more bytes is refused.
+        timeout: in seconds without data.
 
     Raises:
         DownloadError: the reason alone, as a clause.
@@ -69,13 +69,13 @@ def fetch(
 
 
 def begun(destination: Path) -> int:
-    """How many bytes an earlier `fetch`, broken off, has left to go on from."""
+    """The number of bytes from which an interrupted `fetch` can be resumed."""
     part, _ = _parts(destination)
     return part.stat().st_size if part.exists() else 0
 
 
 def _parts(destination: Path) -> tuple[Path, Path]:
-    # Not a draft of `atomic`, whose name is another one each time: this one is to be found again.
+    # Not a draft of `atomic`, whose name is random: this file must be found again.
     return destination.with_name(f"{destination.name}.part"), destination.with_name(
         f"{destination.name}.part.json"
     )
@@ -90,13 +90,13 @@ def _stream(
     limit: int | None,
     timeout: float,
 ) -> None:
-    """Write what `url` sends into `part`, going on where an earlier attempt broke off."""
+    """Write what `url` sends into `part`, resuming an interrupted attempt."""
     there = part.stat().st_size if part.exists() else 0
     known = _read(version) if there else {}
     if not (known or decisive):
         there = 0
     answer = _ask(url, there, known, timeout)
-    if answer is None:  # nothing lies beyond: all had come, and the proof decides
+    if answer is None:  # the server has no more bytes: the file is complete, and `proof` decides
         return
     with answer:
         resumed = answer.status == 206
@@ -108,7 +108,7 @@ def _stream(
                 f"the server announces {_megabytes(total or 0)}, at most {_megabytes(limit)} were expected"
             )
         with open(part, "ab" if resumed else "wb") as file:
-            _write(version, answer.headers.get("ETag", ""), total)  # after the old part is gone, not before
+            _write(version, answer.headers.get("ETag", ""), total)  # only when the old part is overwritten
             progress(done, total)
             while chunk := answer.read(MEGABYTE):
                 done += len(chunk)
@@ -128,7 +128,7 @@ def _stream(
 
 
 def _ask(url: str, begun: int, known: dict[str, Any], timeout: float) -> http.client.HTTPResponse | None:
-    """The server's answer: 206 with what follows the first `begun` bytes, or 200 with all. None: none follow."""
+    """The server's answer: 206 with the bytes after the first `begun`, or 200 with all. None: there are no more."""
     opener = urllib.request.build_opener(_PermittedRedirects)
     for start in (begun, 0) if begun else (0,):
         request = urllib.request.Request(_permitted(url), headers={"User-Agent": "lrp"})
@@ -143,14 +143,14 @@ def _ask(url: str, begun: int, known: dict[str, Any], timeout: float) -> http.cl
                 raise
             if _total(error.headers.get("Content-Range", "")) in (None, start):
                 return None
-            continue  # the file has become shorter than what is here of it
+            continue  # the file is now shorter than the local part of it
         if answer.status != 206:
             return answer
         came = answer.headers.get("Content-Range", "")
         same = not known or (answer.headers.get("ETag"), _total(came)) == (known["etag"], known["length"])
         if start and came.startswith(f"bytes {start}-") and same:
             return answer
-        answer.close()  # a part of another version, or not the part that was asked for
+        answer.close()  # a part of another version, or not the requested part
     raise DownloadError("the server sends parts of the file, though the whole was asked for")
 
 
@@ -161,7 +161,7 @@ def _total(content_range: str) -> int | None:
 
 
 def _read(version: Path) -> dict[str, Any]:
-    """What `_write` wrote; {} where there is nothing of use."""
+    """What `_write` wrote; {} if nothing usable is there."""
     try:
         known = json.loads(version.read_text())
         return known if {"etag", "length"} <= known.keys() else {}
@@ -170,14 +170,14 @@ def _read(version: Path) -> dict[str, Any]:
 
 
 def _write(version: Path, etag: str, total: int | None) -> None:
-    if etag and not etag.startswith("W/"):  # a weak one stays the same through small changes
+    if etag and not etag.startswith("W/"):  # a weak ETag may stay the same after small changes
         version.write_text(json.dumps({"etag": etag, "length": total}))
     else:
         version.unlink(missing_ok=True)
 
 
 class _PermittedRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect from https to anything less."""
+    """Follows no redirect from https to another scheme."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str

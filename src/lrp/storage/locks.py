@@ -1,4 +1,4 @@
-"""One run at a time on one output; and what to say where another run's is there."""
+"""A lock for one run at a time on an output; and the message if the output was begun by another run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ START_OVER = "start over with --overwrite, or choose another -o"
 
 
 def beside(output: Path, ending: str) -> Path:
-    """results.csv -> results.csv.ENDING: what stands beside an output while it is being made."""
+    """results.csv -> results.csv.ENDING: a file next to an output, which exists while the output is written."""
     return output.parent / f"{output.name}.{ending}"
 
 
 def differing(output: Path, before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """What of a run's identity is not as it was when the output was begun; and what to do."""
+    """The message about what has changed in a run's identity since the output was begun, and what to do."""
     names = [*now, *(name for name in before if name not in now)]
     changes = (
         f"{name} was {repr(before[name]) if name in before else 'not there'}, "
@@ -36,41 +36,41 @@ def differing(output: Path, before: Mapping[str, str], now: Mapping[str, str]) -
 class Lock:
     """A lock on `OUTPUT.lock`, held by one `Lock` at a time, in this process or another.
 
-    It ends with `release`, with the object, and with the process however that ends; a fork has no share in it. The file
-    holds the number of the process, so that the others can name it, and is removed in the end.
+    It is released by `release`, with the object, and when the process ends in any way; a forked process does not hold
+    it. The file contains the process id, for the messages of other runs, and is removed at the end.
     """
 
     def __init__(
         self, output: Path, otherwise: str = "choose another -o", error: type[LrpError] = LrpError
     ) -> None:
-        """Take it.
+        """Acquire the lock.
 
         Args:
-            otherwise: what to do but wait, where it is held by another run.
-            error: raised where there can be no lock.
+            otherwise: the alternative to waiting, in the message if another run holds it.
+            error: raised if the lock file cannot be created.
 
         Raises:
-            BusyError: it is held.
+            BusyError: another run holds it.
         """
         self._path = beside(output, "lock")
         self._process = os.getpid()
         self._lock = FileLock(self._path, timeout=0, thread_local=False)
         with os_errors(self._path, "locked", error):
-            os.stat(f"{self._path.parent}/")  # filelock would make a folder that is missing
+            os.stat(f"{self._path.parent}/")  # filelock would create a missing folder
             try:
                 self._lock.acquire()
             except Timeout as held:
                 raise BusyError(
                     f"{output} is being written by another run{self._holder()}; wait for it or {otherwise}"
                 ) from held
-        with suppress(OSError):  # on a full disk: the lock holds without the number
+        with suppress(OSError):  # on a full disk: the lock works without the process id
             self._path.write_text(f"{self._process}\n")
 
     def release(self) -> None:
-        """Give it back; a second time, or in a fork, nothing happens."""
+        """Release the lock; a second call, or one in a forked process, does nothing."""
         if self._lock.is_locked and os.getpid() == self._process:
             with suppress(OSError):
-                self._path.unlink()  # before the lock ends: after that, the file may be the next run's
+                self._path.unlink()  # before the release: after it, the file may be that of the next run
             self._lock.release()
 
     def _holder(self) -> str:

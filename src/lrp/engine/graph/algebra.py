@@ -1,8 +1,8 @@
-"""What the algebra of a family is: how relevance can go back through one operation.
+"""The algebra of each family: how relevance is mapped back through one operation.
 
-An operation's lowering gives one of these (or an `Affine`). Each tells which data inputs receive relevance
-under a rule (`receivers`), and asks the rule for its equation (`hand_down`); the latter runs on proxies while the
-program is written.
+The function that is registered for an operation returns one of these (or an `Affine`). Each states which data inputs
+receive relevance under a rule (`receivers`), and calls the rule's equation (`hand_down`), which runs on proxies while
+the program is written.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from lrp.engine.rules import Rule
 
 @dataclass
 class Step:
-    """One operation while relevance goes through it.
+    """What the equation of a rule needs to know of one operation.
 
     Attributes:
         rule: the operation's; it has the equation of the operation's family.
         inputs: its data inputs' values.
         output: its value; a tuple where it has several.
-        relevance: at each output; None where nobody read it.
+        relevance: at each output; None for an unused output.
         read: an argument of the operation (a data input, a constant, a number) -> its value.
-        site: where the operation stands.
+        site: the context of the operation.
     """
 
     rule: Any
@@ -40,7 +40,7 @@ class Step:
 
 
 class Algebra:
-    """Base of all: one method asks the rule for its equation."""
+    """Base class: `hand_down` calls the rule's equation."""
 
     def receivers(self, rule: Rule, inputs: int) -> list[int]:
         """The data inputs that get relevance."""
@@ -59,9 +59,9 @@ class Activation(Algebra):
 
 @dataclass
 class Matrix(Algebra):
-    """An affine operation; its weights may come from its own input and count as constants, as a layer norm's do.
+    """An affine operation; its weights may be computed from its input and treated as constants, as in a layer norm.
 
-    at: a -> the affine operation there. fixed: the operation, where its weights do not come from the input.
+    at: input -> the affine operation at this input. fixed: the operation, if its weights do not depend on the input.
     """
 
     at: Callable[[Any], Affine]
@@ -79,10 +79,10 @@ def as_algebra(made: Algebra | Affine) -> Algebra:
 
 @dataclass
 class Movement(Algebra):
-    """Carries elements from inputs to outputs.
+    """Copies elements from inputs to outputs.
 
     back: relevance per output -> relevance per data input; constant: -> the sum that constants among the
-    inputs receive, where there can be any.
+    inputs receive, if there can be any.
     """
 
     back: Callable[[list[Any]], list[Any]]
@@ -107,7 +107,7 @@ class Sum(Algebra):
     """Σ c_i x_i over operands that may broadcast to `shape`.
 
     terms: (operand: as in the graph, c); shapes: of the data inputs; data: which those are. masked: a constant
-    among them holds −inf, which takes all that arrives there.
+    among them holds −inf, which receives all relevance at these outputs.
     """
 
     terms: list[tuple[Any, float]]
@@ -117,7 +117,7 @@ class Sum(Algebra):
     masked: bool = False
 
     def hand_down(self, step: Step) -> Flow:
-        summands, places = [], []
+        summands, indices = [], []
         z, r, taken = step.output, step.relevance[0], 0.0
         if self.masked:
             closed = z.isinf()
@@ -129,12 +129,12 @@ class Sum(Algebra):
                 x = torch.where(x.isinf(), 0.0, x)
             summands.append((x if factor == 1 else x * factor, is_data))
             if is_data:
-                places.append(self.data.index(operand))
+                indices.append(self.data.index(operand))
         flow: Flow = step.rule.through_sum(summands, z, r, len(self.shape))
         shares: list[Any] = [None] * len(step.inputs)
-        for place, share in zip(places, flow.relevance, strict=True):
-            share = sum_to(share, self.shape, self.shapes[place])
-            shares[place] = share if shares[place] is None else shares[place] + share
+        for index, share in zip(indices, flow.relevance, strict=True):
+            share = sum_to(share, self.shape, self.shapes[index])
+            shares[index] = share if shares[index] is None else shares[index] + share
         return flow._replace(relevance=tuple(shares), bias=flow.bias + taken)
 
 
@@ -159,8 +159,8 @@ class Binary(Algebra):
         received: list[Any] = [None] * inputs
         for side in self.data_sides:
             if shares[side] is not None:
-                place = self.data.index(self.operands[side])
-                received[place] = shares[side] if received[place] is None else received[place] + shares[side]
+                index = self.data.index(self.operands[side])
+                received[index] = shares[side] if received[index] is None else received[index] + shares[side]
         return tuple(received)
 
 
@@ -168,7 +168,7 @@ class Binary(Algebra):
 class Product(Binary):
     """x · y or x / y; they may broadcast to `shape`.
 
-    shapes: theirs. signal: which operand takes all, None if that cannot be told.
+    shapes: of the operands. signal: which operand receives all relevance; None if unknown.
     """
 
     operands: tuple[Any, Any]
@@ -191,7 +191,7 @@ class Product(Binary):
 class Bilinear(Binary):
     """Σ a b over some indices, as a matrix product of two operands.
 
-    backs: (s, value of the other operand) -> what s gives to each side, of its shape; weights: which operand
+    backs: (s, value of the other operand) -> s mapped back to each operand, of its shape; weights: which operand
     is attention or a constant, None if neither is; dims: of the output.
     """
 
@@ -226,7 +226,7 @@ class Softmax(Algebra):
 class MaxPool(Algebra):
     """Largest element of each window.
 
-    route: (relevance, a, output) -> to the winners; average: the average pool over the same windows, and
+    route: (relevance, a, output) -> relevance at the largest elements; average: the average pool over the same windows, and
     over (side, stride) windows where those are given.
     """
 

@@ -1,4 +1,4 @@
-"""The range of a first layer's input: the model's own, carried through what stands between."""
+"""The range of a first layer's input: that of the model's input, propagated through the operations between them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lrp.engine.graph.ops import Operation
 
 
 def carried(graph: Graph, operation: Operation, low: Any, high: Any) -> tuple[Tensor, Tensor]:
-    """The bounds of the image, as `ZBox` has them, as bounds of the operation's input, [1, *in]."""
+    """The bounds of the image, as given to `ZBox`, converted to bounds of the operation's input, [1, *in]."""
     shape = ops.one(graph.image.meta["shape"])
     ends = []
     for bound in (low, high):
         b = torch.as_tensor(bound, dtype=graph.dtype, device=graph.device)
         b = b.reshape(1, -1, *[1] * (len(shape) - 2)) if b.dim() == 1 else b
         ends.append(_run(graph, b.expand(1, *shape[1:]).contiguous(), operation.data[0]))
-    return torch.minimum(*ends), torch.maximum(*ends)  # a negative factor on the way swaps them
+    return torch.minimum(*ends), torch.maximum(*ends)  # a negative factor between them swaps the two
 
 
 def for_each_image(bounds: tuple[Tensor, Tensor], operation: Operation, a: Any) -> tuple[Any, Any]:
-    """Where windows joined the batch, the same bounds for each image."""
+    """The same bounds for each image, also where windows are part of the batch dimension."""
     images = operation.input_shape()[0]
     if not isinstance(images, Batch) or images.times == 1:
         return bounds

@@ -25,7 +25,7 @@ class Graph:
         constants: values of the `get_attr` nodes, in `dtype`.
         operations: the nodes that relevance passes through, in order of execution; those that the
             vocabulary does not have are of family "unknown".
-        channels_last: images and kernels lie so in memory.
+        channels_last: images and kernels have this memory format.
     """
 
     fx: FxGraph
@@ -51,7 +51,7 @@ class Graph:
 
     def constant(self, value: Tensor, name: str, before: Node) -> Node:
         """A new constant node in front of `before`."""
-        name = f"constant_{name}"  # a node may be called as a method of modules is, such as "to"
+        name = f"constant_{name}"  # without the prefix, a name could be that of a method of nn.Module, such as "to"
         while name in self.constants:
             name += "_"
         self.constants[name] = value
@@ -61,7 +61,7 @@ class Graph:
         return node
 
     def replace(self, old: Node, target: Callable[..., Any], args: tuple[Any, ...]) -> Node:
-        """One operation for another; its place and facts stay."""
+        """Replace one operation by another, which keeps the position and the metadata."""
         with self.fx.inserting_before(old):
             new = self.fx.call_function(target, args)
         new.meta = dict(old.meta)
@@ -70,7 +70,7 @@ class Graph:
         return new
 
     def insert(self, before: Node, target: Callable[..., Any], args: tuple[Any, ...], shape: Shape) -> Node:
-        """A new operation in front of `before`, which it shares place and facts with."""
+        """A new operation in front of `before`, with the metadata of `before`."""
         with self.fx.inserting_before(before):
             node = self.fx.call_function(target, args)
         node.meta = {**before.meta, "shape": shape, "shapes": [shape]}
@@ -82,12 +82,12 @@ def floating(dtype: Any) -> bool:
 
 
 def cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """In another floating type; whole numbers and masks stay."""
+    """Convert to another floating type; integers and masks stay."""
     return value.to(dtype) if value.is_floating_point() else value
 
 
 def data_nodes(graph: FxGraph) -> set[Node]:
-    """The nodes whose value depends on pixels, not only on how many images there are."""
+    """The nodes whose value depends on pixels, not only on the batch size."""
     data: set[Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder" or (

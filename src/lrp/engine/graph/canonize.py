@@ -1,4 +1,4 @@
-"""The captured graph -> the canonical graph: all rewrites, and what composites and rules need to know of the rest."""
+"""The captured graph -> the canonical graph: all rewrites, then facts about each operation for composites and rules."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def canonize(
     device: torch.device,
     lay_out: bool = True,
 ) -> Graph:
-    """All rewrites, and the facts that rules need about what is left.
+    """All rewrites, then the facts that rules need about the remaining operations.
 
     Args:
         values: the constants as they are now (`Captured.values`).
         dtype: what everything is computed in.
-        lay_out: channels may lie last in memory, where that is faster.
+        lay_out: use the channels-last memory format where that is faster.
     """
     copy, env = FxGraph(), dict[Node, Node]()
     for node in captured.graph.nodes:
@@ -56,9 +56,9 @@ def canonize(
 
 
 def _lay_out(graph: Graph) -> None:
-    """Channels last where images are convolved: the kernels of convolutions are fastest so.
+    """Use the channels-last memory format if images are convolved: convolutions are fastest with it.
 
-    Not in float64, whose convolution in groups takes 20 times as long there.
+    Not in float64, where a convolution in groups takes 20 times as long with it.
     """
     kernels = {
         str(o.node.args[1].target)
@@ -77,13 +77,13 @@ def _lay_out(graph: Graph) -> None:
             graph.constants[name] = graph.constants[name].contiguous(memory_format=torch.channels_last)
 
 
-# ---------------------------------------------------------------- what is left: the operations
+# ---------------------------------------------------------------- the remaining operations
 
 
 def _recognise(graph: Graph) -> None:
-    """Name every operation on data, its family, and the facts composites ask for."""
+    """Name every operation on data, its family, and the facts that composites use."""
     data, nonneg = data_nodes(graph.fx), nonnegative(graph.fx, graph.constants)
-    behind: set[Node] = set()  # nodes that read, near or far, the output of a conv or linear
+    behind: set[Node] = set()  # nodes that depend on the output of a conv or linear
     index = 0
     for node in graph.fx.nodes:
         if node not in data or node.op != "call_function" or node.target is operator.getitem:

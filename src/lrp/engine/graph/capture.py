@@ -1,8 +1,8 @@
 """nn.Module + example input -> functional graph of ATen operations. The only user of torch.export.
 
-`torch.export` runs the model once with fake tensors and writes down every operation, whatever the code
-looks like: modules, functions, operators, in-place writes. The graph it gives is functional: no operation
-changes its input. The model comes out as it went in.
+`torch.export` runs the model once with fake tensors and records every operation, whether the code uses
+modules, functions, operators or in-place writes. The resulting graph is functional: no operation changes its
+input. The model itself is not changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TORCH = os.path.dirname(torch.__file__) + os.sep
 
 @dataclass(frozen=True)
 class Batch:
-    """A size that is a multiple of the number of images: N, or 64N where windows join the batch."""
+    """A size that is a multiple of the number of images: N, or 64N where windows are part of the batch dimension."""
 
     times: int = 1
 
@@ -55,8 +55,8 @@ class Captured:
             logits). Each node's meta holds "shape", "dtype", "path", "module", "source".
         parameters: constant's name in the graph -> the parameter's or buffer's name in the model.
         constants: constants that belong to the graph, not to the model.
-        free_batch: whether any number of images goes through; else only as many as captured with.
-        head: what the model does to its logits last, and the graph does not: "softmax", "sigmoid", ...; or "".
+        free_batch: whether the graph accepts any batch size; else only the captured one.
+        head: the function at the end of the model that the graph leaves out: "softmax", "sigmoid", ...; or "".
     """
 
     graph: fx.Graph
@@ -75,11 +75,11 @@ class Captured:
 
 
 @contextlib.contextmanager
-def as_found(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode and without hooks inside; as it was afterwards, whatever happens.
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in eval mode and has no hooks; afterwards it is restored, also after an error.
 
-    Hooks come off because they would run on fake tensors, and may not be part of the function anyway. What
-    the forward pass itself puts on its modules (caches, counters, tables for this input size) is taken off.
+    Hooks are removed because they would run on fake tensors, and need not be part of the function. Attributes that
+    the forward pass sets on modules (caches, counters, tables for this input size) are removed afterwards.
     """
     kept: list[tuple[nn.Module, dict[str, Any], list[tuple[Any, Any]]]] = []
     hooks = (
@@ -106,7 +106,7 @@ def as_found(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.export logs pages about what it then raises; our error says it in one line."""
+    """Without logs and warnings: torch.export logs pages about an error that it raises as well."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -129,20 +129,20 @@ class _Chosen(nn.Module):
 
 
 def capture(model: nn.Module, example: Tensor, output: Output = None) -> Captured:
-    """Write down what `model` computes from images of `example`'s shape.
+    """Record what `model` computes from images of `example`'s shape.
 
     Args:
         model: any module that takes one tensor. Not changed.
-        example: [N, C, H, W] on the model's device and in its dtype. Only shape, dtype and device count.
+        example: [N, C, H, W] on the model's device and in its dtype. Only shape, dtype and device are used.
         output: which of the model's outputs holds the logits, as `logits_among` takes it.
 
     Raises:
-        CaptureError: torch.export cannot follow the model; names the line of the model's code.
-        InputError: the model's first convolution takes another number of channels.
+        CaptureError: torch.export cannot trace the model; names the line of the model's code.
+        InputError: the model's first convolution expects another number of channels.
     """
     example = example.detach()
     pair = example[:1].repeat(2, *[1] * (example.dim() - 1))  # a free batch needs an example of two
-    with as_found(model), torch.no_grad(), _quiet(), _written_out_attention():
+    with eval_mode(model), torch.no_grad(), _quiet(), _no_fused_attention():
         chosen = _Chosen(model, output)
         chosen.__dict__["training"] = False
         try:
@@ -153,12 +153,12 @@ def capture(model: nn.Module, example: Tensor, output: Output = None) -> Capture
                 program = _export(chosen, example, None)
                 free = False
             except Exception as error:
-                raise _explained(chosen, example, error) from error
+                raise _capture_error(chosen, example, error) from error
     return _without_head(_to_graph(program, free))
 
 
 @contextlib.contextmanager
-def _written_out_attention() -> Iterator[None]:
+def _no_fused_attention() -> Iterator[None]:
     """Without torch's fused transformer layer, which would hide the model's operations in one."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -171,15 +171,17 @@ def _written_out_attention() -> Iterator[None]:
 def _export(model: nn.Module, example: Tensor, dynamic: Any) -> Any:
     program = export(model, (example,), dynamic_shapes=dynamic, strict=False)
     if not _without_writes(program.graph):
-        program = program.run_decompositions({})  # torch's own way: right always, and traces everything again
+        program = program.run_decompositions(
+            {}
+        )  # torch's own method: always correct, but it traces everything again
     _check_sizes(program)
     return program
 
 
 def _without_writes(graph: fx.Graph) -> bool:
-    """Turn in-place operations into functional ones, where that is plainly right; say whether none is left.
+    """Turn in-place operations into functional ones, where that is certainly correct; return whether none is left.
 
-    `relu_(x)` becomes `relu(x)`, and all later readers of x read its result. That is right where no other
+    `relu_(x)` becomes `relu(x)`, and all later readers of x read its result. That is correct where no other
     tensor shares x's memory: x was made by an operation that allocates, and no view was taken before.
     """
     for node in list(graph.nodes):
@@ -260,7 +262,7 @@ def _to_graph(program: Any, free: bool) -> Captured:
             (logits,) = [n for n in node.args[0] if isinstance(n, fx.Node) and n.name in wanted]
             made = graph.output(new[logits])
         elif node.op == "get_attr":
-            continue  # the graph of a region
+            continue  # the graph of an autocast or no_grad region
         elif getattr(node.target, "__name__", "").startswith("wrap_with_"):
             inlined[node] = _inline(graph, program.graph_module, node, new)
             continue
@@ -282,10 +284,10 @@ def _to_graph(program: Any, free: bool) -> Captured:
 def _inline(
     graph: fx.Graph, owner: fx.GraphModule, call: fx.Node, new: dict[fx.Node, fx.Node]
 ) -> list[fx.Node]:
-    """A region of autocast or no_grad is the same operations without it: the explainer sets the type itself."""
-    place = next(i for i, a in enumerate(call.args) if isinstance(a, fx.Node) and a.op == "get_attr")
-    region: Any = owner.get_submodule(str(getattr(call.args[place], "target", "")))
-    operands = iter(call.args[place + 1 :])
+    """Inline a region of autocast or no_grad: its operations are the same outside it, as the explainer sets the dtype."""
+    index = next(i for i, a in enumerate(call.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+    region: Any = owner.get_submodule(str(getattr(call.args[index], "target", "")))
+    operands = iter(call.args[index + 1 :])
     inner: dict[fx.Node, Any] = {}
     for node in region.graph.nodes:
         if node.op == "placeholder":
@@ -300,7 +302,7 @@ def _inline(
 
 
 def _without_head(captured: Captured) -> Captured:
-    """Logits as [N, K], and before the softmax or sigmoid that the model may end in."""
+    """Make the logits the output, as [N, K]: without a softmax or sigmoid at the end of the model."""
     graph = captured.graph
     output = graph.output_node()
     last: Any = output.args[0]
@@ -315,7 +317,7 @@ def _without_head(captured: Captured) -> Captured:
         node.replace_all_uses_with(node.args[0])
         last = output.args[0]
         graph.erase_node(node)
-    if len(last.meta["shape"] or ()) == 1:  # one logit an image
+    if len(last.meta["shape"] or ()) == 1:  # one logit per image
         with graph.inserting_before(output):
             column = graph.call_function(torch.ops.aten.unsqueeze.default, (last, 1))
         column.meta = {**last.meta, "shape": (*last.meta["shape"], 1)}
@@ -351,14 +353,14 @@ def _meta(node: fx.Node) -> dict[str, Any]:
 
 
 def _source(trace: str) -> str:
-    """The innermost line outside torch itself: the model's own."""
+    """File and line of the innermost frame outside torch: the model's code."""
     frames = re.findall(r'File "(.+?)", line (\d+)', trace)
     own = [(file, line) for file, line in frames if not file.startswith(TORCH)]
     return f"{os.path.basename(own[-1][0])}:{own[-1][1]}" if own else ""
 
 
-def _explained(chosen: _Chosen, example: Tensor, error: Exception) -> LrpError:
-    """Why capture failed. The plain model is asked first: its own error beats torch.export's account of it."""
+def _capture_error(chosen: _Chosen, example: Tensor, error: Exception) -> LrpError:
+    """The error for a failed capture. The model is run by itself first: its own error is clearer than torch.export's."""
     shape, name = list(example.shape), type(chosen.model).__name__
     try:
         chosen(example.clone())
@@ -384,7 +386,7 @@ def _line(error: Exception) -> str:
 
 
 def _wrong_channels(model: nn.Module, example: Tensor) -> str:
-    """What to say if the images have another number of channels than the model's first convolution takes."""
+    """The message if the images have another number of channels than the model's first convolution takes, else ""."""
     for path, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             if example.dim() == 4 and example.shape[1] != module.in_channels:

@@ -1,6 +1,6 @@
-"""Operations that are several in one, written out: attention, LSTM, GLU, fused sums and products.
+"""Compound operations decomposed into their parts: attention, LSTM, GLU, fused sums and products.
 
-The parts have rules of their own, the ledger accounts for each, and no rule is needed for the whole.
+The parts have rules, the ledger has a row for each, and no rule is needed for the compound operation.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.capture import Shape
 
 aten = torch.ops.aten
-Writer = Callable[[Graph, Node, dict[str, Any]], Any]
-WRITERS: dict[str, Writer] = {}
+Decomposition = Callable[[Graph, Node, dict[str, Any]], Any]
+DECOMPOSITIONS: dict[str, Decomposition] = {}
 
 
-def writes_out(*names: str) -> Callable[[Writer], Writer]:
-    """The function gives the node that stands for the operation; a list where it has several outputs."""
+def decomposes(*names: str) -> Callable[[Decomposition], Decomposition]:
+    """Register a function that returns the node that replaces the operation; a list of nodes for several outputs."""
 
-    def add(writer: Writer) -> Writer:
-        WRITERS.update(dict.fromkeys(names, writer))
-        return writer
+    def add(decomposition: Decomposition) -> Decomposition:
+        DECOMPOSITIONS.update(dict.fromkeys(names, decomposition))
+        return decomposition
 
     return add
 
 
-def write_out(graph: Graph) -> None:
-    """Several operations for one, wherever that is known how."""
+def decompose(graph: Graph) -> None:
+    """Replace each compound operation that has a decomposition by its parts."""
     for node in list(graph.fx.nodes):
         if node.op != "call_function":
             continue
-        writer = WRITERS.get(ops.name_of(node))
-        made = writer(graph, node, ops.arguments_of(node)) if writer else None
+        decomposition = DECOMPOSITIONS.get(ops.name_of(node))
+        made = decomposition(graph, node, ops.arguments_of(node)) if decomposition else None
         if made is None:
             continue
         if isinstance(made, list):
@@ -56,12 +56,12 @@ def _shape(value: Any) -> Shape:
 # ---------------------------------------------------------------- attention
 
 
-@writes_out("scaled_dot_product_attention")
+@decomposes("scaled_dot_product_attention")
 def _attention(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     """softmax(q kᵀ · scale + mask) v."""
     q, k, v = a["query"], a["key"], a["value"]
     if a["dropout_p"]:
-        return None  # attention at random is no function
+        return None  # with dropout, attention is random
     if a["enable_gqa"] and _shape(q)[-3] != _shape(k)[-3]:
         k, v = (_shared_heads(graph, node, x, _shape(q)[-3]) for x in (k, v))
     *lead, length, width = _shape(q)
@@ -100,7 +100,7 @@ def _shared_heads(graph: Graph, node: Node, x: Node, heads: Any) -> Node:
 # ---------------------------------------------------------------- recurrence
 
 
-@writes_out("lstm")
+@decomposes("lstm")
 def _lstm(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     """Step by step: gates = W x + b + U h + c; c = σ(f) c + σ(i) tanh(g); h = σ(o) tanh(c)."""
     x, (h0, c0), weights = a["input"], a["hx"], a["params"]
@@ -113,9 +113,9 @@ def _lstm(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     for layer in range(a["num_layers"]):
         outputs = []
         for direction in range(directions):
-            place = layer * directions + direction
-            own = weights[each * place : each * (place + 1)]
-            out, h, c = _direction(graph, node, x, (h0, c0), place, own, time, backwards=direction == 1)
+            index = layer * directions + direction
+            own = weights[each * index : each * (index + 1)]
+            out, h, c = _direction(graph, node, x, (h0, c0), index, own, time, backwards=direction == 1)
             outputs.append(out)
             last[0].append(h)
             last[1].append(c)
@@ -135,7 +135,7 @@ def _size(size: Any) -> int:
 
 
 def _direction(
-    graph: Graph, node: Node, x: Node, start: tuple[Node, Node], place: int, weights: list[Node], time: int,
+    graph: Graph, node: Node, x: Node, start: tuple[Node, Node], index: int, weights: list[Node], time: int,
     backwards: bool,
 ) -> tuple[Node, Node, Node]:  # fmt: skip
     w, u, *biases = weights
@@ -155,7 +155,7 @@ def _direction(
 
     reads = add(aten.linear.default, (x, w, b), (*_shape(x)[:2], 4 * hidden))
     inputs = apart(reads, aten.unbind.int, (reads, time), steps, gates)
-    h, c = (add(aten.select.int, (s, 0, place), state) for s in start)
+    h, c = (add(aten.select.int, (s, 0, index), state) for s in start)
     states: list[Node] = [h] * steps
     for t in reversed(range(steps)) if backwards else range(steps):
         remembered = add(aten.linear.default, (h, u, b2), gates)
@@ -175,7 +175,7 @@ def _direction(
 # ---------------------------------------------------------------- fused sums and products
 
 
-@writes_out("glu")
+@decomposes("glu")
 def _glu(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     """a · σ(b) of the two halves."""
     shape = _shape(node)
@@ -187,7 +187,7 @@ def _glu(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     return graph.insert(node, aten.mul.Tensor, (signal, gate), shape)
 
 
-@writes_out("addcmul", "addcdiv")
+@decomposes("addcmul", "addcdiv")
 def _fused_product(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     """self + value · x · y, or x / y."""
     target = aten.mul.Tensor if ops.name_of(node) == "addcmul" else aten.div.Tensor
@@ -202,9 +202,9 @@ def _times(graph: Graph, node: Node, x: Node, factor: Any) -> Node:
     return x if factor == 1 else graph.insert(node, aten.mul.Tensor, (x, factor), _shape(x))
 
 
-@writes_out("max_pool1d")
+@decomposes("max_pool1d")
 def _max_pool1d(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
-    """As a max pool over one row: that one tells its winners."""
+    """As a 2-d max pool over one row, which returns the indices of the maxima."""
     row = (*_shape(a["self"])[:-1], 1, _shape(a["self"])[-1])
     given = (a["kernel_size"], a["stride"] or a["kernel_size"], a["padding"], a["dilation"])
     kernel, stride, padding, dilation = (ops.listed(value, 1)[0] for value in given)
@@ -215,7 +215,7 @@ def _max_pool1d(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     return graph.insert(node, aten.squeeze.dim, (taken, -2), _shape(node))
 
 
-@writes_out("addmm", "baddbmm")
+@decomposes("addmm", "baddbmm")
 def _fused_matmul(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     """β · self + α · x @ y; a linear layer where self and y are the model's weights."""
     x, y = (a[k] for k in (("mat1", "mat2") if "mat1" in a else ("batch1", "batch2")))
@@ -230,7 +230,7 @@ def _fused_matmul(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     )
 
 
-@writes_out("lerp")
+@decomposes("lerp")
 def _lerp(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     """x + w (y − x)."""
     shape = _shape(node)
@@ -239,13 +239,13 @@ def _lerp(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     return graph.insert(node, aten.add.Tensor, (a["self"], moved), shape)
 
 
-# ---------------------------------------------------------------- norms that also tell their statistics
+# ---------------------------------------------------------------- norms that also return their statistics
 
 
-@writes_out("native_layer_norm", "native_group_norm")
+@decomposes("native_layer_norm", "native_group_norm")
 def _plain_norm(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     if any(u.args[1] for u in node.users):
-        return None  # the statistics are read as well
+        return None  # the statistics are used as well
     if ops.name_of(node) == "native_layer_norm":
         args = (a["input"], a["normalized_shape"], a["weight"], a["bias"], a["eps"])
         return [graph.insert(node, aten.layer_norm.default, args, _shape(node))]

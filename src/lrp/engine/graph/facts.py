@@ -1,4 +1,4 @@
-"""What is known of an operation whatever its family; stated where it is registered (`ops.register`)."""
+"""Facts about an operation that do not depend on its family; given where it is registered (`ops.register`)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Arguments = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of an operation.
+    """Facts about an operation.
 
     Attributes:
-        nonnegative: "always": its output is >= 0; "kept": it is where all its inputs are.
-        numbers: the names of arguments that must be >= 0 besides, for "kept".
-        rectifies: whether it gives exactly 0 for everything <= 0, by its arguments.
-        gate: what makes it a gate in a product: its values are "squashed" into 0 to 1, "signed" between -1 and 1, or
-            "bounded" on both sides.
-        bounded: whether the gate is one, by its arguments.
+        nonnegative: "always": its output is >= 0; "kept": its output is >= 0 if all its inputs are.
+        numbers: the names of numeric arguments that must also be >= 0, for "kept".
+        rectifies: arguments -> whether it maps every value <= 0 to exactly 0.
+        gate: how it can be the gate of a product: its values lie between 0 and 1 ("squashed"), between -1 and 1
+            ("signed"), or between other limits ("bounded").
+        bounded: arguments -> whether its values have these limits.
         allocates: its output is always new memory, never a view of an input.
-        reads_shape: it reads a tensor's shape and type alone, not its values.
+        reads_shape: it reads only a tensor's shape and dtype, not its values.
     """
 
     nonnegative: str = ""
@@ -38,12 +38,12 @@ _NONE = Facts()
 
 
 def describe(*names: str, **known: Any) -> None:
-    """State facts about operations, also of those that relevance never passes through."""
+    """Record facts about operations, also about those that relevance never passes through."""
     _FACTS.update(dict.fromkeys(names, Facts(**known)))
 
 
 def facts(name: str) -> Facts:
-    """Of an operation by its short name: "conv2d", "relu"."""
+    """The facts about an operation, by its short name: "conv2d", "relu"."""
     return _FACTS.get(name.partition(".")[0], _NONE)
 
 

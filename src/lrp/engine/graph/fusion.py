@@ -1,4 +1,4 @@
-"""Linear maps in a row, or side by side on one input, as the one convolution that they are. Exact, in float64."""
+"""Fuses linear maps that follow each other, or that read the same input, into one. Exact; computed in float64."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONVS = ("conv1d", "conv2d", "conv3d")
 
 
 def fold_scale_into_producer(graph: Graph) -> None:
-    """conv or linear, then batch norm, and nobody else reads the conv: one conv with other weights."""
+    """A conv or linear that only a batch norm reads, and that norm, become one conv or linear with other weights."""
     for node in list(graph.fx.nodes):
         if node.target is not scale_shift:
             continue
@@ -43,7 +43,7 @@ def fold_scale_into_producer(graph: Graph) -> None:
 
 
 def fold_scale_into_consumers(graph: Graph) -> None:
-    """Batch norm, then convs or linears and nothing else: exact only where no zero padding joins after it."""
+    """Fold a batch norm that only convs or linears read into these: exact only without zero padding after the norm."""
     for node in list(graph.fx.nodes):
         if (
             node.target is not scale_shift
@@ -83,19 +83,19 @@ def _takes_scale(user: Node, norm: Node) -> bool:
 
 
 def _set_weights(graph: Graph, conv: Node, weight: Tensor, bias: Tensor) -> None:
-    """Give a layer weights of its own; another call of the same module keeps the module's."""
+    """Replace the weights of one call; other calls of the same module keep the module's weights."""
     new_weight = graph.constant(weight, f"{conv.name}_weight", conv)
     new_bias = graph.constant(bias, f"{conv.name}_bias", conv)
     conv.args = (conv.args[0], new_weight, new_bias, *conv.args[3:])
     conv.kwargs = {k: v for k, v in conv.kwargs.items() if k not in ("weight", "bias")}
 
 
-# ---------------------------------------------------------------- side by side
+# ---------------------------------------------------------------- parallel branches
 
 
 @dataclass(frozen=True, eq=False)
 class _Kernel:
-    """A convolution's numbers, one per spatial dimension where there are several."""
+    """The parameters of a convolution; lists have one entry per spatial dimension."""
 
     weight: Tensor
     bias: Tensor
@@ -112,7 +112,7 @@ class _Kernel:
 def merge_branches(graph: Graph) -> None:
     """conv(x) ± conv(x) ± batch norm(x), as RepVGG and MobileOne are trained, is one convolution.
 
-    Such branches cancel each other where nothing is decided yet: relevance shared out by their sum would explode.
+    The outputs of such branches largely cancel in their sum, so that relevance shared among them would explode.
     """
     for node in list(graph.fx.nodes):
         if node.op != "call_function" or ops.name_of(node) not in ("add", "sub"):
@@ -167,7 +167,7 @@ def _kernel(graph: Graph, node: Node) -> _Kernel | None:
 
 
 def _sum(kernels: Sequence[Any], sign: int) -> _Kernel | None:
-    """The kernel that does what both do. None: their strides or windows do not lie on one grid."""
+    """The kernel of the sum or difference of both. None: their strides or windows do not lie on one grid."""
     large, small = sorted(kernels, key=lambda k: k.size, reverse=True)
     if large.stride != small.stride:
         return None
@@ -187,7 +187,7 @@ def _sum(kernels: Sequence[Any], sign: int) -> _Kernel | None:
 
 
 def _regrouped(weight: Tensor, groups: int, fewer: int) -> Tensor:
-    """[O, I / groups, ...] as [O, I / fewer, ...]: zeros where the outputs did not read."""
+    """[O, I / groups, ...] as [O, I / fewer, ...]: zeros for the inputs that an output does not read."""
     outputs, inputs = weight.shape[:2]
     together = groups // fewer
     wide = weight.new_zeros(outputs, inputs * together, *weight.shape[2:])

@@ -1,7 +1,7 @@
-"""Which operand of a product is the gate: a constant to LRP, so that the signal takes the relevance.
+"""Which operand of a product is the gate: LRP treats it as a constant, so that the signal receives the relevance.
 
-A product of data with data does not say which of the two carries the decision on. The graph mostly does: a
-gate comes from a sigmoid, or it is one number for a whole channel. What could not be told is said so.
+A product of two data tensors does not show which of them is the signal. The graph usually does: a gate comes
+from a sigmoid, or has one value per channel. If it is unknown, the note in the rules table states this.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import fx
 from lrp.engine.graph import ops
 from lrp.engine.graph.ops import Operation
 
-# What a gate may have gone through: movement, elementwise operations with constants.
+# Families allowed between the source of a gate and the product: movement, elementwise operations with constants.
 THROUGH = frozenset({"movement", "scale", "sum", "norm"})
 LIMITS = frozenset({"clamp_min", "clamp_max"})
 
@@ -23,7 +23,7 @@ Found = tuple[int | None, str]
 
 
 def signal_of(operation: Operation, before: Operations) -> Found:
-    """Which operand of a product is the signal, and why; (None, why) where that cannot be told.
+    """Which operand of a product is the signal, and why; (None, why) if it is unknown.
 
     Args:
         operation: of family "product".
@@ -53,12 +53,12 @@ def signal_of(operation: Operation, before: Operations) -> Found:
     return None, "half each: which operand is the gate cannot be told"
 
 
-def _ordinal(place: int) -> str:
-    return "1st" if place == 0 else "2nd"
+def _ordinal(index: int) -> str:
+    return "1st" if index == 0 else "2nd"
 
 
 def _single(node: fx.Node, before: Operations) -> Operation | None:
-    """The operation that made a value from one tensor of data; parts of several outputs belong to their maker."""
+    """The operation that computed a value, if it has one data input; a `getitem` node counts as its source."""
     while node not in before and node.op == "call_function" and node.all_input_nodes:
         node = node.all_input_nodes[0]  # getitem
     found = before.get(node)
@@ -99,7 +99,7 @@ def _activated(node: fx.Node, before: Operations) -> str | None:
 def values_of(operation: Operation, before: Operations) -> Found:
     """Which operand of a matrix product holds the values: the one that is not attention.
 
-    Attention comes from a softmax, also where heads are mixed after it or its rows are divided by their sum.
+    Attention comes from a softmax, also if heads are mixed after it, or its rows are divided by their sum.
     """
     operands = _operands(operation)
     data = [operation.is_data(node) for node in operands]
@@ -107,8 +107,8 @@ def values_of(operation: Operation, before: Operations) -> Found:
         return data.index(True), "the other operand does not see the image"
     attention = [_from_softmax(node, before) for node in operands]
     if attention[0] != attention[1]:
-        place = attention.index(True)
-        return 1 - place, f"attention: {_ordinal(place)} operand"
+        index = attention.index(True)
+        return 1 - index, f"attention: {_ordinal(index)} operand"
     return None, "half each: neither operand is attention" if not attention[
         0
     ] else "half each: both are attention"

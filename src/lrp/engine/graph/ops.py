@@ -1,7 +1,7 @@
 """Which family an operation belongs to, and the algebra its rules need: the registry of the vocabulary.
 
 An operation is one registration: the names of its ATen overload packets, its family, and a function
-from the operation to its algebra: an `Affine`, or one of `graph.algebra`. Data flows in through `op.data`;
+from the operation to its algebra: an `Affine`, or one of `graph.algebra`. Its data inputs are `op.data`;
 everything else (weights, sizes, constants) is an argument by name, `op["stride"]`. The registrations are in
 `graph.vocabulary`.
 """
@@ -37,13 +37,13 @@ class Operation:
         path: dotted name of the module that called it, such as "features.3"; "" in the model itself.
         module: that module's class, such as "torch.nn.modules.conv.Conv2d".
         shape: of the output; batch sizes are `N` or multiples.
-        first: a conv or linear that the image reaches through no other.
+        first: a conv or linear whose input depends on no other conv or linear.
         nonneg: its data inputs are all provably >= 0.
         source: file:line of the model's code.
-        index: place in the order of execution.
-        signal: of a product, the operand that takes relevance; of a matrix product, the one that is not
-            attention; None where that cannot be told.
-        evident: whether all that the rule needs could be told from the graph.
+        index: position in the order of execution.
+        signal: of a product, the operand that receives relevance; of a matrix product, the one that is not
+            attention; None if unknown.
+        evident: whether the graph determines all that the rule needs.
         note: what was chosen and why, for the rules table.
     """
 
@@ -66,7 +66,7 @@ class Operation:
 
     @functools.cached_property
     def algebra(self) -> Algebra:
-        """How relevance can go back through it; of an unknown operation, as through an elementwise one."""
+        """How relevance is mapped back through it; an unknown operation is treated as an elementwise one."""
         for entry in entries(self.name):
             if entry.family == self.family:
                 return as_algebra(entry.lower(self))
@@ -84,12 +84,12 @@ class Operation:
         return isinstance(value, fx.Node) and value in self.data
 
     def is_constant(self, name: str) -> bool:
-        """Whether an argument is known now: a tensor of the model or a number, not data, nor of the batch's size."""
+        """Whether an argument is a tensor of the model or a number: neither data nor dependent on the batch size."""
         value = self.arguments[name]
         return not isinstance(value, fx.Node) or value.op == "get_attr"
 
-    def input_shape(self, place: int = 0) -> Shape:
-        return self.data[place].meta["shape"]
+    def input_shape(self, index: int = 0) -> Shape:
+        return self.data[index].meta["shape"]
 
     def space(self, first: int) -> tuple[list[int], list[int]]:
         """The sizes of its input and of its output, for one image, from dimension `first` on."""
@@ -101,7 +101,7 @@ class Operation:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """dtype and device of what is computed here, as tensors are made with them."""
+        """dtype and device of its output, as keyword arguments for a new tensor."""
         return {"dtype": self.node.meta["dtype"], "device": self.node.meta["device"]}
 
     def __str__(self) -> str:
@@ -127,7 +127,7 @@ def one(shape: Shape) -> list[int]:
 
 
 def broadcast(*shapes: Shape) -> Shape:
-    """The shape of an elementwise operation on operands of these."""
+    """The shape of an elementwise operation on operands of these shapes."""
     rank = max(map(len, shapes))
     full = [(*[1] * (rank - len(shape)), *shape) for shape in shapes]
     return tuple(next((size for size in sizes_ if size != 1), 1) for sizes_ in zip(*full, strict=True))
@@ -154,7 +154,7 @@ Lower = Callable[[Operation], Algebra | Affine]
 
 @dataclass(frozen=True)
 class Entry:
-    """One meaning of an operation; `when` tells for which of its uses."""
+    """One registration of an operation; `when` decides for which of its uses it holds."""
 
     family: str
     lower: Lower
@@ -167,18 +167,18 @@ _VOCABULARY: dict[str, list[Entry]] = {}
 def register(
     *names: str, family: str, when: Callable[[Operation], bool] = lambda op: True, **known: Any
 ) -> Callable[[Lower], Lower]:
-    """Teach the vocabulary an operation.
+    """Register an operation in the vocabulary.
 
         @lrp.register("mylib::flip", family="movement")
         def _(op):
             return lrp.Movement(lambda r: [r[0].flip(1)])
 
-    Without a function it is an activation, whose relevance passes: `lrp.register("mylib::snake", family="activation")`.
-    What is registered last is asked first.
+    An activation needs no function; its relevance passes unchanged: `lrp.register("mylib::snake", family="activation")`.
+    The last registration is tried first.
 
     Args:
         names: as `lrp rules` and errors print them: "relu" of ATen, "mylib::snake" of another namespace.
-        family: which rules it takes, one of `FAMILIES`; the function must return what they run on: an
+        family: which rules apply, one of `FAMILIES`; the function must return the object that they need: an
             `Affine` for conv, linear, norm, layer_norm, pool and scale, a `Movement` for movement, ...
         when: for which uses of the operation (an `Operation`); the others stay as they were.
         known: facts about the operation, as `Facts` has them: `nonnegative="kept"`, `gate="squashed"`, ...
@@ -224,13 +224,13 @@ def name_of(node: fx.Node) -> str:
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
         namespace, _, name = target._schema.name.partition("::")
-        name = name.removesuffix("_with_indices")  # a max pool is a max pool, winners told or not
+        name = name.removesuffix("_with_indices")  # the same max pool with or without indices
         return name if namespace == "aten" else f"{namespace}::{name}"
     return getattr(target, "__name__", str(target))
 
 
 def read_by(node: fx.Node) -> list[fx.Node]:
-    """The nodes whose values an operation reads: not those that only lend it their shape or type."""
+    """The nodes whose values an operation reads: not those of which it uses only the shape or dtype."""
     name = name_of(node)
     if facts(name).reads_shape:
         return []

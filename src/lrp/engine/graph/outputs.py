@@ -1,4 +1,4 @@
-"""Which of a model's outputs holds the logits, and what a head does to them last."""
+"""Which of a model's outputs holds the logits, and which function may be applied to them at the end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lrp.errors import CaptureError
 
 Output = int | str | tuple[int | str, ...] | None
 
-# What a classifier may do to its logits last: explained is what comes before it.
+# Functions that a classifier may end in: the input of such a function is explained.
 HEADS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda z: z.softmax(1),
     "log_softmax": lambda z: z.log_softmax(1),
@@ -27,11 +27,11 @@ def logits_among(result: Any, wanted: Output) -> Tensor:
 
     Args:
         result: a tensor, or tensors in tuples, lists, dicts, dataclasses or objects.
-        wanted: an index, a key or an attribute, or several to go down one after the other; None: the tensor
-            itself, what is called "logits", or the only tensor there is.
+        wanted: an index, a key or an attribute, or several to follow one after the other; None: the tensor
+            itself, the output named "logits", or the only tensor there is.
 
     Raises:
-        CaptureError: there is no such output, or several could be meant; lists them.
+        CaptureError: there is no such output, or several are possible; lists them.
     """
     if wanted is None:
         if isinstance(result, Tensor):

@@ -1,4 +1,4 @@
-"""Which operations relevance arrives at, and the refusal of those that have no rule."""
+"""Which operations relevance reaches, and the refusal of those that have no rule."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lrp.errors import UnsupportedError
 
 
 def reached(graph: Graph, rules: dict[fx.Node, Rule]) -> set[fx.Node]:
-    """The operations that relevance arrives at: not those that only make a gate, a scale or attention."""
+    """The operations that relevance reaches: not those that only compute a gate, a scale or attention."""
     holds, arrives = {graph.logits}, set()
     for node, operation in reversed(graph.operations.items()):
         if node in holds or any(user in holds for user in node.users if user.target is operator.getitem):
             arrives.add(node)
             rule, data = rules.get(node), operation.data
-            places = range(len(data)) if rule is None else operation.algebra.receivers(rule, len(data))
-            holds.update(data[i] for i in places)
+            indices = range(len(data)) if rule is None else operation.algebra.receivers(rule, len(data))
+            holds.update(data[i] for i in indices)
     return arrives
 
 

@@ -1,4 +1,4 @@
-"""graph -> graph: the same function in fewer, plainer operations. One pure function per rewrite.
+"""graph -> graph: the same function in fewer, simpler operations. One pure function per rewrite.
 
 A rewrite takes the graph and its constants and changes only its own copy; the model's tensors are read,
 never written. What a rewrite computes (a folded weight) is new memory, in the explainer's precision.
@@ -16,7 +16,7 @@ from torch.fx import Node, map_arg
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph, cast, floating
 from lrp.engine.graph.capture import Batch, Shape
-from lrp.engine.graph.decompositions import write_out
+from lrp.engine.graph.decompositions import decompose
 from lrp.engine.graph.fusion import CONVS, fold_scale_into_consumers, fold_scale_into_producer, merge_branches
 from lrp.engine.graph.vocabulary.layers import padded_conv, per_channel
 from lrp.engine.graph.vocabulary.norms import scale_shift
@@ -25,7 +25,7 @@ aten = torch.ops.aten
 
 
 def retype(graph: Graph) -> None:
-    """Operations that name a floating type name the explainer's: a half-precision model runs in float32."""
+    """Replace every floating dtype argument by the explainer's dtype: a half-precision model runs in float32."""
     for node in graph.fx.nodes:
         if node.op == "call_function":
             node.args = tuple(graph.dtype if floating(a) else a for a in node.args)
@@ -42,7 +42,7 @@ SAME_SIZE = frozenset({"adaptive_avg_pool2d", "expand", "expand_as", "view", "vi
 
 
 def drop_no_ops(graph: Graph) -> None:
-    """Copies, eval-mode dropout, casts between floating types, x + 0, pools and slices to the size there already is."""
+    """Remove copies, eval-mode dropout, casts between floating types, x + 0, pools and slices that keep the size."""
     for node in list(graph.fx.nodes):
         if node.op != "call_function" or not node.all_input_nodes:
             continue
@@ -52,10 +52,8 @@ def drop_no_ops(graph: Graph) -> None:
         retyped = name in ("_to_copy", "to", "type_as", "float", "double", "half", "bfloat16")
         retyped = retyped and all(floating(n.meta.get("dtype")) for n in (node, source))
         whole = name in SAME_SIZE or (name == "slice" and arguments["step"] == 1)
-        if node.target in (
-            aten.view.default,
-            aten._unsafe_view.default,
-        ):  # without the copies, memory may lie otherwise
+        # Without the copies, a tensor may have another memory format.
+        if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
         nothing = (
             name in ("add", "sub") and not isinstance(arguments["other"], Node) and arguments["other"] == 0
@@ -67,7 +65,7 @@ def drop_no_ops(graph: Graph) -> None:
 
 
 def fold_constants(graph: Graph) -> None:
-    """What depends on no pixel and not on the number of images is computed once, here."""
+    """Compute once what depends neither on pixels nor on the batch size."""
     for node in list(graph.fx.nodes):
         if node.op != "call_function" or not node.users or _symbolic(node):
             continue
@@ -86,7 +84,7 @@ BROADCASTS = frozenset({"add", "sub", "rsub", "mul", "div", "matmul", "bmm", "wh
 
 
 def plain_constants(graph: Graph) -> None:
-    """A constant that is only spread over the images is read as it is: what reads it spreads it itself."""
+    """Remove the expansion of a constant over the images where its readers broadcast it anyway."""
     for node in list(graph.fx.nodes):
         if node.op != "call_function" or ops.name_of(node) not in ("expand", "repeat"):
             continue
@@ -107,12 +105,12 @@ def _spread(shape: Shape, wanted: Shape) -> bool:
 
 
 def _symbolic(node: Node) -> bool:
-    """Whether it depends on the number of images: through a size, or by being one."""
+    """Whether it depends on the batch size: it has such a size, or is one."""
     return node.meta.get("shape") is None or any(isinstance(s, Batch) for s in node.meta["shape"])
 
 
 def plain_pools(graph: Graph) -> None:
-    """A max pool also gives its winners; an adaptive pool that divides evenly is an average pool or a mean."""
+    """A max pool also returns indices; an adaptive pool that divides evenly becomes an average pool or a mean."""
     for node in list(graph.fx.nodes):
         if node.op != "call_function":
             continue
@@ -145,7 +143,7 @@ def plain_batch_norms(graph: Graph) -> None:
         if mean is None or var is None or arguments.get("training"):
             continue  # statistics of the batch itself: not a constant map, so not in the vocabulary
         gamma, beta = graph.value(arguments.get("weight")), graph.value(arguments.get("bias"))
-        # In float64: the fold must not cost the logits a digit.
+        # In float64, so that folding loses no precision.
         w = (var.double() + arguments["eps"]).rsqrt() * (1 if gamma is None else gamma.double())
         b = (0 if beta is None else beta.double()) - mean.double() * w
         source: Node = arguments["input"]
@@ -165,7 +163,7 @@ def plain_batch_norms(graph: Graph) -> None:
 
 
 def plain_paddings(graph: Graph) -> None:
-    """padding="same" in numbers; where its two sides differ, a zero pad in front."""
+    """Convert padding="same" to numbers; if its two sides differ, insert a zero pad in front."""
     for node in list(graph.fx.nodes):
         if node.op != "call_function" or ops.name_of(node) not in CONVS:
             continue
@@ -192,7 +190,7 @@ def plain_paddings(graph: Graph) -> None:
 
 
 def merge_zero_pads(graph: Graph) -> None:
-    """A zero pad and the convolution after it are one affine operation: the padding has no share."""
+    """A zero pad and the convolution after it are one affine operation: the padding receives no relevance."""
     for node in list(graph.fx.nodes):
         if node.op != "call_function" or ops.name_of(node) not in CONVS:
             continue
@@ -216,14 +214,14 @@ def merge_zero_pads(graph: Graph) -> None:
 
 
 def settle(graph: Graph) -> None:
-    """Folded weights, computed in float64, in the precision of the explainer."""
+    """Convert folded weights, computed in float64, to the precision of the explainer."""
     graph.constants = {name: cast(value, graph.dtype) for name, value in graph.constants.items()}
 
 
 REWRITES = (
     retype,
     drop_no_ops,
-    write_out,
+    decompose,
     fold_constants,
     plain_constants,
     plain_pools,

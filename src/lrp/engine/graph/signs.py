@@ -39,4 +39,4 @@ def _input_holds(node: fx.Node, found: set[fx.Node], constants: dict[str, Tensor
     if node.op == "get_attr":
         value = constants[str(node.target)]
         return not value.is_floating_point() or bool((value >= 0).all())
-    return node in found or node.meta.get("shape") is None  # a size
+    return node in found or node.meta.get("shape") is None  # a batch size

@@ -1,4 +1,4 @@
-"""`top_k`: of the relevance at the output of a conv, linear or pool, the largest elements go on, the rest is dropped.
+"""`top_k`: of the relevance at the output of a conv, linear or pool, the largest elements are kept, the rest is dropped.
 
 Source: the VGG program that the preset `kaifishr` follows.
 """
@@ -16,7 +16,7 @@ from lrp.engine.graph.ops import Operation
 
 
 def largest(operation: Operation, outputs: list[Any], share: float) -> tuple[list[Any], Any]:
-    """(what goes on, the sum of what is dropped); `share` of the elements of an image's relevance, signed; 0: all go on."""
+    """(kept relevance, sum of the dropped); `share` of an image's elements, the largest signed ones, is kept; 0: all."""
     if not share or operation.family not in ("conv", "linear", "pool", "maxpool"):
         return outputs, 0.0
     r = outputs[0]

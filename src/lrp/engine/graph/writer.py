@@ -1,4 +1,4 @@
-"""Tensor code run on proxies -> nodes of a torch.fx graph, with constants that carry the names of what they came from."""
+"""Tensor code run on proxies -> nodes of a torch.fx graph, with constants named after their source tensors."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Writer(GraphAppendingTracer):
     """Writes the canonical graph, and then operations on proxies, into a new graph; tensors become its constants."""
 
     def __init__(self, graph: Graph, names: dict[int, str]) -> None:
-        """`names`: of tensors that may be met, by id."""
+        """`names`: id of a tensor -> the name of its constant."""
         super().__init__(fx.Graph())
         self.constants, self.names = dict(graph.constants), names
         self.nodes: dict[int, fx.Node] = {}
-        self.step = "program"  # what is being written
+        self.step = "program"  # the operation that is being written
         self.value: dict[fx.Node, Proxy] = {}
         self.inputs: list[Proxy] = []
         self._copy(graph)
@@ -57,7 +57,7 @@ class Writer(GraphAppendingTracer):
                     if name not in self.constants:
                         break
                     name = f"{wanted}_{number}"
-                self.constants[name] = a  # keeps it alive, so that its id stays its own
+                self.constants[name] = a  # keeps the tensor alive, so that its id is not reused
                 with self.graph.inserting_before(next(iter(self.graph.nodes))):
                     self.nodes[id(a)] = self.graph.create_node("get_attr", name, name=name)
             return self.nodes[id(a)]
@@ -74,7 +74,7 @@ class Writer(GraphAppendingTracer):
             written.meta["step"] = step
 
     def module(self, outputs: list[Any]) -> fx.GraphModule:
-        """What was written, without what no output needs."""
+        """The written graph as a module, without unused nodes."""
         self.graph.output(tuple(output.node for output in outputs))
         self.graph.eliminate_dead_code()
         root = nn.Module()
@@ -102,11 +102,11 @@ class Program:
             return self.module(image, given, weight, predicted)
 
     def __str__(self) -> str:
-        """The program's code; a comment above what belongs to one operation, constants as they are called."""
+        """The program's code; a comment above the code of each operation, constants by their names."""
         steps = {node.name: node.meta.get("step", "") for node in self.module.graph.nodes}
         lines, last = [], ""
         for line in self.module.code.strip().splitlines():
-            line = re.sub(r";  [\w = ]+ = None$", "", line)  # what is freed after its last use
+            line = re.sub(r";  [\w = ]+ = None$", "", line)  # a variable that is freed after its last use
             name = line.split(" = ")[0].strip()
             if line.endswith(f" = self.{name}"):
                 continue
@@ -118,8 +118,8 @@ class Program:
         return "\n".join(lines)
 
 
-def call_it(relevance: Any, name: str) -> None:
-    """Name the node of a proxy; relevance that was only handed on keeps the name it has."""
+def rename_node(relevance: Any, name: str) -> None:
+    """Rename the node of a proxy; relevance that was only passed on keeps its name."""
     if isinstance(relevance, Proxy) and not relevance.node.name.startswith("R_"):
         relevance.node._rename(name)
 
@@ -140,7 +140,7 @@ class Versions:
     def of(self, w: Any, version: Callable[[Any], Any]) -> Any:
         if not isinstance(w, Tensor):
             return version(w)
-        self.alive.append(w)  # its id is the key
+        self.alive.append(w)  # so that its id, the key, is not reused
         made = self.once((id(w), version), lambda: version(w))
         if id(w) in self.names and isinstance(made, Tensor):
             called = re.sub(r"\W", "_", getattr(version, "__name__", str(version)))

@@ -1,7 +1,7 @@
 """The explanation program as one ONNX file, to run where there is no torch: images in, logits and relevance out.
 
 The file holds the whole program, forward pass and relevance pass, with every weight in the versions that the rules
-ask for; its size is therefore two to three times that of the weights, more for αβ.
+need; its size is therefore two to three times that of the weights, more for αβ.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from lrp.engine.targets import resolve
 from lrp.errors import ExportError
 from lrp.storage.atomic import replacing
 
-CHECKED = (1, 3)  # numbers of images that a new file is tried on
-# Between what onnxruntime and torch compute; rounding stays far below, and a file beyond is wrong.
+CHECKED = (1, 3)  # batch sizes with which a new file is tested
+# Limits of the relative error of onnxruntime to torch. Rounding errors are far smaller: above these a file is wrong.
 WRONG = {"logits": 1e-3, "relevance": 3e-2}
 LIMIT = 2 * 2**30 - 2**24  # bytes that one ONNX file can hold
 
@@ -44,8 +44,8 @@ class Exported:
         classes: K of the logits, and `size`: height and width of the images.
         logits, relevance: the relative error (L2) of what onnxruntime computes to what torch does, from the same random
             images; None where onnxruntime is not installed.
-        pixel: the largest difference at one pixel, as a part of the largest relevance. Where two inputs of a max pool
-            are equal but for rounding, either may win, and a few pixels differ more than the rest.
+        pixel: the largest difference at one pixel, relative to the largest relevance. Where two inputs of a max
+            pool differ by rounding only, either may be the maximum, and a few pixels differ more than the rest.
     """
 
     path: Path
@@ -58,8 +58,8 @@ class Exported:
     pixel: float | None = None
 
 
-class _Bound(nn.Module):
-    """A program whose target is settled: (image) -> (logits, relevance)."""
+class _FixedTarget(nn.Module):
+    """A program with a fixed target: (image) -> (logits, relevance)."""
 
     def __init__(self, program: nn.Module, given: Tensor, weight: Tensor, predicted: Tensor) -> None:
         super().__init__()
@@ -72,8 +72,8 @@ class _Bound(nn.Module):
         return logits, relevance
 
 
-class _Asked(_Bound):
-    """A program that is told the class of each image, -1 for the predicted one: (image, target) -> (logits, relevance)."""
+class _TargetInput(_FixedTarget):
+    """A program with the class of each image as an input, -1 for the predicted one: (image, target) -> (logits, relevance)."""
 
     def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         classes = torch.arange(self.get_buffer("weight").shape[1], device=target.device)
@@ -97,18 +97,18 @@ def write_onnx(
     outputs are `logits` [N, K] and `relevance` [N, C, H, W], in units of the logits.
 
     Args:
-        explainer: in float32; of a mixed one the file computes what the exact one does.
-        x: images [N, C, H, W] of the shape that the file is to take; only the shape counts.
+        explainer: in float32; with precision "mixed" the file computes as with "exact".
+        x: images [N, C, H, W] of the shape that the file accepts; only the shape is used.
         path: the file; written whole or not at all.
         target: one target for every image: "predicted", an index, a class name or a `Contrast`.
-        target_input: the file is told the class of each image instead, -1 for the predicted one.
-        facts: goes into the file's metadata, such as the class names, as JSON where it is no text.
-        overwrite: replace a file that is there.
+        target_input: the class of each image is an input of the file instead, -1 for the predicted one.
+        facts: entries of the file's metadata, such as the class names; as JSON unless it is a string.
+        overwrite: replace an existing file.
 
     Raises:
-        ExportError: onnx is not installed; the explainer is in float64; the file exists, or would be too large; the program cannot be exported, or
-            computes something else in onnxruntime.
-        CaptureError, UnsupportedError, CompositeError: the model cannot be explained (so).
+        ExportError: onnx is not installed; the explainer is in float64; the file exists, or would be too large; the
+            program cannot be exported, or computes something else in onnxruntime.
+        CaptureError, UnsupportedError, CompositeError: the model cannot be explained, or not by this composite.
     """
     path = Path(path)
     if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxscript") is None:
@@ -124,10 +124,10 @@ def write_onnx(
         raise ExportError(
             "the model can be captured for a fixed number of images only; an ONNX file is to take any number."
         )
-    # A file cannot look at its numbers and decide, and onnxruntime has no convolution in bfloat16.
+    # The exported graph cannot branch on values of tensors, and onnxruntime has no convolution in bfloat16.
     builder = prepared.builder
     if builder.speed is not None:
-        plan = dataclasses.replace(builder.speed, branching=False, coarse=False)
+        plan = dataclasses.replace(builder.speed, data_dependent=False, low_precision=False)
         builder = dataclasses.replace(builder, speed=plan)
     program = portable(builder.program().module)
     size = sum(b.numel() * b.element_size() for b in program.buffers())
@@ -138,7 +138,7 @@ def write_onnx(
     classes = prepared.graph.logits.meta["shape"][1]
     like = torch.zeros((), dtype=explainer.dtype, device=x.device)
     start = resolve(target, 1, classes, explainer.class_names, like)
-    module = (_Asked if target_input else _Bound)(program, *start).eval()
+    module = (_TargetInput if target_input else _FixedTarget)(program, *start).eval()
     inputs = _inputs(x, explainer.dtype, 2, target_input)
     batch = torch.export.Dim("batch")
     composite = prepared.composite.describe()
@@ -148,7 +148,7 @@ def write_onnx(
             text = fact if isinstance(fact, str) else json.dumps(fact, ensure_ascii=False)
             made.model.metadata_props[name] = text
         made.save(draft, external_data=False)
-        errors = _checked(draft, module, x, explainer.dtype, target_input)
+        errors = _errors(draft, module, x, explainer.dtype, target_input)
         for (what, limit), error in zip(WRONG.items(), errors, strict=False):
             if error is not None and not error <= limit:
                 raise ExportError(
@@ -166,7 +166,7 @@ def _inputs(x: Tensor, dtype: torch.dtype, images: int, target_input: bool) -> d
 
 
 def _converted(module: nn.Module, inputs: dict[str, Tensor], dynamic: dict[str, Any]) -> Any:
-    # torch.onnx tells of every opset it considers.
+    # torch.onnx logs every opset that it considers.
     log = logging.getLogger("torch.onnx")
     level, log.level = log.level, logging.ERROR
     try:
@@ -185,10 +185,10 @@ def _converted(module: nn.Module, inputs: dict[str, Tensor], dynamic: dict[str, 
         log.level = level
 
 
-def _checked(
+def _errors(
     path: Path, module: nn.Module, x: Tensor, dtype: torch.dtype, target_input: bool
 ) -> tuple[float | None, ...]:
-    """How far what the file computes is from what torch does: logits, relevance, relevance at one pixel."""
+    """The relative errors of the file to torch: logits, relevance, relevance at one pixel."""
     if importlib.util.find_spec("onnxruntime") is None:
         return None, None, None
     import onnxruntime
@@ -207,17 +207,16 @@ def _checked(
         found = session.run(["logits", "relevance"], {name: v.cpu().numpy() for name, v in inputs.items()})
         its_logits, its_relevance = (torch.from_numpy(v) for v in found)
         errors = (
-            _far(its_logits, logits, torch.linalg.vector_norm),
-            _far(its_relevance, relevance, torch.linalg.vector_norm),
-            _far(its_relevance, relevance, lambda t: t.abs().amax()),
+            _relative_error(its_logits, logits, torch.linalg.vector_norm),
+            _relative_error(its_relevance, relevance, torch.linalg.vector_norm),
+            _relative_error(its_relevance, relevance, lambda t: t.abs().amax()),
         )
-        worst = [
-            old if new <= old else new for old, new in zip(worst, errors, strict=True)
-        ]  # NaN is the worst
+        # NaN counts as larger.
+        worst = [old if new <= old else new for old, new in zip(worst, errors, strict=True)]
     return tuple(worst)
 
 
-def _far(found: Tensor, expected: Tensor, size: Callable[[Tensor], Tensor]) -> float:
-    """In float64: what is tiny has no square in float32. Of nothing, the least difference is all."""
+def _relative_error(found: Tensor, expected: Tensor, size: Callable[[Tensor], Tensor]) -> float:
+    """In float64, because squares of tiny numbers are 0 in float32. `LEAST` is the smallest size to divide by."""
     found, expected = found.double(), expected.double()
     return float(size(found - expected) / size(expected).clamp(min=LEAST))

@@ -1,4 +1,4 @@
-"""Steps of a program that ONNX has no operator for, as steps that it has."""
+"""Replacements for the operations of a program that ONNX has no operator for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Sides = Sequence[int]
 
 
 def portable(program: fx.GraphModule) -> fx.GraphModule:
-    """The same program, of steps that ONNX has operators for."""
+    """The same program, of operations that ONNX has operators for."""
     made = copy.copy(program)
     graph = fx.Graph()
     graph.output(graph.graph_copy(program.graph, {}))
@@ -33,17 +33,17 @@ def average_pool_back(
     include_pad: bool,
     divisor: int | None,
 ) -> Tensor:
-    """What an average pool's windows [N, C, *out] hand back to its input, of the size of `like`.
+    """The adjoint of an average pool: from its windows [N, C, *out] to its input, of the size of `like`.
 
-    Each window gives its divisor's part to every place it covers: a transposed convolution with ones.
+    Each window adds s / divisor to every element that it covers: a transposed convolution with ones.
     """
     sizes, axes = like.shape[2:], range(len(kernel))
     for axis in axes:
-        held = [
-            _held(i * stride[axis] - padding[axis], kernel[axis], sizes[axis], padding[axis], include_pad)
+        counts = [
+            _counted(i * stride[axis] - padding[axis], kernel[axis], sizes[axis], padding[axis], include_pad)
             for i in range(s.shape[2 + axis])
         ]
-        parts = s.new_tensor([1 if divisor else count for count in held])
+        parts = s.new_tensor([1 if divisor else count for count in counts])
         s = s / parts.view([-1 if a == axis else 1 for a in axes])
     if divisor:
         s = s / divisor
@@ -51,14 +51,14 @@ def average_pool_back(
     spread = (F.conv_transpose2d if len(kernel) == 2 else F.conv_transpose3d)(
         s, ones, stride=list(stride), groups=channels
     )
-    edges: list[int] = []  # what stood in the padding goes, what no window reached is 0
+    edges: list[int] = []  # crops the padding; elements that no window covers are 0
     for axis in reversed(axes):
         edges += [-padding[axis], sizes[axis] + padding[axis] - spread.shape[2 + axis]]
     return F.pad(spread, edges)
 
 
-def _held(start: int, side: int, size: int, padding: int, include_pad: bool) -> int:
-    """How many places of a window count, along one axis."""
+def _counted(start: int, side: int, size: int, padding: int, include_pad: bool) -> int:
+    """How many elements of a window count in its mean, along one axis."""
     low, high = (-padding, size + padding) if include_pad else (0, size)
     return min(start + side, high) - max(start, low)
 

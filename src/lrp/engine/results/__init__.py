@@ -1,1 +1,1 @@
-"""What an explainer returns, and how it shows itself: relevance, the account, health, the table of rules."""
+"""What an explainer returns, and how it is displayed: relevance, the account, health, the table of rules."""

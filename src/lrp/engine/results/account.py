@@ -11,8 +11,8 @@ def reached(relevance: float, start: float, unit: str, share: float | None, form
     """ "4.1 of 11.4 logits (36 %) reached the pixels".
 
     Args:
-        share: `relevance` as a part of `start`; None: not known, as of a start of 0.
-        form: of the per cents.
+        share: `relevance` as a part of `start`; None: undefined, as for a start of 0.
+        form: the format of the percentage.
     """
     percent = "" if share is None else f" ({100 * share:{form}} %)"
     return f"{relevance:.3g} of {start:.3g} {unit}{percent} reached the pixels"
@@ -21,7 +21,7 @@ def reached(relevance: float, start: float, unit: str, share: float | None, form
 def account(
     relevance: float, start: float, unit: str, shares: Mapping[str, float], problems: Sequence[str]
 ) -> str:
-    """ "4.1 of 11.4 logits (36 %) reached the pixels; bias 61 %, ε 3 %"; a problem of health stands before it."""
+    """ "4.1 of 11.4 logits (36 %) reached the pixels; bias 61 %, ε 3 %"; the first problem of health comes first."""
     rest = [f"{words} {100 * shares[k]:.0f} %" for k, words in PARTS.items() if abs(shares[k]) >= 0.005]
     text = reached(relevance, start, unit, shares["input"])
     text += f"; {', '.join(rest)}" if rest else ""

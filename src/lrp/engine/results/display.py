@@ -1,7 +1,7 @@
 """Results -> pictures and HTML: photo, heatmap, target and health of an explanation; a table of rules.
 
-The HTML has only inline styles, and no colours of text or background: it is read on light and dark pages. All names are
-escaped.
+The HTML has only inline styles, and no colours of text or background, so that it suits light and dark pages. All names
+are escaped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Geometrical(Protocol):
-    """What knows where a photo's pixels went: a `Preprocessing`."""
+    """An object with the geometry of a preprocessing, such as a `Preprocessing`."""
 
     @property
     def geometry(self) -> Geometry: ...
@@ -39,17 +39,17 @@ class Geometrical(Protocol):
 PhotoLike = str | Path | Photo | Image.Image | np.ndarray
 
 IMAGES = 4
-"""Of more images than this, the first are shown."""
+"""At most this many images are shown, the first ones."""
 SIDE = 224  # of a picture, in pixels on the page
 _LEFT = "text-align: left; padding-right: 1em"
 _CELL = "text-align: left; vertical-align: top; padding: 2px 12px 2px 0"
 
 
 def explanations(entries: Sequence[Explanation]) -> str:
-    """The first images: each as the model saw it, its heatmap, what was asked, what reached the pixels, and health.
+    """HTML of the first images: each as the model's input, its heatmap, the target, what reached the pixels, and health.
 
-    Of several explanations, the first few of an image stand below each other. The health of more than `IMAGES` images is
-    computed on request only (`e.health`): it takes a pass for each.
+    Several explanations of an image are shown below each other, the first few of them. For more than `IMAGES` images,
+    health is computed on request only (`e.health`), because it runs a program for each image.
     """
     images, count = len(entries[0]), len(entries)
     rows = "".join(
@@ -61,7 +61,7 @@ def explanations(entries: Sequence[Explanation]) -> str:
 
 
 def rules(table: RulesTable) -> str:
-    """The whole table; it scrolls where it is long."""
+    """HTML of the whole table; a long table scrolls."""
     reason = f"<div>{escape(table.reason)}</div>" if table.reason else ""
     head = "".join(
         f'<th style="{_LEFT}">{name}</th>' for name in ("module", "operation", "output", "rule", "note")
@@ -96,7 +96,7 @@ def picture(
             f"relevance of shape {list(e.relevance.shape)} is no picture: expected images [N, C, H, W]."
         )
     if photo is None:
-        pixels, name = _seen(e._images[i]), "what the model saw; its brightness is stretched"
+        pixels, name = _input_picture(e._images[i]), "what the model saw; its brightness is stretched"
         if pixels is None:
             raise InputError(
                 f"an input of {e._images.shape[1]} channels cannot be shown as a photo: give one, heatmap(photo)."
@@ -109,7 +109,7 @@ def picture(
     best = int(e.logits[i].argmax())
     return heatmap.draw(
         pixels, [_panel(e, i, pixels, geometry) for e in entries],
-        title=_titled(_class(e, best), _probability(e, i, best)), subtitle=name, unit=e.unit,
+        title=_with_probability(_class(e, best), _probability(e, i, best)), subtitle=name, unit=e.unit,
     )  # fmt: skip
 
 
@@ -123,15 +123,15 @@ def _panel(e: Explanation, i: int, pixels: np.ndarray, preprocessing: Geometrica
             f"the photo is {width} x {height} pixels and the model's input {columns} x {rows}: which part of it the model "
             "saw is not known; give preprocessing=, here or to Explainer(...)."
         )
-    return heatmap.Panel(values, _titled(*_target(e, i)), _account(e, i))
+    return heatmap.Panel(values, _with_probability(*_target(e, i)), _account(e, i))
 
 
-def _titled(words: str, probability: float | None) -> str:
+def _with_probability(words: str, probability: float | None) -> str:
     return words if probability is None else f"{words}  {100 * probability:.1f} %"
 
 
 def _account(e: Explanation, i: int) -> str:
-    if len(e) > IMAGES and "health" not in e.__dict__:  # it takes a pass for each image
+    if len(e) > IMAGES and "health" not in e.__dict__:  # health runs a program for each image
         return _reached(e, i)
     try:
         health = e.health
@@ -151,7 +151,7 @@ def _pixels(photo: PhotoLike) -> tuple[np.ndarray, str]:
     if isinstance(photo, Image.Image):
         return np.asarray(photo.convert("RGB")), ""
     if isinstance(photo, np.ndarray):
-        return photo, ""  # `draw` looks at its shape
+        return photo, ""  # `draw` checks its shape
     raise InputError(
         f"photo: expected a path, a Photo, a PIL image or an array uint8 [H, W, 3], got {type(photo).__name__}."
     )
@@ -169,10 +169,10 @@ def save(
 
 
 def show(image: Image.Image) -> None:
-    """Below a notebook's cell, or in the image viewer."""
+    """Show an image below a notebook's cell, or in the image viewer."""
     interactive = sys.modules.get("IPython")
     shell = interactive.get_ipython() if interactive else None
-    if hasattr(shell, "kernel"):  # a notebook, and no terminal
+    if hasattr(shell, "kernel"):  # a notebook, not a terminal
         from IPython.display import display
 
         display(image)
@@ -181,7 +181,7 @@ def show(image: Image.Image) -> None:
 
 
 def png(entries: Sequence[Explanation]) -> bytes | None:
-    """The first image's picture, of 256 colours to be small."""
+    """The first image's picture as PNG, with 256 colours so that it is small."""
     e = entries[0]
     if (
         e.relevance.dim() != 4
@@ -203,11 +203,11 @@ def _png(image: Image.Image) -> bytes:
 
 def _row(e: Explanation, i: int, with_photo: bool) -> str:
     relevance = e.relevance[i].detach().cpu().double()
-    pictures, lines = "", _words(e, i)
+    pictures, lines = "", _lines(e, i)
     if relevance.dim() == 3:
         values = relevance.sum(0).numpy()
         limit = heatmap.scale([values])
-        if (seen := _seen(e._images[i])) is not None:
+        if (seen := _input_picture(e._images[i])) is not None:
             what = "what the model saw; its brightness is stretched"
             pictures += _cell(Image.fromarray(seen).quantize(256), what) if with_photo else "<td></td>"
         pictures += _cell(_heatmap(values, limit), "relevance of each pixel")
@@ -217,7 +217,7 @@ def _row(e: Explanation, i: int, with_photo: bool) -> str:
 
 
 def _heatmap(values: np.ndarray, limit: float) -> Image.Image:
-    """With every other colour of the heatmap's, and its grey for what is no number: as many as a small PNG holds."""
+    """A picture of 256 colours, the most in a PNG's palette: every second one of the heatmap's, and its grey for NaN."""
     share = np.nan_to_num(values.clip(-limit, limit) / limit)
     image = Image.fromarray(np.where(np.isnan(values), 255, np.rint(share * 127) + 127).astype(np.uint8))
     unseen = heatmap.colours(np.full((1, 1), np.nan), 1.0)
@@ -235,10 +235,10 @@ def _cell(image: Image.Image, title: str) -> str:
     )
 
 
-def _seen(image: Tensor) -> np.ndarray | None:
+def _input_picture(image: Tensor) -> np.ndarray | None:
     """The model's input as a picture: from its least to its greatest value, as the normalisation is not known here.
 
-    None where it has not one channel or three.
+    None unless it has one or three channels.
     """
     values = image.detach().cpu().double().numpy()
     if values.shape[0] not in (1, 3):
@@ -253,9 +253,9 @@ def _reached(e: Explanation, i: int) -> str:
     return reached(relevance, start, e.unit, relevance / start if start else None, ".2g")
 
 
-def _words(e: Explanation, i: int) -> list[str]:
+def _lines(e: Explanation, i: int) -> list[str]:
     """Lines of HTML."""
-    lines = [f"<b>{escape(_asked(e, i))}</b>", _reached(e, i)]
+    lines = [f"<b>{escape(_target_text(e, i))}</b>", _reached(e, i)]
     if len(e) > IMAGES and "health" not in e.__dict__:
         return [*lines, "health: not computed for so many images; ask for e.health"]
     try:
@@ -270,7 +270,7 @@ def _words(e: Explanation, i: int) -> list[str]:
     return [*lines, *(f"<b>NOT TRUSTWORTHY</b>: {escape(problem)}" for problem in health.problems)]
 
 
-def _asked(e: Explanation, i: int) -> str:
+def _target_text(e: Explanation, i: int) -> str:
     """The target in words: "espresso (probability 95.1 %)", "espresso, not cup"."""
     words, probability = _target(e, i)
     return words if probability is None else f"{words} (probability {100 * probability:.3g} %)"

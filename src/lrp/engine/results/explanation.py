@@ -1,4 +1,4 @@
-"""What an explainer returns: relevance, logits, target; ledger and health on first access; and how it shows itself."""
+"""What an explainer returns: relevance, logits, target; ledger and health on first access; and how it is displayed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lrp.engine.model_state import Stamp, version
+from lrp.engine.model_state import ModelState, version
 from lrp.engine.results.account import reached
 from lrp.engine.results.ledger import Health, Ledger, judge
 from lrp.engine.targets import Start
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class _Pictures:
-    """What one explanation and several of the same images have in common: they can be drawn."""
+    """Drawing, which `Explanation` and `Explanations` have in common."""
 
     def _entries(self) -> Sequence[Explanation]:
         raise NotImplementedError
@@ -32,23 +32,23 @@ class _Pictures:
     def heatmap(
         self, photo: PhotoLike | None = None, index: int = 0, preprocessing: Geometrical | None = None
     ) -> Image.Image:
-        """The photo with the heatmap beside it, one for each target: red speaks for the target, blue against it.
+        """The photo with the heatmap beside it, one for each target: red supports the target, blue opposes it.
 
         Args:
-            photo: the photo that was explained: a path, a `Photo`, a PIL image, or uint8 [H, W, 3]. None: what the
-                model saw, its brightness stretched.
+            photo: the photo that was explained: a path, a `Photo`, a PIL image, or uint8 [H, W, 3]. None: the
+                model's input, with its brightness stretched.
             index: which of the images.
-            preprocessing: how that photo became the model's input, so that the heatmap lies where it belongs; None:
+            preprocessing: how that photo became the model's input, so that the heatmap is aligned with it; None:
                 the explainer's. Not needed for a photo of the input's size.
 
         Returns:
             A PIL image, as `lrp explain` writes it.
 
         Raises:
-            InputError: no such image; nothing to show it on; it is not known which part of the photo the model saw.
+            InputError: no such image; no picture to draw on; it is not known which part of the photo was the input.
             ImageError: the photo cannot be read.
         """
-        from lrp.engine.results import display  # only where there is something to show
+        from lrp.engine.results import display  # only drawing needs it
 
         return display.picture(self._entries(), photo, index, preprocessing)
 
@@ -87,7 +87,7 @@ class _Pictures:
         return display.explanations(self._entries())
 
     def _repr_png_(self) -> bytes | None:
-        """The first image's picture, for what shows no HTML; None where the input is no picture."""
+        """The first image's picture, for frontends without HTML; None if the input is not a picture."""
         from lrp.engine.results import display
 
         return display.png(self._entries())
@@ -95,14 +95,14 @@ class _Pictures:
 
 @dataclass(repr=False)
 class Explanation(_Pictures):
-    """What of the targets' logits reached the pixels.
+    """How much of the targets' logits reached each pixel.
 
     Attributes:
         relevance: [N, C, H, W], in logits (in units of the start); its sum over an image is what reached
             the pixels.
         logits: [N, K], the model's.
-        target: [N], the class explained; of a contrast its first, of a given start its largest entry.
-        start: [N, K], the relevance that was handed in at the logits.
+        target: [N], the class explained; for a contrast its first, for a given start its largest entry.
+        start: [N, K], the start relevance at the logits.
     """
 
     relevance: Tensor
@@ -112,7 +112,7 @@ class Explanation(_Pictures):
     _explainer: Explainer
     _images: Tensor
     _images_version: int
-    _stamp: Stamp
+    _state: ModelState
     _request: Start
 
     def __len__(self) -> int:
@@ -120,14 +120,14 @@ class Explanation(_Pictures):
 
     @functools.cached_property
     def ledger(self) -> Ledger:
-        """The account of every operation; computed on first access, from a reference to the images.
+        """The account of every operation; computed on first access, from the images, of which a reference is kept.
 
         Raises:
             LedgerError: the model's weights or the images have changed since.
         """
         if version(self._images) != self._images_version:
             raise LedgerError("the images were written to after they were explained: explain them again.")
-        if not self._stamp.holds(self._explainer.model):
+        if not self._state.holds(self._explainer.model):
             raise LedgerError(
                 "the model's weights changed after the explanation: explain again for a ledger."
             )
@@ -141,7 +141,9 @@ class Explanation(_Pictures):
         explained = self.logits.gather(1, self.target[:, None])
         negative = self._explainer.seed == "one" and bool((explained < 0).any())
         output = self._explainer._as_output(self.logits)
-        return judge(ledger, self.logits, output, own, self.relevance, negative, self._explainer.coarse)
+        return judge(
+            ledger, self.logits, output, own, self.relevance, negative, self._explainer.low_precision
+        )
 
     @property
     def unit(self) -> str:
@@ -181,8 +183,8 @@ class Explanations(_Pictures, Sequence[Explanation]):
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, place: Any) -> Any:
-        return self.entries[place]
+    def __getitem__(self, index: Any) -> Any:
+        return self.entries[index]
 
     def __repr__(self) -> str:
         count = len(self.logits)

@@ -1,4 +1,4 @@
-"""The ledger: where relevance went, node by node; and health: whether an explanation is to be trusted."""
+"""The ledger: where relevance went, node by node; and health: whether an explanation can be trusted."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CLOSES = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the Σ|R| entering a node
-AGREES = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest logit, by the coarser of both types
-COARSE = 1e-2  # the same in mixed precision; roundings of one part in 256 at most that largely cancel, 6e-3 at worst seen
-APART = {torch.float64: 1e-8, torch.float32: 1e-3}  # of the largest logit: one image alone and among others
-SIGNS = {
-    torch.float64: 1e-12,
-    torch.float32: 1e-5,
-}  # of Σ|D|, on the wrong side of 0: rounding of fast convolutions
-LEAST = 1e-30  # below this Σ|R|, float32 has no digits left to close with, and nobody looks
-HALF = 3e-2  # where the model itself runs in half precision
+# The limits of a correct explanation.
+# Unexplained relevance, relative to the Σ|R| entering a node:
+CLOSES = {torch.float64: 1e-9, torch.float32: 1e-3}
+# Difference to the model's logits, relative to the largest one; the larger limit of both dtypes counts:
+AGREES = {torch.float64: 1e-9, torch.float32: 1e-4}
+HALF = 3e-2  # the same, for a model in half precision
+# Difference between the logits of an image alone and in its batch, relative to the largest one:
+APART = {torch.float64: 1e-8, torch.float32: 1e-3}
+# `wrong_sign`, for the rounding errors of fast convolutions:
+SIGNS = {torch.float64: 1e-12, torch.float32: 1e-5}
+# CLOSES and SIGNS in mixed precision: rounding errors of up to 1/256 largely cancel; 6e-3 was the worst seen.
+LOW_PRECISION = 1e-2
+LEAST = 1e-30  # below this Σ|R| float32 is too imprecise for an account to close, and it need not
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class Row:
     """One operation's account. All but the names are [N], float64, in units of the start relevance.
 
     `unexplained` = relevance_in − relevance_out − bias − epsilon − dropped: rounding, or a wrong rule.
-    `absolute` is Σ|R| entering. `wrong_sign` is the part of Σ|D| that has not the sign that the rule declares for its
-    denominators D, from 0 to 1: more than rounding shows a wrong rule, though its account closes.
+    `absolute` is Σ|R| entering. `wrong_sign` is the part of Σ|D| whose sign is not the one that the rule declares for its
+    denominators D, from 0 to 1: more than a rounding error shows a wrong rule, even if its account closes.
     """
 
     path: str
@@ -46,7 +49,7 @@ class Row:
 
     @property
     def closing_error(self) -> Tensor:
-        """|unexplained| as a fraction of the Σ|R| entering; of `LEAST` where less than that enters."""
+        """|unexplained| as a fraction of the Σ|R| entering, or of `LEAST` if that is larger."""
         return self.unexplained.abs() / self.absolute.clamp(min=LEAST)
 
 
@@ -57,7 +60,7 @@ class Ledger:
     Attributes:
         totals: [N] each: "start", "input" (what reached the pixels), "bias", "epsilon", "dropped",
             "unexplained" = start − input − bias − epsilon − dropped, "largest" (largest Σ|R| of a node).
-        logits: [N, K], of each image alone: accounts are kept one image at a time.
+        logits: [N, K], of each image alone: the ledger is computed one image at a time.
     """
 
     rows: list[Row]
@@ -70,8 +73,8 @@ class Ledger:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: int) -> Row:
-        return self.rows[place]
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
 
     def __str__(self) -> str:
         return self.table()
@@ -103,13 +106,13 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Health:
-    """Whether an explanation is computed correctly; and what to know about it.
+    """Whether an explanation is computed correctly, and notes about it.
 
     Attributes:
         ok: the program's logits are the model's, and those of each image alone; every node closes; everything is
-            finite. Nothing else: a map can be correct and have lost most of the relevance to biases.
-        problems: why not, one sentence each.
-        notes: amplification and shares per image, in words; never a verdict.
+            finite. Nothing else is checked: a correct map can have lost most of its relevance to biases.
+        problems: why `ok` is False, one sentence each.
+        notes: amplification and shares per image, in words; they do not change `ok`.
         logit_error: largest difference to the model's own logits, relative to the largest of them.
         closing_error: the worst node's unexplained part, relative to the Σ|R| entering it.
         amplification: [N] largest Σ|R| of a node over |start|.
@@ -135,16 +138,16 @@ def judge(
     own: Tensor,
     relevance: Tensor,
     negative: bool,
-    coarse: bool = False,
+    low_precision: bool = False,
 ) -> Health:
     """Health from a ledger, the program's logits [N, K], its and the model's own output [N, K], and the relevance.
 
-    The output is the logits, unless a head was taken off: then it is what the head makes of them.
-    `negative`: a target's logit is negative, and the start is 1 all the same. `coarse`: in mixed precision.
+    `output` is the logits, after the softmax or sigmoid at the end of the model if one was left out.
+    `negative`: a target's logit is negative while its start is 1. `low_precision`: computed in mixed precision.
     """
     dtype = relevance.dtype
     limit = max(AGREES[dtype], AGREES.get(own.dtype, HALF))
-    closes = COARSE if coarse else CLOSES[dtype]
+    closes = LOW_PRECISION if low_precision else CLOSES[dtype]
     own = own.to(output)
     logit_error = float((output - own).abs().max()) / max(float(own.abs().max()), LEAST)
     worst = max(ledger.rows, key=lambda r: float(r.closing_error.nan_to_num(torch.inf).max()), default=None)
@@ -169,10 +172,10 @@ def judge(
         )
     signs = SIGNS[dtype]
     declared = max(ledger.rows, key=lambda r: float(r.wrong_sign.max()), default=None)
-    if declared and float(declared.wrong_sign.max()) > (COARSE if coarse else signs):
+    if declared and float(declared.wrong_sign.max()) > (LOW_PRECISION if low_precision else signs):
         problems.append(
-            f"{declared.path or '(model)'} ({declared.op}, {declared.rule}) declares a sign of its denominators that "
-            f"{float(declared.wrong_sign.max()):.1e} of them have not: leave `sign` out of its Branch, or mend its terms"
+            f"{declared.path or '(model)'} ({declared.op}, {declared.rule}): a Branch declares the sign of its denominator, and "
+            f"{float(declared.wrong_sign.max()):.1e} of Σ|D| has the other sign: remove `sign` from the Branch, or correct its terms"
         )
     t = ledger.totals
     safe = torch.where(t["start"] == 0, torch.ones_like(t["start"]), t["start"])

@@ -13,12 +13,12 @@ from lrp.engine.graph.ops import size_of
 from lrp.engine.graph.reached import reached
 from lrp.engine.rules import Rule
 
-NOTHING = "–"  # no relevance arrives: it only makes a gate, a scale or attention
+NOTHING = "–"  # no relevance arrives: it only computes a gate, a scale or attention
 
 
 class Line(NamedTuple):
-    """One operation: where, what, its output's shape, its rule, and what is known of it: which operand is the
-    gate, and that its input is >= 0."""
+    """One operation: its path, name, output shape and rule, and notes: which operand is the gate, whether its
+    input is >= 0."""
 
     path: str
     op: str

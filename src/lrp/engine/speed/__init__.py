@@ -1,1 +1,1 @@
-"""What only makes the explanation program faster: the same relevance with less arithmetic or memory."""
+"""Optimisations of the explanation program: the same relevance with less arithmetic or memory."""

@@ -1,4 +1,4 @@
-"""ε of a denominator whose sign is known, added to the bias: one operation less over all outputs."""
+"""ε of a denominator whose sign is known, added to the bias: one operation fewer over all outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lrp.engine.affine import stabilise, total
 
 
 def shifted(c: Any, shift: float) -> Any:
-    """A bias with ε in it; where there is none, ε alone."""
+    """The bias plus ε; ε alone if there is no bias."""
     if not shift:
         return c
     return shift if c is None else c + shift
@@ -19,10 +19,10 @@ def shifted(c: Any, shift: float) -> Any:
 def quotient(
     relevance: Any, d: Any, rule: Any, sign: int = 0, dims: int = 2, shifted: bool = False
 ) -> tuple[Any, Any, Any]:
-    """R / s(D), 0 where D = 0; with what ε took and what was dropped: `affine.fraction` with two savings.
+    """(R / s(D), 0 where D = 0; the share of ε; the dropped relevance): `affine.fraction` with less work.
 
-    A denominator of one sign is empty only where all its terms are 0: then any finite quotient
-    gives every input its share of 0, and the guard against D = 0 can be saved.
+    A denominator of one sign is 0 only where all its terms are 0. Any finite quotient then gives every input a share
+    of 0, so that the test for D = 0 is not needed.
 
     Args:
         shifted: `d` is s(D) already, D of one sign.

@@ -1,8 +1,8 @@
 """`affine.hand_down` with less work: the same relevance, tested against it.
 
 What is saved: terms of a⁻ where a >= 0; products that the net computes anyway (z, max(z, 0)); the second denominator of
-αβ (`subtraction`); two of γ's products (`gamma`); ε and guards (`epsilon_in_bias`); and half the time of products whose
-terms have one sign (`low_precision`).
+αβ (`subtraction`); two of γ's products (`gamma`); the additions of ε and the tests for D = 0 (`epsilon_in_bias`);
+and half the time of products whose terms have one sign (`low_precision`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lrp.engine.structured_weights import Structured, Times, Version, unchanged
 
 
 class FastSite(KnownSite):
-    """Where rules are computed with less work."""
+    """A site at which rules are computed with less work."""
 
     def hand_down(self, rule: Any, op: Affine, a: Any, z: Any, relevance: Any) -> Flow:
         branches = rule.branches()
@@ -36,12 +36,12 @@ class FastSite(KnownSite):
 def _everywhere(
     branches: Sequence[Branch], rule: Any, op: Affine, site: KnownSite, a: Any, z: Any, relevance: Any
 ) -> Flow:
-    """Branches that are for all outputs."""
+    """Branches that apply to all outputs."""
     b = op.bias
     ignored = rule.bias == "ignore" and b is not None
     if ignored:
         z, b = z - b, None
-    # The same as z wherever there is relevance, kept anyway, and with less to guard against; a relative ε reads all of z.
+    # max(z, 0) is z wherever there is relevance, is kept in memory anyway, and has one sign; a relative ε needs all of z.
     own = (z, 0) if site.rectified is None or ignored or rule.relative else (site.rectified, 1)
     parts: list[_Part] = []
     dropped: Any = 0.0
@@ -62,16 +62,16 @@ def _everywhere(
         else:
             d = _denominator(op, site, a, terms, shifted(c, shift), bool(sign))
             before = branch, d
-        if d is None:  # no term at all, as in z⊖ of a mean of values >= 0: empty everywhere
+        if d is None:  # no term, as in z⊖ of a mean of values >= 0: D = 0 everywhere
             dropped = dropped + branch.factor * total(relevance)
         else:
             parts.append(_Part(branch, terms, c, d, shift, sign))
-    # All quotients before all shares: the denominators are let go of before the products, which need room.
+    # All quotients before all shares: the denominators are freed before the products, which need memory.
     quotients = [
         quotient(relevance, part.d, rule, part.sign, site.dims, shifted=part.shift != 0) for part in parts
     ]
     received, bias, epsilon, wrong = None, 0.0, 0.0, 0.0
-    for (branch, terms, c, d, shift, _), (s, by_epsilon, by_nothing) in zip(parts, quotients, strict=True):
+    for (branch, terms, c, d, shift, _), (s, by_epsilon, by_zero) in zip(parts, quotients, strict=True):
         factor = branch.factor
         for part, version in terms:
             w = site.version(op.weight, version if factor == 1 else Times(factor, version))
@@ -82,7 +82,7 @@ def _everywhere(
             else:
                 share = site.part(a, part) * op.adjoint(s, w)
             received = share if received is None else received + share
-        epsilon, dropped = epsilon + factor * by_epsilon, dropped + factor * by_nothing
+        epsilon, dropped = epsilon + factor * by_epsilon, dropped + factor * by_zero
         if c is not None:
             bias = bias + factor * total(torch.where(d == shift, 0.0, s * c))
         if branch.sign:
@@ -93,7 +93,7 @@ def _everywhere(
 
 
 class _Part(NamedTuple):
-    """A branch that has terms here: c its bias, d its denominator, of this sign and with `shift` in it."""
+    """A branch with at least one term. c: its bias; d: its denominator, `shift` included; sign: that of d."""
 
     branch: Branch
     terms: list[tuple[str, Version]]
@@ -104,7 +104,7 @@ class _Part(NamedTuple):
 
 
 def _is_rest(before: tuple[Branch, Any] | None, branch: Branch, site: KnownSite) -> bool:
-    usable = site.branching and not site.coarse and before is not None and before[1] is not None
+    usable = site.data_dependent and not site.low_precision and before is not None and before[1] is not None
     return usable and complement(before[0], branch)  # type: ignore[index]
 
 

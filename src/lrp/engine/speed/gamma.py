@@ -1,4 +1,4 @@
-"""γ with one product more than ε where a >= 0 and relevance is zero below z = 0, else with two."""
+"""LRP-γ with one product more than LRP-ε where a >= 0 and relevance is zero wherever z <= 0, else with two more."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ def gamma_of(branches: tuple[Branch, ...]) -> float | None:
 
 
 def hand_down(gamma: float, rule: Any, op: Affine, site: KnownSite, a: Any, z: Any, relevance: Any) -> Flow:
-    """From a⁺w⁺ + a⁻w⁻ = (aw + |a||w|) / 2 and a⁺w⁻ + a⁻w⁺ = (aw − |a||w|) / 2, and the bias alike,
+    """With a⁺w⁺ + a⁻w⁻ = (aw + |a||w|) / 2 and a⁺w⁻ + a⁻w⁺ = (aw − |a||w|) / 2, and the same for the bias, it is
 
-    D = sgn(z) ((1 + γ/2) |z| + γ/2 (Σ |a||w| + |b|)),   no part of which cancels.
+    D = sgn(z) ((1 + γ/2) |z| + γ/2 (Σ |a||w| + |b|)).
+
+    All terms in the outer parentheses are >= 0: nothing cancels.
     """
     ignored = rule.bias == "ignore" and op.bias is not None
-    single = site.zero_below and site.nonneg and not rule.relative  # a relative ε reads every D
+    single = site.zero_below and site.nonneg and not rule.relative  # a relative ε needs every D
     if single and not ignored:  # an ignored bias may turn the sign of z
         return _one_branch(gamma, rule, op, site, a, z, relevance)
     z, b = (z - op.bias, None) if ignored else (z, op.bias)

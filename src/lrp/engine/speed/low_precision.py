@@ -1,5 +1,5 @@
-"""Products in bfloat16, twice as fast where the processor has it: only where all terms of a sum have one sign, so that
-nothing cancels and what is rounded off (one part in 256 of each factor) stays small beside the sum."""
+"""Products in bfloat16, twice as fast on processors that support it: only where all terms of a sum have one sign, so
+that nothing cancels and the rounding error (1/256 of each factor) stays small relative to the sum."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def coarsened(w: Tensor) -> Tensor:
 
 def total_of_one_sign(op: Affine, site: KnownSite, a: Any, w: Any, c: Any) -> Any:
     """`site.total`, in bfloat16 where the site allows it."""
-    if not site.coarse or isinstance(w, Structured):
+    if not site.low_precision or isinstance(w, Structured):
         return site.total(op, a, w, c)
     z = site.total(op, a.to(torch.bfloat16), site.version(w, coarsened), c)
     return z.to(torch.float32)
 
 
 def adjoint_of_one_sign(op: Affine, site: KnownSite, s: Any, w: Any) -> Any:
-    """`op.adjoint`, likewise."""
-    if not site.coarse or isinstance(w, Structured):
+    """`op.adjoint`, in bfloat16 where the site allows it."""
+    if not site.low_precision or isinstance(w, Structured):
         return op.adjoint(s, w)
     return op.adjoint(s.to(torch.bfloat16), site.version(w, coarsened)).to(torch.float32)

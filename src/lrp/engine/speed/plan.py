@@ -1,4 +1,4 @@
-"""What is known of a graph and its rules that saves work, and of each operation in it."""
+"""Facts about a graph, its rules and each of its operations that save work."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Plan:
     """Gives each operation a `FastSite`.
 
     Attributes:
-        coarse: products of one sign may run in bfloat16.
-        branching: programs may look at their tensors and decide.
+        low_precision: products of one sign may run in bfloat16.
+        data_dependent: programs may branch on values of tensors.
     """
 
     graph: Graph
     rules: dict[fx.Node, Rule]
-    coarse: bool = False
-    branching: bool = False
+    low_precision: bool = False
+    data_dependent: bool = False
     zero_below: set[fx.Node] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class Plan:
     def site(
         self, operation: Operation, value: dict[fx.Node, Any], versions: Versions, known: dict[str, Any]
     ) -> Site:
-        """`value`: of each node, in the program; `known`: what a `Site` holds."""
+        """`value`: the value of each node in the program; `known`: the fields of a `Site`."""
         plain = operation.name in PLAIN and operation.arguments.get("groups", 1) == 1
         below = operation.node in self.zero_below
         users = [user for user in operation.node.users if self._is_relu(user)]
@@ -60,8 +60,8 @@ class Plan:
             nonneg=operation.nonneg,
             zero_below=below,
             rectified=value[users[0]] if below and users and operation.family != "maxpool" else None,
-            coarse=self.coarse and plain,
-            branching=self.branching and plain,
+            low_precision=self.low_precision and plain,
+            data_dependent=self.data_dependent and plain,
             blank=ones if single else None,
         )
 

@@ -6,7 +6,7 @@ from torch import fx
 
 
 def halves(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """What no target changes, and the rest: (image) -> kept, and (given, weight, predicted, *kept) -> what the program returns."""
+    """(image) -> kept, which does not depend on the target, and (given, weight, predicted, *kept) -> outputs."""
     late: set[fx.Node] = set()
     for node in module.graph.nodes:
         if node.name in ("given", "weight", "predicted") or any(n in late for n in node.all_input_nodes):

@@ -1,4 +1,4 @@
-"""Where an operation stands, with what is known there that saves work."""
+"""The context of an operation, with facts that save work."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from lrp.engine.affine import Affine, Site
 
 @dataclass(frozen=True)
 class KnownSite(Site):
-    """A `Site` of which more is known.
+    """A `Site` with more facts about the operation.
 
     Attributes:
         nonneg: the input is provably >= 0, so its a⁻ terms need no computing.
         zero_below: relevance is zero wherever the output is <= 0.
-        rectified: max(z, 0), where the net computes it anyway and relevance is zero below; else None.
-        coarse: products of one sign run in bfloat16; nothing is subtracted from them.
-        branching: the program may look at its tensors and decide; a compiled one may not.
-        blank: an input of ones, [1, *in]: for denominators that do not see the input.
+        rectified: max(z, 0), if the net computes it anyway and `zero_below` holds; else None.
+        low_precision: products of one sign run in bfloat16; nothing is subtracted from them.
+        data_dependent: the program may branch on values of tensors; a compiled one may not.
+        blank: an input of ones, [1, *in]: for denominators that do not depend on the input.
     """
 
     nonneg: bool = False
     zero_below: bool = False
     rectified: Any = None
-    coarse: bool = False
-    branching: bool = False
+    low_precision: bool = False
+    data_dependent: bool = False
     blank: Callable[[], Tensor] | None = None
 
     def total(self, op: Affine, a: Any, w: Any, c: Any = None) -> Any:
-        """Σ a w + c, in one step where the operation has one for it; c broadcasts against the output, or is a number."""
+        """Σ a w + c, in one operation if `op` is fused; c broadcasts against the output, or is a number."""
         if op.fused and c is not None:
             c = w.new_full(w.shape[:1], c) if isinstance(c, float) else c.flatten().to(w.dtype)
             return op.forward(a, w, c)

@@ -1,4 +1,4 @@
-"""αβ's second denominator without a product of its own: what the first leaves of z."""
+"""αβ's second denominator as z minus the first one, which saves a product."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lrp.engine.affine import Affine, Branch
 from lrp.engine.speed.site import KnownSite
 from lrp.engine.structured_weights import negative, positive
 
-CANCELS = 1e-3  # of D⊕: a remainder smaller than this has lost half its digits
+CANCELS = 1e-3  # relative to D⊕: a difference smaller than this has lost half its digits
 
 
 def complement(first: Branch, second: Branch) -> bool:
@@ -31,16 +31,16 @@ def _by_part(branch: Branch) -> dict[str, Any]:
 
 
 def subtraction(op: Affine, site: KnownSite, shift: float) -> Callable[..., Tensor]:
-    """What D⊕ >= 0 leaves of z = D⊕ + D⊖, without a product of its own; the channels in which it would have lost half
-    its digits, at a place that has relevance, are computed as the sum they are. ε is in both: z − (D⊕ + ε) = D⊖ − ε."""
+    """A function that computes D⊖ = z − D⊕, D⊕ >= 0, without a product. A channel in which this would lose half the
+    digits, at an output that has relevance, is computed by its own product. ε is in both: z − (D⊕ + ε) = D⊖ − ε."""
 
     def rest(z: Tensor, plus: Tensor, relevance: Tensor, a: Tensor, w: Tensor, c: Any) -> Tensor:
         d = z - plus
-        unsure = torch.zeros(d.shape[1], dtype=torch.bool, device=d.device)
-        for remainder, whole, r in zip(d, plus, relevance, strict=True):  # one image at a time: less memory
-            here = (torch.add(remainder, whole, alpha=CANCELS) > shift).logical_and_(r != 0)
-            unsure |= here.flatten(1).any(1)
-        channels = unsure.nonzero()[:, 0]
+        inexact = torch.zeros(d.shape[1], dtype=torch.bool, device=d.device)
+        for difference, whole, r in zip(d, plus, relevance, strict=True):  # one image at a time: less memory
+            here = (torch.add(difference, whole, alpha=CANCELS) > shift).logical_and_(r != 0)
+            inexact |= here.flatten(1).any(1)
+        channels = inexact.nonzero()[:, 0]
         if len(channels) > d.shape[1] // 2:
             return site.total(op, a, w, c)
         if len(channels):
@@ -51,7 +51,7 @@ def subtraction(op: Affine, site: KnownSite, shift: float) -> Callable[..., Tens
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)`; as one step of the program where that is being written."""
+    """`function(*arguments)`; recorded as one node of the program if an argument is a proxy."""
     for argument in arguments:
         if isinstance(argument, Proxy):
             return argument.tracer.create_proxy("call_function", function, arguments, {})

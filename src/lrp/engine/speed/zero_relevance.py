@@ -1,8 +1,8 @@
-"""Where relevance is provably zero: programs then skip the half of their work that would hand down nothing.
+"""Where relevance is provably zero: programs then skip the half of their work whose result is zero.
 
 ReLU outputs 0 wherever z <= 0, so rules that share in proportion to their input (ε, γ, αβ, z⁺) send no relevance there:
-relevance at z is zero wherever z <= 0, and a rule that treats outputs of both signs apart has one sign to treat.
-Flat, w² and zᴮ give inputs of 0 their share: below them nothing is provable.
+relevance at z is zero wherever z <= 0, and a rule that differs by the sign of z needs z > 0 only.
+Flat, w² and zᴮ give relevance to inputs of 0: below these rules nothing can be proved.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lrp.engine.rules import EQUATIONS, Rule
 
 
 class ZeroRelevance(NamedTuple):
-    """Of a value: whether relevance is zero wherever it is 0, and wherever it is <= 0."""
+    """Whether the relevance of a value is zero wherever the value is 0, and wherever it is <= 0."""
 
     at_zero: bool = True
     below: bool = True
@@ -32,7 +32,7 @@ UNKNOWN = ZeroRelevance(False, False)
 
 
 def zero_below(graph: Graph, rules: dict[fx.Node, Rule]) -> set[fx.Node]:
-    """The operations at whose output relevance is zero wherever the output is <= 0; by one pass back."""
+    """The operations at whose output relevance is zero wherever the output is <= 0; found in one backward pass."""
     found: dict[fx.Node, ZeroRelevance] = {graph.logits: UNKNOWN}
     for node, operation in reversed(graph.operations.items()):
         parts = [user for user in node.users if user.target is operator.getitem]
@@ -43,8 +43,8 @@ def zero_below(graph: Graph, rules: dict[fx.Node, Rule]) -> set[fx.Node]:
         rule = rules.get(node)
         if rule is None:  # no relevance arrives
             continue
-        for place in operation.algebra.receivers(rule, len(operation.data)):
-            source = operation.data[place]
+        for index in operation.algebra.receivers(rule, len(operation.data)):
+            source = operation.data[index]
             found[source] = found.get(source, ZeroRelevance()) & _at_input(operation, rule, output)
     return {node for node in graph.operations if found[node].below}
 
@@ -56,7 +56,7 @@ def _at_input(operation: Operation, rule: Rule, output: ZeroRelevance) -> ZeroRe
             return output
         if operation.facts.rectifies(operation.arguments):
             return ZeroRelevance(output.at_zero, output.at_zero)
-        return UNKNOWN  # of an input of 0 it may make something else
+        return UNKNOWN  # it may map an input of 0 to another value
     if not rule.in_proportion:
         return UNKNOWN
     if operation.family == "product":  # 0 · y = 0

@@ -56,7 +56,7 @@ def _weights(op: Operation) -> int | None:
 
 
 def _subscripts(op: Operation) -> tuple[list[str], str]:
-    """The operands' letters and the result's; "..." and a result that was not given are spelled out."""
+    """The operands' letters and the result's; "..." and a result that is not given are replaced by letters."""
     left, arrow, out = op["equation"].replace(" ", "").partition("->")
     terms = left.split(",")
     if not arrow:
@@ -119,9 +119,9 @@ def _einsum_with_constant(op: Operation) -> bool:
 def _einsum_linear(op: Operation) -> Affine:
     terms, out = _subscripts(op)
     tensors = op.arguments["tensors"]
-    place = 0 if op.is_data(tensors[0]) else 1
-    a_term, w_term = terms[place], terms[1 - place]
-    weight = op["tensors"][1 - place]
+    index = 0 if op.is_data(tensors[0]) else 1
+    a_term, w_term = terms[index], terms[1 - index]
+    weight = op["tensors"][1 - index]
 
     def forward(a: Any, w: Any) -> Any:
         return torch.einsum(f"{a_term},{w_term}->{out}", a, w)

@@ -1,4 +1,4 @@
-"""Activations, sums, products: what acts on each element alone, or joins elements of equal place."""
+"""Activations, sums, products: operations on each element alone, or on elements at the same position."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _same_shape(op: Operation) -> bool:
 
 
 def _from_zero(*names: str) -> Callable[[Mapping[str, Any]], bool]:
-    """Whether the lower limit, called so, is 0."""
+    """A function: arguments -> whether the lower limit, which has one of these names, is 0."""
     return lambda arguments: next((arguments[n] for n in names if n in arguments), None) == 0
 
 

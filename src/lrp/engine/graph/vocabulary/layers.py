@@ -59,23 +59,23 @@ def _conv(op: Operation) -> Affine:
     ]
     after = one(op.shape)[-n:]
     kernel = weight.shape[2:]
-    # Rows that the stride leaves over were read by no output: the adjoint must know they are there.
+    # Rows left over by the stride are read by no output: the adjoint needs their number to restore the size.
     left = [
         before[d] - ((after[d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (kernel[d] - 1) + 1)
         for d in range(n)
     ]
 
-    # torch's float64 convolution in groups takes 20 times as long where the channels come last, as in ConvNeXt.
-    plainly_laid = groups > 1 and op.meta["dtype"] == torch.float64
+    # torch's float64 convolution in groups takes 20 times as long in the channels-last format, as in ConvNeXt.
+    make_contiguous = groups > 1 and op.meta["dtype"] == torch.float64
 
     def forward(a: Any, w: Any, c: Any = None) -> Any:
-        a = a.contiguous() if plainly_laid else a
+        a = a.contiguous() if make_contiguous else a
         return conv(F.pad(a, pad) if any(pad) else a, w, c, stride, padding, dilation, groups)
 
     def adjoint(s: Any, w: Any) -> Any:
-        s = s.contiguous() if plainly_laid else s
+        s = s.contiguous() if make_contiguous else s
         same = groups == 1 and alike(w)
-        if same:  # all channels of the input get the same: one of them is computed
+        if same:  # all channels of the input receive the same: one of them is computed
             s, w = s.sum(1, keepdim=True), w[:1, :1].contiguous()
         c = transposed(s, w, None, stride, padding, left, groups, dilation)
         c = c.expand(-1, weight.shape[1], *[-1] * n) if same else c
@@ -138,7 +138,7 @@ def _matmul_constant(op: Operation) -> Affine:
         c = s @ w.mT if data_left else w.mT @ s
         return c if broadcast is None else sum_to(c, broadcast, shape)
 
-    # A constant with more dimensions than the data repeats the data.
+    # A constant with more dimensions than the data broadcasts the data.
     lead = list(torch.broadcast_shapes(tuple(one(shape)[:-2]), weight.shape[:-2]))
     grown = lead != one(shape)[:-2] and not vector_data
     broadcast = (*lead[: len(lead)], *shape[-2:]) if grown else None

@@ -1,4 +1,4 @@
-"""Movement: operations whose outputs are elements of their inputs; relevance goes where its element came from."""
+"""Movement: operations whose outputs are elements of their inputs; relevance goes back to the input element."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lrp.engine.graph.ops import Operation, listed, one, register, sizes
 
 
 def _first_data(op: Operation) -> bool:
-    """Whether the tensor that is moved is data, and all else is known."""
+    """Whether the tensor that is moved is data, and all other arguments are constants."""
     return len(op.data) == 1 and op.is_data(next(iter(op.arguments.values())))
 
 
@@ -113,8 +113,8 @@ def _slice(op: Operation) -> Movement:
 def _select(op: Operation) -> Movement:
     shape = op.input_shape()
     dim, length = op["dim"] % len(shape), one(shape)[op["dim"] % len(shape)]
-    place = op["index"] % length
-    return Movement(lambda r: [F.pad(r[0].unsqueeze(dim), _pads(len(shape), dim, place, length - place - 1))])
+    index = op["index"] % length
+    return Movement(lambda r: [F.pad(r[0].unsqueeze(dim), _pads(len(shape), dim, index, length - index - 1))])
 
 
 def _pads(dims: int, dim: int, before: int, after: int) -> list[int]:
@@ -141,9 +141,9 @@ def _split(op: Operation) -> Movement:
     def back(r: list[Any]) -> list[Any]:
         have = next(v for v in r if v is not None)
         parts = []
-        for place, shape in enumerate(shapes):
-            part = r[place] if place < len(r) else None
-            if part is None:  # an output nobody read
+        for index, shape in enumerate(shapes):
+            part = r[index] if index < len(r) else None
+            if part is None:  # an unused output
                 size: list[Any] = [have.shape[i] if isinstance(s, Batch) else s for i, s in enumerate(shape)]
                 part = have.new_zeros(size)
             parts.append(part)
@@ -154,7 +154,7 @@ def _split(op: Operation) -> Movement:
 
 @register("diagonal", family="movement", nonnegative="kept", when=_first_data)
 def _diagonal(op: Operation) -> Movement:
-    return _by_places(op)
+    return _by_positions(op)
 
 
 # ---------------------------------------------------------------- copies
@@ -168,7 +168,7 @@ def _expand(op: Operation) -> Movement:
 
 @register("repeat", "tile", family="movement", nonnegative="kept")
 def _repeat(op: Operation) -> Movement:
-    """Seen with two dimensions for each: the copies, and what is copied."""
+    """Each dimension is viewed as two: the copies, and what is copied."""
     times = list(next(v for k, v in op.arguments.items() if k != "self"))
     shape = op.input_shape()
     times = [1] * (len(op.shape) - len(times)) + times
@@ -198,7 +198,7 @@ def _unfold(op: Operation) -> Movement:
     def back(r: list[Any]) -> list[Any]:
         return [torch.ops.aten.col2im(r[0], space, *options)]
 
-    # Windows over the padding read zeros, and what those get is a constant's.
+    # Windows over the padding read zeros; their relevance belongs to a constant.
     blank = torch.ones(1, *one(op.input_shape())[1:], **op.meta)
     outside = 1 - torch.ops.aten.im2col(blank, *options)
     return Movement(back, (lambda r: total(r[0] * outside)) if any(options[2]) else None)
@@ -210,15 +210,15 @@ def _unfold(op: Operation) -> Movement:
 def _pieces(
     op: Operation, values: list[Any], take: Callable[[Any, int], Any]
 ) -> tuple[Callable[[list[Any]], list[Any]], Callable[[list[Any]], Any]]:
-    """What goes back to each of several inputs, where `take(r, i)` cuts the i-th one's part out of r."""
+    """`back` and `constant` of a `Movement` with several inputs; `take(r, i)` extracts the i-th input's part of r."""
     fixed = [i for i, value in enumerate(values) if not op.is_data(value)]
 
     def back(r: list[Any]) -> list[Any]:
         received: list[Any] = [None] * len(op.data)
-        for i, value in enumerate(values):  # the same tensor may stand in it twice
+        for i, value in enumerate(values):  # the same tensor may occur twice
             if i not in fixed:
-                place, part = op.data.index(value), take(r[0], i)
-                received[place] = part if received[place] is None else received[place] + part
+                index, part = op.data.index(value), take(r[0], i)
+                received[index] = part if received[index] is None else received[index] + part
         return received
 
     return back, lambda r: sum((total(take(r[0], i)) for i in fixed), start=0.0)
@@ -241,7 +241,7 @@ def _stack(op: Operation) -> Movement:
 
 @register("slice_scatter", "select_scatter", family="movement")
 def _scatter(op: Operation) -> Movement:
-    """`self`, with a part of it taken by `src`."""
+    """`self`, with a part of it replaced by `src`."""
     a = op.arguments
     shape, dim = op.shape, a["dim"] % len(op.shape)
     length = one(shape)[dim]
@@ -262,7 +262,7 @@ def _scatter(op: Operation) -> Movement:
         return torch.ops.aten.slice.Tensor(r, dim, start, end, step)
 
     whole = isinstance(shape[dim], Batch)
-    if whole:  # an assignment to x[:] takes everything
+    if whole:  # an assignment to x[:] replaces everything
         return Movement(
             *_pieces(op, [a["self"], a["src"]], lambda r, i: torch.zeros_like(r) if i == 0 else r)
         )
@@ -271,7 +271,7 @@ def _scatter(op: Operation) -> Movement:
 
 @register("copy", family="movement")
 def _copy(op: Operation) -> Movement:
-    """`src` in the place of `self`, of which nothing is left."""
+    """`src` replaces all of `self`."""
     source = op.arguments["src"]
     shape = source.meta["shape"]
 
@@ -285,7 +285,7 @@ def _copy(op: Operation) -> Movement:
 
 @register("fill", "zero", family="movement", when=_first_data)
 def _filled(op: Operation) -> Movement:
-    """A number in the place of every element: nothing of the data is left."""
+    """A number replaces every element: none of the data remains."""
     return Movement(lambda r: [torch.zeros_like(r[0])], lambda r: total(r[0]))
 
 
@@ -339,11 +339,11 @@ def _named_pad(op: Operation) -> Movement:
 
 
 def _copying_pad(op: Operation, pads: list[int], mode: str | None = None) -> Movement:
-    """Reflected, replicated and circular pads: each copy gives its relevance to its source."""
+    """Reflected, replicated and circular pads: each copy's relevance is added at its source."""
     shape, n = op.input_shape(), len(pads) // 2
     inner = one(shape)[len(shape) - n :]
-    places = torch.arange(math.prod(inner), dtype=torch.float64).reshape(1, 1, *inner)
-    source = F.pad(places, pads, mode=mode or op["mode"]).flatten().long().to(op.node.meta["device"])
+    positions = torch.arange(math.prod(inner), dtype=torch.float64).reshape(1, 1, *inner)
+    source = F.pad(positions, pads, mode=mode or op["mode"]).flatten().long().to(op.node.meta["device"])
     lead = len(shape) - n
 
     def back(r: list[Any]) -> list[Any]:
@@ -355,11 +355,11 @@ def _copying_pad(op: Operation, pads: list[int], mode: str | None = None) -> Mov
     return Movement(back)
 
 
-# ---------------------------------------------------------------- chosen by constant places
+# ---------------------------------------------------------------- selected by constant indices
 
 
 def _indices_known(op: Operation) -> bool:
-    """Whether places are constants, and the images are not among what is chosen."""
+    """Whether the indices are constants, and none selects among the images."""
     if not _first_data(op) or not isinstance(op.shape[0], Batch) or op.shape[0] != op.input_shape()[0]:
         return False
     if op.name in ("index", "_unsafe_index"):
@@ -374,18 +374,18 @@ def _known(value: Any) -> bool:
 
 @register("index", "_unsafe_index", "index_select", "unfold", family="movement", nonnegative="kept",
           when=lambda op: _first_data(op) if op.name == "unfold" else _indices_known(op))  # fmt: skip
-def _chosen(op: Operation) -> Movement:
-    return _by_places(op)
+def _selected(op: Operation) -> Movement:
+    return _by_positions(op)
 
 
-def _by_places(op: Operation) -> Movement:
-    """Any choice of elements within an image: done once with places for elements, and remembered."""
+def _by_positions(op: Operation) -> Movement:
+    """Any selection of elements within an image: it runs once, on the positions of the elements."""
     shape = op.input_shape()
     inner = one(shape)[1:]
-    places = torch.arange(math.prod(inner), device=op.meta["device"]).reshape(1, *inner)
+    positions = torch.arange(math.prod(inner), device=op.meta["device"]).reshape(1, *inner)
     given = {name: op[name] for name in list(op.arguments)[1:]}
     target: Any = op.node.target
-    source = target(places, **given).flatten()
+    source = target(positions, **given).flatten()
     back = sizes(shape)
 
     def moved(r: list[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Norms: batch norm with fixed statistics, and those whose scale comes from the data and counts as a constant."""
+"""Norms: batch norm with fixed statistics, and those whose scale is computed from the data and treated as a constant."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _fixed(op: Operation) -> bool:
 
 
 def _of_each(op: Operation) -> bool:
-    """Not over the batch: then the images would share a scale."""
+    """Whether the norm is not over the batch, where images would share a scale."""
     over = op.input_shape()[-len(op["normalized_shape"]) :]
     return _fixed(op) and not any(isinstance(size, Batch) for size in over)
 
@@ -83,7 +83,7 @@ def _instance_norm(op: Operation) -> Matrix:
 
 
 def _over_groups(op: Operation, groups: int) -> Matrix:
-    """Seen as [N, groups, channels of a group, positions]; mean and scale of each group."""
+    """Viewed as [N, groups, channels of a group, positions]; mean and scale of each group."""
     channels, *space = one(op.shape)[1:]
     weight, bias, eps = op["weight"], op["bias"], op["eps"]
     each, n = channels // groups, channels // groups * math.prod(space)
@@ -116,7 +116,7 @@ def _over_groups(op: Operation, groups: int) -> Matrix:
     nonnegative="always",
 )
 def _length(op: Operation) -> Matrix:
-    """‖x‖ = Σ x · (x / ‖x‖): a sum whose weights, the direction of x, count as constants."""
+    """‖x‖ = Σ x · (x / ‖x‖): a sum whose weights, the direction of x, are treated as constants."""
     dims, keep, rank = op["dim"], op["keepdim"], len(op.input_shape())
     dims = sorted(d % rank for d in dims)
 

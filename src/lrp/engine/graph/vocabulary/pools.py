@@ -1,4 +1,4 @@
-"""Averages, sums, upsamplings and maxima: what makes one element of many without weights of its own."""
+"""Averages, sums, upsamplings and maxima: operations that reduce or interpolate without learned weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lrp.errors import RuleError
 
 
 def _uniform(average: Callable[[Any], Any], back: Callable[[Any], Any], own: Any) -> Affine:
-    """An operation whose outputs weigh their inputs alike.
+    """An operation in which each output gives equal weights to its inputs.
 
     average: a -> Σ u a; back: its adjoint; own: u of each output, a number or a tensor that broadcasts.
     """
@@ -41,14 +41,14 @@ def _dims(op: Operation, key: str = "dim") -> list[int]:
 
 
 def _kept(s: Any, dims: list[int], keepdim: bool) -> Any:
-    """With the dimensions that an operation summed away back, at size 1."""
+    """Restore the dimensions that a reduction removed, with size 1."""
     for d in () if keepdim else dims:
         s = s.unsqueeze(d)
     return s
 
 
 def _within_images(op: Operation) -> bool:
-    """Whether no two images meet: the dimension that counts them stays."""
+    """Whether images stay separate: the batch dimension is not reduced."""
     return not any(isinstance(op.input_shape()[d], Batch) for d in _dims(op))
 
 
@@ -101,7 +101,7 @@ def average_pool(
     own = F.avg_pool2d(blank, *windows) / F.avg_pool2d(blank, *cuts, True, 1)
 
     def back(s: Any) -> Any:
-        # Its second argument gives nothing but the size to come back to.
+        # Only the size of the second argument is used.
         like = s.new_empty((1, 1, 1, 1)).expand(s.shape[0], s.shape[1], height, width)
         return torch.ops.aten.avg_pool2d_backward(s, like, *windows)
 
@@ -141,7 +141,7 @@ def _avg_pool3d(op: Operation) -> Affine:
     return _uniform(lambda a: F.avg_pool3d(a, *windows), back, own)
 
 
-# ---------------------------------------------------------------- one matrix a side
+# ---------------------------------------------------------------- one matrix per spatial dimension
 
 
 def _separable(rows: Tensor, columns: Tensor) -> Affine:
@@ -180,7 +180,7 @@ def _adaptive_avg_pool3d(op: Operation) -> Affine:
 
 
 def _separable_3d(op: Operation, depth: Tensor, rows: Tensor, columns: Tensor) -> Affine:
-    """Depth, and height with width as one side."""
+    """One matrix for depth, one for height and width together."""
     space, out = one(op.input_shape())[-3:], one(op.shape)[-3:]
     weight = Separable(((depth, torch.kron(rows, columns)),))
 
@@ -211,7 +211,7 @@ def _cells(size: int, out: int) -> Tensor:
 )
 @register("upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", family="pool")
 def _upsampling(op: Operation) -> Affine:
-    """Along height and along width it is the same kind of matrix: what it makes of unit vectors."""
+    """One matrix along height and one along width: the operation's results for unit vectors."""
     given = {k: v for k, v in op.arguments.items() if k not in ("input", "self")}
     height, width = one(op.input_shape())[-2:]
     target: Any = op.node.target
@@ -219,7 +219,7 @@ def _upsampling(op: Operation) -> Affine:
     def matrix(image: Tensor) -> Tensor:
         return target(image, **given)
 
-    # Float64 whatever the model has: an interpolation in half precision is another one.
+    # In float64 whatever the model's dtype: in half precision, the interpolation weights differ.
     unit = {"dtype": torch.float64, "device": op.meta["device"]}
     tall = matrix(torch.eye(height, **unit).view(height, 1, height, 1).expand(-1, -1, -1, width))
     wide = matrix(torch.eye(width, **unit).view(width, 1, 1, width).expand(-1, -1, height, -1))
@@ -253,7 +253,7 @@ def _upsampling_1d(op: Operation) -> Affine:
 
 @register("col2im", family="pool", nonnegative="kept")
 def _fold(op: Operation) -> Affine:
-    """Windows laid over each other: each output sums what the windows put there."""
+    """Overlapping windows: each output is the sum of the window elements at its position."""
     options = [listed(op[key], 2) for key in ("kernel_size", "dilation", "padding", "stride")]
     size = listed(op["output_size"], 2)
     aten = torch.ops.aten
@@ -264,9 +264,9 @@ def _fold(op: Operation) -> Affine:
 
 
 def _scattered(relevance: Any, indices: Any, space: list[int]) -> Any:
-    """Relevance [N, C, *out] to the places [N, C, *out] of its winners in [N, C, *space]."""
+    """Add relevance [N, C, *out] at the indices [N, C, *out] of the maxima in [N, C, *space]."""
     received = relevance.new_zeros(()).expand(relevance.shape[0], relevance.shape[1], math.prod(space))
-    # Windows may overlap: a winner of several collects from each.
+    # Windows may overlap: the maximum of several windows receives relevance from each.
     received = received.scatter_add(2, indices.flatten(2), relevance.flatten(2))
     return received.unflatten(2, space)
 
@@ -311,7 +311,7 @@ def _indexed_max_pool(op: Operation) -> MaxPool:
     nonnegative="kept",
 )
 def _max_over_dims(op: Operation) -> MaxPool:
-    """The first of the largest along the dimensions wins."""
+    """The first maximum along the dimensions receives all relevance."""
     dims, keep, shape = _dims(op), bool(op.arguments.get("keepdim")), op.input_shape()
     rank, last = len(shape), [len(shape) - len(_dims(op)) + i for i in range(len(_dims(op)))]
     order = [d for d in range(rank) if d not in dims] + dims
