@@ -13,7 +13,7 @@ from torch import nn
 import lrp
 from helpers.small_models import NAMES, small_model
 from lrp.engine.results import display
-from lrp.engine.results.account import account, reached
+from lrp.engine.results.account import account, reached_words
 from lrp.pictures import heatmap
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
@@ -237,9 +237,9 @@ def test_a_repr_is_one_line():
 def test_the_words_of_an_account():
     shares = {"input": 0.36, "bias": 0.61, "epsilon": 0.03, "dropped": 0.004}
     words = "4.1 of 11.4 logits (36 %) reached the pixels"
-    assert reached(4.1, 11.4, "logits", 0.36) == words
-    assert reached(4.1, 11.4, "logits", 0.3612, ".2g") == words
-    assert reached(0.0, 0.0, "logits", None) == "0 of 0 logits reached the pixels"
+    assert reached_words(4.1, 11.4, "logits", 0.36) == words
+    assert reached_words(4.1, 11.4, "logits", 0.3612, ".2g") == words
+    assert reached_words(0.0, 0.0, "logits", None) == "0 of 0 logits reached the pixels"
     assert account(4.1, 11.4, "logits", shares, []) == f"{words}; bias 61 %, ε 3 %"
     assert account(4.1, 11.4, "logits", shares, ["not finite", "b"]).startswith(
         f"NOT TRUSTWORTHY: not finite. {words}"

@@ -13,7 +13,7 @@ from lrp.cli import main
 from lrp.gallery import formats
 from lrp.gallery.gallery import Gallery
 from lrp.gallery.request import Request
-from lrp.gallery.results import Result, outputs
+from lrp.gallery.results import Result, picture_paths
 from lrp.pictures import heatmap
 from lrp.pictures.photos import find_photos
 
@@ -237,11 +237,11 @@ def test_no_photo_is_written_over_by_any_format():
         for name in ("a.jpg", "a.heatmap.png", "a.npz"):
             (folder / name).touch()
         found = find_photos([folder])
-        places = outputs(found, folder, suffixes)
+        places = picture_paths(found, folder, suffixes)
         files = [place.with_suffix(suffix) for place in places for suffix in suffixes]
         assert len(set(files)) == len(files) and not {f.path for f in found} & set(files)
         # By the picture's name alone, as without the others: only what is a photo's is taken.
-        assert [p.name for p in outputs(found, folder)] == ["a.heatmap.png.png", "a.png", "a.npz.png"]
+        assert [p.name for p in picture_paths(found, folder)] == ["a.heatmap.png.png", "a.png", "a.npz.png"]
     finally:
         for name in ("a.jpg", "a.heatmap.png", "a.npz"):
             (folder / name).unlink()

@@ -18,7 +18,7 @@ from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_
 
 import lrp.study.analysis
 from lrp.errors import PredictionsError
-from lrp.study.analysis import accuracy, calibration, confusion, picks
+from lrp.study.analysis import accuracy_of, calibration, confusion, picks
 from lrp.study.intervals import Share, mcnemar, paired, share, tango
 from lrp.study.predictions import Prediction
 
@@ -163,7 +163,7 @@ def test_paired_by_pencil():
 
 
 def test_accuracy_by_pencil():
-    got = accuracy(PENCIL)
+    got = accuracy_of(PENCIL)
     assert (got.total, got.counted, got.unreadable, got.unmatched) == (7, 5, 1, 1)
     assert (got.top1.successes, got.top1.n, got.top5.successes) == (2, 5, 4)
     assert got.confidence == pytest.approx((0.9 + 0.6 + 0.7 + 0.5 + 0.8) / 5)
@@ -190,7 +190,7 @@ def test_accuracy_by_pencil():
 
 @given(rows=tables())
 def test_accuracy_is_scikit_learns(rows):
-    got = accuracy(rows)
+    got = accuracy_of(rows)
     if not rows:
         assert got.top1 is None and got.loss is None and got.classes == ()
         return
@@ -213,14 +213,14 @@ def test_accuracy_is_scikit_learns(rows):
 def test_loss_is_scikit_learns(values):
     rows = [row(f"{i}", "a", "b", 0.5, value) for i, value in enumerate(values)]
     expected = log_loss([1] * len(values), [[1 - v, v] for v in values], labels=[0, 1])
-    assert accuracy(rows).loss == pytest.approx(expected, abs=1e-9)
+    assert accuracy_of(rows).loss == pytest.approx(expected, abs=1e-9)
 
 
 def test_what_a_row_does_not_know_is_not_known():
     six = [replace(r, top5={}, true_index=None, predicted_index=None) for r in PENCIL]
-    assert accuracy(six).top5 is None and accuracy(six).top1.successes == 2
+    assert accuracy_of(six).top5 is None and accuracy_of(six).top1.successes == 2
     one_lacks = [replace(PENCIL[0], top5={}, true_confidence=None), *PENCIL[1:]]
-    got = accuracy(one_lacks)
+    got = accuracy_of(one_lacks)
     assert got.top5 is None and got.loss is None
     dog, cat = got.classes
     assert cat.top5 is None and cat.loss is None
@@ -229,7 +229,7 @@ def test_what_a_row_does_not_know_is_not_known():
 
 @pytest.mark.parametrize("rows", [[], PENCIL[5:]], ids=["none", "none counts"])
 def test_of_nothing_there_are_no_numbers(rows):
-    got = accuracy(rows)
+    got = accuracy_of(rows)
     assert (got.total, got.counted) == (len(rows), 0)
     assert got.top1 is got.top5 is got.loss is got.confidence is None and got.classes == ()
     assert picks(rows, 3).overall.highest == () and picks(rows, 3).classes == ()
@@ -242,7 +242,7 @@ def test_of_nothing_there_are_no_numbers(rows):
 @pytest.mark.parametrize("column, nothing", [
     ("true_label", ""), ("predicted_label", ""), ("predicted_confidence", None), ("correct", None),
 ])  # fmt: skip
-@pytest.mark.parametrize("function", [accuracy, picks, confusion, calibration])
+@pytest.mark.parametrize("function", [accuracy_of, picks, confusion, calibration])
 def test_a_row_that_counts_is_whole(function, column, nothing):
     with pytest.raises(PredictionsError) as caught:
         function([replace(PENCIL[0], **{column: nothing})])
@@ -428,7 +428,7 @@ def test_calibration_needs_a_bin():
 
 @pytest.mark.parametrize("rows", [[], PENCIL], ids=["nothing", "something"])
 def test_everything_becomes_json(rows):
-    some = [accuracy(rows), picks(rows, 2), confusion(rows), confusion(rows).view(3), calibration(rows)]
+    some = [accuracy_of(rows), picks(rows, 2), confusion(rows), confusion(rows).view(3), calibration(rows)]
     for one in some:
         plain = one.to_dict()
         assert json.loads(json.dumps(plain, allow_nan=False)) == plain
@@ -440,7 +440,7 @@ def test_everything_becomes_json(rows):
 
 def test_the_rows_are_left_alone_and_twice_gives_the_same():
     before = [replace(r) for r in PENCIL]
-    for function in (accuracy, picks, confusion, calibration):
+    for function in (accuracy_of, picks, confusion, calibration):
         assert function(PENCIL) == function(tuple(PENCIL)) == function(PENCIL)
     assert before == PENCIL
 

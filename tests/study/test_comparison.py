@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrp.errors import PredictionsError
-from lrp.study.comparison import compare
+from lrp.study.comparison import compare_predictions
 from lrp.study.predictions import Prediction
 
 WORLD = ("tench", "springer", "cassette", "sock", "shoe", "hat", "coat", "bag", "box")
@@ -52,7 +52,7 @@ def paths(twins):
 
 
 def test_by_pencil():
-    got = compare(A, B)
+    got = compare_predictions(A, B)
     assert (got.matched, got.only_a, got.only_b, got.left_out, got.folders) == (5, 0, 0, 0, None)
     o = got.overall
     assert (o.n, o.both_right, o.gained, o.lost, o.both_wrong) == (5, 1, 2, 1, 1)
@@ -69,7 +69,7 @@ def test_by_pencil():
 
 
 def test_different_class_sets_by_pencil():
-    got = compare(A, B, names=("original.csv", "retrained.csv"))
+    got = compare_predictions(A, B, names=("original.csv", "retrained.csv"))
     r = got.restricted
     assert r.classes == ("cassette", "springer", "tench")
     # Among the three A says: tench, tench, nothing, springer, tench. B what it said anyway.
@@ -87,28 +87,31 @@ def test_different_class_sets_by_pencil():
 
 def test_restricted_from_six_columns():
     """Only the prediction itself is known: what left the shared classes is undecided."""
-    got = compare(lean(A), lean(B))
+    got = compare_predictions(lean(A), lean(B))
     assert got.restricted.classes == THREE and got.seen == (6, 3)  # A's seen are fewer, without its five
     assert (got.restricted.undecided_a, got.restricted.overall.a.successes) == (3, 2)
 
 
 def test_two_models_of_the_same_classes_do_not_differ_by_what_they_happen_to_show():
     other = [replace(r, top5={r.predicted_label: 0.5, "box": 0.2}) for r in A]
-    got = compare(A[:3], other[:3])
+    got = compare_predictions(A[:3], other[:3])
     assert got.seen[0] != got.seen[1] and got.restricted is None and got.notes == ()
 
 
 def test_class_sets_differ_by_index_by_restriction_or_by_staying_within_the_data():
     few = A[:3]  # shows other classes than A, and leaves those of the data
-    assert compare(few, A).restricted is None
+    assert compare_predictions(few, A).restricted is None
     moved = [replace(r, predicted_index=r.predicted_index + 1, true_index=r.true_index + 1) for r in A]
-    assert compare(few, moved).restricted is not None
-    assert compare(few, [replace(r, restricted=True) for r in A]).restricted is not None
-    assert compare(lean(A), lean(B)).restricted is not None
+    assert compare_predictions(few, moved).restricted is not None
+    assert compare_predictions(few, [replace(r, restricted=True) for r in A]).restricted is not None
+    assert compare_predictions(lean(A), lean(B)).restricted is not None
     # One contradiction is enough: a class of another index, or an index of another class.
-    assert compare(few, [replace(A[0], true_index=77, predicted_index=77), *A[1:]]).restricted is not None
+    assert (
+        compare_predictions(few, [replace(A[0], true_index=77, predicted_index=77), *A[1:]]).restricted
+        is not None
+    )
     box = [replace(A[2], predicted_label="scarf", top5={"scarf": 0.5})]  # at the shoe's index
-    assert compare(few, [*A[:2], *box, *A[3:]]).restricted is not None
+    assert compare_predictions(few, [*A[:2], *box, *A[3:]]).restricted is not None
     # Another index, but the very same classes: an other order of outputs is no other choice.
     renumbered = [
         replace(
@@ -116,8 +119,8 @@ def test_class_sets_differ_by_index_by_restriction_or_by_staying_within_the_data
         )
         for r in B
     ]
-    assert compare(B, renumbered).restricted is None
-    assert compare(B, [replace(r, restricted=True) for r in renumbered]).restricted is None
+    assert compare_predictions(B, renumbered).restricted is None
+    assert compare_predictions(B, [replace(r, restricted=True) for r in renumbered]).restricted is None
 
 
 # --- which images are the same ----------------------------------------------------------------------------
@@ -129,14 +132,14 @@ def moved(rows, old, new):
 
 @pytest.mark.parametrize("folder", ["", "/mnt/data/", "./d/", "../x/d/", "e/f/", "tench/"])
 def test_the_data_may_have_moved(folder):
-    got = compare(A, moved(B, "d/", folder))
-    assert got.matched == 5 and got.overall == compare(A, B).overall
-    assert compare(moved(B, "d/", folder), A).matched == 5
+    got = compare_predictions(A, moved(B, "d/", folder))
+    assert got.matched == 5 and got.overall == compare_predictions(A, B).overall
+    assert compare_predictions(moved(B, "d/", folder), A).matched == 5
     assert got.twins[0].b.path == folder + "tench/1"
 
 
 def test_the_folders_are_named():
-    got = compare(A, moved(B, "d/", "/mnt/e/"), names=("a.csv", "b.csv"))
+    got = compare_predictions(A, moved(B, "d/", "/mnt/e/"), names=("a.csv", "b.csv"))
     assert got.folders == ("d/", "/mnt/e/")
     assert (
         got.notes[0]
@@ -146,11 +149,11 @@ def test_the_folders_are_named():
 
 def test_a_file_may_hold_more_and_both_may_miss_some():
     more = [*B, row("d/tench/9", "tench", known=THREE), row("d/tench/8", "tench", known=THREE)]
-    got = compare(A[:4], more)
+    got = compare_predictions(A[:4], more)
     assert (got.matched, got.only_a, got.only_b) == (4, 0, 3)
-    assert compare(A[:4], moved(more, "d/", "e/")).matched == 4
-    assert compare(moved(more, "d/", "e/"), A[:4]).matched == 4
-    partly = compare(A[:4], B[1:])
+    assert compare_predictions(A[:4], moved(more, "d/", "e/")).matched == 4
+    assert compare_predictions(moved(more, "d/", "e/"), A[:4]).matched == 4
+    partly = compare_predictions(A[:4], B[1:])
     assert (partly.matched, partly.only_a, partly.only_b) == (3, 1, 1)
     assert partly.notes[0] == "1 image only in A and 1 image only in B are left out."
 
@@ -159,7 +162,7 @@ def test_the_longest_common_rest_decides():
     """Both B's val and train would do; but with val, the rest of the path is longer."""
     a = moved(A[:2], "d/", "old/val/")
     b = moved(B[:2], "d/", "new/val/") + moved(B[:2], "d/", "new/train/")
-    got = compare(a, b)
+    got = compare_predictions(a, b)
     assert got.folders == ("old/", "new/") and [t.b.path for t in got.twins] == [
         "new/val/tench/1",
         "new/val/tench/2",
@@ -169,18 +172,18 @@ def test_the_longest_common_rest_decides():
 def test_one_folder_stands_for_one_folder():
     """Equal file names in other folders are no matches."""
     with pytest.raises(PredictionsError):
-        compare(A[:3], [*moved(B[:1], "d/", "x/"), *moved(B[1:3], "d/", "y/")])
+        compare_predictions(A[:3], [*moved(B[:1], "d/", "x/"), *moved(B[1:3], "d/", "y/")])
 
 
 def test_what_cannot_be_matched_is_said():
     with pytest.raises(PredictionsError) as caught:
-        compare(A[:1], moved(B[:1], "d/tench/1", "d/tench/2"), names=("a.csv", "b.csv"))
+        compare_predictions(A[:1], moved(B[:1], "d/tench/1", "d/tench/2"), names=("a.csv", "b.csv"))
     assert str(caught.value) == (
         "expected images that are in both files, got a.csv with 'd/tench/1' and b.csv with 'd/tench/2', which are "
         "not the same below any folder; evaluate both models on the same data."
     )
     with pytest.raises(PredictionsError) as caught:
-        compare(
+        compare_predictions(
             A[:2], moved(B[:2], "d/", "x/val/") + moved(B[:2], "d/", "x/train/"), names=("a.csv", "b.csv")
         )
     assert str(caught.value) == (
@@ -188,18 +191,18 @@ def test_what_cannot_be_matched_is_said():
         "folder."
     )
     with pytest.raises(PredictionsError) as caught:
-        compare(A, [*B, B[1]], names=("a.csv", "b.csv"))
+        compare_predictions(A, [*B, B[1]], names=("a.csv", "b.csv"))
     assert str(caught.value) == "b.csv: expected one row per image, got two of 'd/tench/2'; remove one."
     with pytest.raises(
         PredictionsError, match=r"^a\.csv: expected one row per image, got two of 'd/tench/1'"
     ):
-        compare([*A, A[0]], B, names=("a.csv", "b.csv"))
+        compare_predictions([*A, A[0]], B, names=("a.csv", "b.csv"))
 
 
 def test_one_class_of_two_names_is_refused():
     renamed = [replace(r, true_label="n01440764") if r.true_label == "tench" else r for r in B]
     with pytest.raises(PredictionsError) as caught:
-        compare(A, renamed, names=("a.csv", "b.csv"))
+        compare_predictions(A, renamed, names=("a.csv", "b.csv"))
     assert str(caught.value) == (
         "d/tench/1: expected the same true class in both files, got 'tench' in a.csv and 'n01440764' in b.csv "
         "(2 of 5 images differ); evaluate both models with the same class names."
@@ -209,24 +212,24 @@ def test_one_class_of_two_names_is_refused():
 def test_only_what_counts_in_both_is_compared():
     a = [replace(A[0], status="unreadable", error="x", correct=None), *A[1:]]
     b = [*B[:4], replace(B[4], status="unmatched", true_label="", correct=None)]
-    got = compare(a, b)
+    got = compare_predictions(a, b)
     assert (got.matched, got.left_out, got.overall.n) == (5, 2, 3)
     assert got.notes[0] == (
         "2 images in both files could not be read, or have no class of the model, in one of them: left out."
     )
     with pytest.raises(PredictionsError, match="got no correct"):
-        compare([replace(A[0], correct=None), *A[1:]], B)
+        compare_predictions([replace(A[0], correct=None), *A[1:]], B)
 
 
 def test_a_confidence_that_is_not_known_did_not_move():
-    got = compare(A, [replace(r, true_confidence=None) for r in B[:1]] + B[1:])
+    got = compare_predictions(A, [replace(r, true_confidence=None) for r in B[:1]] + B[1:])
     assert got.twins[0].change is None and paths(got.fell) == ["d/springer/2"]
-    assert compare([replace(r, true_confidence=None) for r in A], B).rose == ()
+    assert compare_predictions([replace(r, true_confidence=None) for r in A], B).rose == ()
 
 
 def test_of_nothing_there_are_no_numbers():
     for a, b in ([], []), (A, []), ([], B):
-        got = compare(a, b)
+        got = compare_predictions(a, b)
         assert got.matched == got.overall.n == 0 and got.overall.p is None
         assert got.rose == got.fell == got.gained == got.lost == got.classes == ()
         json.dumps(got.to_dict(), allow_nan=False)
@@ -246,7 +249,7 @@ def test_against_a_recount(table):
     for i, (true, before, after, x, y) in enumerate(table):
         a.append(Prediction(f"d/{true}/{i}", true, before, 0.5, x, true == before))
         b.append(Prediction(f"d/{true}/{i}", true, after, 0.5, y, true == after))
-    got = compare(a, b[::-1], count=3)
+    got = compare_predictions(a, b[::-1], count=3)
     won = [i for i, (t, p, q, *_) in enumerate(table) if p != t == q]
     gone = [i for i, (t, p, q, *_) in enumerate(table) if p == t != q]
     number = lambda twin: int(twin.a.path.split("/")[-1])  # noqa: E731
@@ -259,7 +262,7 @@ def test_against_a_recount(table):
 
 
 def test_the_other_way_round_it_is_the_opposite():
-    one, other = compare(A, B), compare(B, A)
+    one, other = compare_predictions(A, B), compare_predictions(B, A)
     assert one.overall.difference == -other.overall.difference
     assert (one.overall.low, one.overall.high) == pytest.approx((-other.overall.high, -other.overall.low))
     assert one.overall.p == other.overall.p and paths(one.gained) == paths(other.lost)
@@ -267,7 +270,7 @@ def test_the_other_way_round_it_is_the_opposite():
 
 
 def test_it_becomes_json():
-    plain = compare(A, B).to_dict()
+    plain = compare_predictions(A, B).to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert "twins" not in plain and plain["overall"]["gained"] == 2
     assert [t["a"]["path"] for t in plain["gained"]] == ["d/springer/1", "d/tench/2"]

@@ -21,7 +21,7 @@ from lrp.errors import PredictionsError
 from lrp.study import folder as study
 from lrp.study import written
 from lrp.study.accuracy import accuracy as measured
-from lrp.study.accuracy import file_name, outputs
+from lrp.study.accuracy import file_name, table_paths
 from lrp.study.locate import class_folders, copy, locate
 from lrp.study.predictions import Prediction, read_predictions, write_predictions
 from lrp.values import percent
@@ -468,7 +468,7 @@ def test_csv_and_plot_with_and_without_a_name(checkpoints, capsys):
 
 def test_models_share_no_table():
     assert file_name("timm:resnet18.a1_in1k") == "timm_resnet18.a1_in1k"
-    assert [str(p) for p in outputs(["vgg19", "timm:vgg19", "a/m.pth", "b/m.pth"], "out")] == [
+    assert [str(p) for p in table_paths(["vgg19", "timm:vgg19", "a/m.pth", "b/m.pth"], "out")] == [
         "out/vgg19_results.csv", "out/timm_vgg19_results.csv", "out/a_m.pth_results.csv", "out/b_m.pth_results.csv",
     ]  # fmt: skip
 

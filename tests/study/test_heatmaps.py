@@ -21,7 +21,7 @@ from lrp.models.loading import LoadedModel
 from lrp.models.preprocessing import Preprocessing
 from lrp.pictures import heatmap
 from lrp.pictures.photos import Found, Geometry, find_photos
-from lrp.study.comparison import compare
+from lrp.study.comparison import compare_predictions
 from lrp.study.evaluate import evaluate
 from lrp.study.heatmaps import explain_changes, explain_mistakes
 from lrp.study.predictions import read_predictions, write_predictions
@@ -120,7 +120,7 @@ def test_a_mistake_has_three_maps_on_one_scale(data, monkeypatch):
 def test_both_models_on_one_scale(data, monkeypatch):
     before, after = loaded(1), loaded(5, side=24, names=NAMES[::-1])
     a, b = table(data, before, "a.csv"), table(data, after, "b.csv")
-    twins = compare(a, b).twins
+    twins = compare_predictions(a, b).twins
     drawn, limits = [], []
     monkeypatch.setattr(
         heatmap, "draw", lambda *x, draw=heatmap.draw, **k: drawn.append((x, k)) or draw(*x, **k)
@@ -181,7 +181,7 @@ def test_a_photo_that_is_gone_or_broken_stops_no_other(data):
         ("3.png", "ok"),
     ]
     assert sorted(p.name for p in Path("out").iterdir()) == ["1_0.png", "4_3.png"]
-    twins = compare(wrong, wrong).twins
+    twins = compare_predictions(wrong, wrong).twins
     results = list(explain_changes(twins, files, (gallery(model), gallery(model)), "both"))
     assert [r.status for r in results] == ["ok", "skipped", "ok"]
 
@@ -223,7 +223,7 @@ def test_the_model_is_the_tables(data):
     (result,) = explain_mistakes([bare], files, gallery(model), "out4")
     assert result.status == "ok" and "differs" not in result.facts
     assert [p["target"] for p in result.facts["panels"]] == ["dog", "cat", "dog"]
-    (twin,) = compare([said], [replace(wrong[0], restricted=True)]).twins
+    (twin,) = compare_predictions([said], [replace(wrong[0], restricted=True)]).twins
     (result,) = explain_changes([twin], files, (gallery(model), gallery(model)), "both")
     assert "differs" in result.facts["a"] and "differs" not in result.facts["b"]
 
@@ -249,7 +249,7 @@ def test_only_mistakes_and_no_photo_written_over(data):
     # In the photos' own folder, where one has the name of a picture.
     Path("1_0.png").write_bytes(Path(rows[0].path).read_bytes())
     Path("0.png").write_bytes(Path(rows[1].path).read_bytes())
-    twins = compare(rows, rows).twins[:2]
+    twins = compare_predictions(rows, rows).twins[:2]
     here = {twins[0].a.path: Path("0.png"), twins[1].a.path: Path("1_0.png")}
     results = list(explain_changes(twins, here, (gallery(model), gallery(model)), "."))
     assert [str(r.output) for r in results] == ["1_0.png.png", "2_1_0.png"]
@@ -459,7 +459,7 @@ def test_errors_explained(models, capsys):
 def test_compare_explained(models, capsys):
     assert main(["compare", "a.csv", "b.csv", "--explain", "--target", "predicted"]) == 0
     out = capsys.readouterr().out
-    twins = compare(read_predictions("a.csv"), read_predictions("b.csv"))
+    twins = compare_predictions(read_predictions("a.csv"), read_predictions("b.csv"))
     for name, group in (("gained", twins.gained), ("lost", twins.lost)):
         assert len(list(Path("a_vs_b", name).glob("*.png"))) == len(group)
         assert not group or f"-> a_vs_b/{name}: {len(group)} pictures" in out

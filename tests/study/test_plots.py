@@ -14,8 +14,8 @@ from PIL import Image
 from lrp.errors import LrpError
 from lrp.pictures import figures
 from lrp.study import plots
-from lrp.study.analysis import accuracy, calibration, confusion
-from lrp.study.comparison import compare
+from lrp.study.analysis import accuracy_of, calibration, confusion
+from lrp.study.comparison import compare_predictions
 from lrp.study.predictions import Prediction
 
 TEN = (
@@ -45,13 +45,13 @@ ROWS = table()
 
 
 def every_figure():
-    results = {"vgg19": accuracy(ROWS), "alexnet": accuracy(table(seed=1, skill=0.4))}
+    results = {"vgg19": accuracy_of(ROWS), "alexnet": accuracy_of(table(seed=1, skill=0.4))}
     return {
         "accuracy": plots.plot_accuracy(results),
         "classes": plots.plot_class_accuracy(results),
         "confusion": plots.plot_confusion(confusion(ROWS)),
         "reliability": plots.plot_reliability(calibration(ROWS)),
-        "comparison": plots.plot_comparison(compare(ROWS, table(seed=1, skill=0.9))),
+        "comparison": plots.plot_comparison(compare_predictions(ROWS, table(seed=1, skill=0.9))),
     }
 
 
@@ -69,7 +69,7 @@ def bars(axes):
 
 
 def test_accuracy_bars_show_the_numbers():
-    results = {"vgg19": accuracy(ROWS), "alexnet": accuracy(table(seed=1, skill=0.4))}
+    results = {"vgg19": accuracy_of(ROWS), "alexnet": accuracy_of(table(seed=1, skill=0.4))}
     figure = plots.plot_accuracy(results, title="On Imagenette")
     axes = figure.axes[0]
     expected = [100 * share.value for one in results.values() for share in (one.top1, one.top5)]
@@ -87,18 +87,18 @@ def test_accuracy_bars_show_the_numbers():
 
 
 def test_accuracy_bars_without_top5():
-    figure = plots.plot_accuracy({"m": accuracy([replace(r, top5={}) for r in ROWS])})
+    figure = plots.plot_accuracy({"m": accuracy_of([replace(r, top5={}) for r in ROWS])})
     assert len(bars(figure.axes[0])) == 1 and not figure.legends
     assert figure.axes[0].get_xlabel() == "top-1 accuracy, % of images"
 
 
 def test_accuracy_bars_of_models_on_different_numbers_of_images():
-    figure = plots.plot_accuracy({"a": accuracy(ROWS), "b": accuracy(ROWS[:17])})
+    figure = plots.plot_accuracy({"a": accuracy_of(ROWS), "b": accuracy_of(ROWS[:17])})
     assert "17 to 60 images, with 95 % intervals" in texts(figure)
 
 
 def test_class_bars_are_grouped_and_sorted():
-    one, two = accuracy(ROWS), accuracy(table(seed=1, skill=0.4))
+    one, two = accuracy_of(ROWS), accuracy_of(table(seed=1, skill=0.4))
     figure = plots.plot_class_accuracy({"one": one, "two": two})
     axes = figure.axes[0]
     value = {c.label: (c.top1.value, d.top1.value) for c, d in zip(one.classes, two.classes, strict=True)}
@@ -114,7 +114,7 @@ def test_class_bars_are_grouped_and_sorted():
 
 def test_of_many_classes_those_least_often_right_are_shown():
     labels = [f"class {i}" for i in range(30)]
-    got = accuracy(table(labels))
+    got = accuracy_of(table(labels))
     figure = plots.plot_class_accuracy({"m": got}, classes=7)
     shown = {t.get_text() for t in figure.axes[0].get_yticklabels()}
     worst = sorted(c.top1.value for c in got.classes)[:7]
@@ -123,13 +123,13 @@ def test_of_many_classes_those_least_often_right_are_shown():
 
 
 def test_a_class_that_one_model_was_not_given_has_no_bar():
-    figure = plots.plot_class_accuracy({"a": accuracy(ROWS), "b": accuracy(ROWS[:6])})
+    figure = plots.plot_class_accuracy({"a": accuracy_of(ROWS), "b": accuracy_of(ROWS[:6])})
     assert sum(length > 0 for length, _ in bars(figure.axes[0])) <= 11
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 20])
 def test_every_model_has_a_colour_of_its_own(count):
-    figure = plots.plot_class_accuracy({f"m{i}": accuracy(ROWS[:6]) for i in range(count)})
+    figure = plots.plot_class_accuracy({f"m{i}": accuracy_of(ROWS[:6]) for i in range(count)})
     assert len({colour for _, colour in bars(figure.axes[0])}) == count
 
 
@@ -214,7 +214,7 @@ def test_reliability_says_which_way_the_model_is_off():
 
 
 def test_comparison_shows_every_image_once():
-    got = compare(ROWS, table(seed=1, skill=0.9), names=("before.csv", "after.csv"))
+    got = compare_predictions(ROWS, table(seed=1, skill=0.9), names=("before.csv", "after.csv"))
     figure = plots.plot_comparison(got, title="Imagenette")
     scatter = figure.axes[0]
     made = {c.get_label().split(" (")[0]: c for c in scatter.collections}
@@ -240,7 +240,7 @@ def test_comparison_shows_every_image_once():
 
 
 def test_comparison_of_different_class_sets_shows_both_accuracies():
-    got = compare(table(more=["sock", "shoe"]), table(seed=1))
+    got = compare_predictions(table(more=["sock", "shoe"]), table(seed=1))
     figure = plots.plot_comparison(got)
     r = got.restricted.overall
     lengths = [length for length, _ in bars(figure.axes[1])]
@@ -254,13 +254,13 @@ def test_comparison_of_different_class_sets_shows_both_accuracies():
 def test_all_axes_are_labelled_and_no_word_is_cut_off(tmp_path):
     long = "a very long class name, such as those that WordNet gives, with commas, synonyms and no end"
     labels = (long, *TEN[:3])
-    results = {"a model of a very long name / with.a_path": accuracy(table(labels))}
+    results = {"a model of a very long name / with.a_path": accuracy_of(table(labels))}
     some = [
         plots.plot_accuracy(results), plots.plot_class_accuracy(results),
         plots.plot_confusion(confusion(table(labels))), *every_figure().values(),
     ]  # fmt: skip
     for number, figure in enumerate(some):
-        plots.save(figure, tmp_path / f"{number}.png")
+        plots.save_figure(figure, tmp_path / f"{number}.png")
         # White all around: nothing touches the edge.
         pixels = np.asarray(Image.open(tmp_path / f"{number}.png").convert("L"))
         edge = np.concatenate(
@@ -291,8 +291,8 @@ def test_any_class_name_can_be_drawn(name, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for kind in ("png", "svg"):
-            plots.save(plots.plot_class_accuracy({name: accuracy(rows)}), tmp_path / f"a.{kind}")
-        plots.save(plots.plot_confusion(confusion(rows)), tmp_path / "b.svg")
+            plots.save_figure(plots.plot_class_accuracy({name: accuracy_of(rows)}), tmp_path / f"a.{kind}")
+        plots.save_figure(plots.plot_confusion(confusion(rows)), tmp_path / "b.svg")
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
@@ -300,7 +300,7 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
         made = []
         for number in (1, 2):
             place = tmp_path / f"{number}.{kind}"
-            plots.save(every_figure()["comparison"], place)
+            plots.save_figure(every_figure()["comparison"], place)
             made.append(place.read_bytes())
         assert made[0] == made[1]
     assert b"<dc:date>" not in made[0] and made[0].startswith(b"<?xml")
@@ -308,12 +308,12 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
 
 def test_nothing_global_is_changed_and_a_users_settings_do_not_matter(tmp_path):
     before = dict(matplotlib.rcParams)
-    plots.save(every_figure()["accuracy"], tmp_path / "a.png")
+    plots.save_figure(every_figure()["accuracy"], tmp_path / "a.png")
     assert dict(matplotlib.rcParams) == before
     with matplotlib.rc_context(
         {"axes.facecolor": "black", "font.size": 30, "savefig.dpi": 20, "lines.linewidth": 9}
     ):
-        plots.save(every_figure()["accuracy"], tmp_path / "b.png")
+        plots.save_figure(every_figure()["accuracy"], tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -321,7 +321,7 @@ def test_no_pyplot_and_no_matplotlib_before_it_is_needed():
     code = (
         "import sys, lrp.study.plots; early = 'matplotlib' in sys.modules; from lrp.study.analysis import accuracy; "
         "from lrp.study.predictions import Prediction; "
-        "lrp.study.plots.plot_accuracy({'m': accuracy([Prediction('p', 'a', 'a', 1.0, 1.0, True)])}); "
+        "lrp.study.plots.plot_accuracy({'m': accuracy_of([Prediction('p', 'a', 'a', 1.0, 1.0, True)])}); "
         "print(early, 'matplotlib.pyplot' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -331,7 +331,7 @@ def test_no_pyplot_and_no_matplotlib_before_it_is_needed():
 @pytest.mark.parametrize("name", ["plot.pdf", "plot", "plot.png.jpg"])
 def test_other_kinds_of_file_are_refused(name, tmp_path):
     with pytest.raises(LrpError) as caught:
-        plots.save(every_figure()["accuracy"], tmp_path / name)
+        plots.save_figure(every_figure()["accuracy"], tmp_path / name)
     suffix = {"plot.pdf": ".pdf", "plot": "", "plot.png.jpg": ".jpg"}[name]
     assert (
         str(caught.value)
@@ -349,23 +349,23 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(figure), "savefig", breaks)
     with pytest.raises(LrpError) as caught:
-        plots.save(figure, place)
+        plots.save_figure(figure, place)
     assert str(caught.value) == f"{place}: cannot be written: No space left on device"
     assert place.read_bytes() == b"older" and [p.name for p in tmp_path.iterdir()] == ["a.PNG"]
     monkeypatch.undo()
-    plots.save(figure, place)
+    plots.save_figure(figure, place)
     assert Image.open(place).format == "PNG" and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(LrpError, match="cannot be written: No such file or directory"):
-        plots.save(figure, tmp_path / "missing" / "a.svg")
+        plots.save_figure(figure, tmp_path / "missing" / "a.svg")
 
 
 @pytest.mark.parametrize("make, what", [
     (lambda: plots.plot_accuracy({}), "at least one image that counts"),
-    (lambda: plots.plot_accuracy({"m": accuracy([])}), "at least one image that counts"),
-    (lambda: plots.plot_class_accuracy({"m": accuracy([])}), "at least one image that counts"),
+    (lambda: plots.plot_accuracy({"m": accuracy_of([])}), "at least one image that counts"),
+    (lambda: plots.plot_class_accuracy({"m": accuracy_of([])}), "at least one image that counts"),
     (lambda: plots.plot_confusion(confusion([])), "at least one image"),
     (lambda: plots.plot_reliability(calibration([])), "at least one image"),
-    (lambda: plots.plot_comparison(compare([], [])), "at least one image that counts in both files"),
+    (lambda: plots.plot_comparison(compare_predictions([], [])), "at least one image that counts in both files"),
 ])  # fmt: skip
 def test_nothing_to_plot_is_said(make, what):
     with pytest.raises(LrpError) as caught:
@@ -378,7 +378,7 @@ def test_without_matplotlib_one_sentence(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(LrpError) as caught:
-        plots.plot_accuracy({"m": accuracy(ROWS)})
+        plots.plot_accuracy({"m": accuracy_of(ROWS)})
     assert str(caught.value) == "this needs matplotlib: pip install 'lrp[study]'."
 
 

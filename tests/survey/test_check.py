@@ -27,7 +27,7 @@ from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerB
 import lrp
 from lrp.cli import main
 from lrp.survey import architectures, check, page, run
-from lrp.survey.check import Result, measure
+from lrp.survey.check import Measurement, measure
 
 # One per kind of architecture; with a size where the model takes another than its own.
 SAMPLE = (
@@ -70,7 +70,7 @@ OF_TIMM = {
 # ---------------------------------------------------------------- the sample
 
 
-def expect_explained(result: Result) -> None:
+def expect_explained(result: Measurement) -> None:
     assert result.reason == ""
     assert result.logit_error <= 1e-4
     assert result.dtype == "float64" and result.closing_error <= 1e-9
@@ -192,7 +192,7 @@ def test_a_tiny_model_measured():
         "timm",
     }
     assert result.date == date.today().isoformat()
-    assert Result.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False))) == result
+    assert Measurement.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False))) == result
 
 
 def test_measuring_twice_gives_the_same_and_leaves_the_random_state():
@@ -365,7 +365,7 @@ def test_the_list():
 SHORT = ("alexnet", "resnet18", "vgg11", "timm:levit_128s")
 
 
-def result(name: str, reason: str = "", **facts) -> Result:
+def result(name: str, reason: str = "", **facts) -> Measurement:
     known = {
         "parameters": 10**6,
         "shape": (3, 64, 64),
@@ -373,7 +373,7 @@ def result(name: str, reason: str = "", **facts) -> Result:
         "closing_error": 1e-12,
         "reached": 0.5,
     }
-    return Result(name, architectures.family(name), reason, **{
+    return Measurement(name, architectures.family(name), reason, **{
         **known, "operations": 7, "finite": True, "versions": check.versions(), "date": "2026-01-02", **facts,
     })  # fmt: skip
 

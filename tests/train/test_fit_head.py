@@ -14,7 +14,7 @@ from lrp.train.lbfgs import STRENGTHS, Data
 
 
 class Tail(nn.Module):
-    """One or several heads, averaged; as `lrp.train.heads.split` gives them."""
+    """One or several heads, averaged; as `lrp.train.heads.split_head` gives them."""
 
     def __init__(self, *heads: nn.Module, seed: int = 0) -> None:
         super().__init__()

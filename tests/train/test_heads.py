@@ -22,7 +22,7 @@ from lrp.models.checkpoints import architecture, save_checkpoint
 from lrp.models.loading import load_model
 from lrp.models.weights import fingerprint
 from lrp.survey.check import realistic
-from lrp.train.heads import REMEDY, adapted, find_heads, split
+from lrp.train.heads import REMEDY, adapted, find_heads, split_head
 
 X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 CLASSES = 5
@@ -65,7 +65,7 @@ def test_heads_are_found_and_cut_off(name):
     size = (64, 64) if name in TORCHVISION else preprocessing.geometry.crop
     images = torch.randn(3, 3, *size)
     realistic(model, images)  # or all logits would be equal
-    parts = split(model, images[:2])
+    parts = split_head(model, images[:2])
 
     known = set(SEVERAL.get(name, parts.heads))
     assert set(parts.heads) == known & own and (name in SEVERAL or len(parts.heads) == 1)
@@ -102,7 +102,7 @@ def test_learned_weights_after_the_heads_are_refused():
     model, preprocessing, _ = load_model("timm:efficientvim_m1", pretrained=False)
     example = torch.zeros(2, 3, *preprocessing.geometry.crop)
     assert "EfficientViM: its logits come from no layers that could be replaced" in message(
-        split, model, example
+        split_head, model, example
     )
 
 
@@ -167,7 +167,7 @@ def test_forms_of_heads(case):
     model.train()
     before = fingerprint(model)
     assert find_heads(model, X[:2]) == heads
-    parts = split(model, X[:2])
+    parts = split_head(model, X[:2])
     assert model.training and fingerprint(model) == before
     features = parts.trunk(X)
     model.eval()
@@ -179,7 +179,7 @@ def test_forms_of_heads(case):
 
 def test_the_tail_trains_the_model_itself():
     model = Small(lambda m, f, x: (m.a(pooled(f)) + m.b(f.amax((2, 3)))) / 2, a=linear(), b=linear()).eval()
-    parts = split(model, X[:2])
+    parts = split_head(model, X[:2])
     features = tuple(values.detach() for values in parts.trunk(X))
     parts.tail(features).square().sum().backward()
     ours = [p.grad.clone() for p in parts.tail.parameters()]
@@ -194,7 +194,7 @@ def test_the_tail_trains_the_model_itself():
 
 def test_the_trunk_reads_the_weights_as_they_are_now():
     model = Small(lambda m, f, x: m.fc(pooled(f)), fc=linear()).eval()
-    parts = split(model, X[:2])
+    parts = split_head(model, X[:2])
     with torch.no_grad():
         model.stem.weight.mul_(2)
     assert torch.allclose(parts.tail(parts.trunk(X)), model(X), atol=1e-6)
@@ -202,7 +202,7 @@ def test_the_trunk_reads_the_weights_as_they_are_now():
 
 def test_the_tail_ends_before_the_softmax():
     model = Small(lambda m, f, x: m.fc(pooled(f)).softmax(1), fc=linear()).eval()
-    parts = split(model, X[:2])
+    parts = split_head(model, X[:2])
     assert torch.allclose(parts.tail(parts.trunk(X)).softmax(1), model(X), atol=1e-6)
     assert not torch.allclose(parts.tail(parts.trunk(X)), model(X), atol=1e-3)
 
@@ -287,7 +287,7 @@ REFUSED = {
 def test_heads_that_cannot_be_replaced(case):
     model, reason = REFUSED[case]
     assert message(find_heads, model, X[:2]) == NONE.format(reason)
-    assert message(split, model, X[:2]) == NONE.format(reason)
+    assert message(split_head, model, X[:2]) == NONE.format(reason)
 
 
 def test_no_layers_and_no_logits():
@@ -304,7 +304,7 @@ def test_no_layers_and_no_logits():
 def test_a_fixed_number_of_images_cannot_be_cut():
     model = Small(lambda m, f, x: m.fc(pooled(f).reshape(2, 4)), fc=linear())
     assert find_heads(model, X[:2]) == ("fc",)
-    assert message(split, model, X[:2]) == (
+    assert message(split_head, model, X[:2]) == (
         "Small cannot be cut: its graph was captured for 2 images and takes no other number, where any number was "
         f"expected; {REMEDY}"
     )
@@ -314,7 +314,7 @@ def test_sizes_that_the_heads_cannot_tell():
     model = Small(
         lambda m, f, x: m.fc(f.reshape(-1, 4)).reshape(x.shape[0], 64, CLASSES).mean(1), fc=linear()
     )
-    assert message(split, model, X[:2]) == (
+    assert message(split_head, model, X[:2]) == (
         f"what follows fc needs sizes that its output does not tell; {REMEDY}"
     )
 

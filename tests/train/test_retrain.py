@@ -44,7 +44,7 @@ def data(tmp_path, monkeypatch):
 def plain_curves(request, monkeypatch):
     """Drawing takes longer than all the rest: one test looks at the curves."""
     if request.node.name != "test_the_command":
-        monkeypatch.setattr("lrp.study.plots.save", lambda figure, path: Path(path).touch())
+        monkeypatch.setattr("lrp.study.plots.save_figure", lambda figure, path: Path(path).touch())
 
 
 QUICK = {"size": 32, "pretrained": False, "model": TINY, "workers": 0}

@@ -159,6 +159,6 @@ def _write(found: list[Measured], csv: Path | None, plot: Path | None) -> list[P
             (per_class, plots.plot_class_accuracy(measured)),
         ):
             for file in dict.fromkeys((place, place.with_suffix(".svg"))):
-                plots.save(figure, file)
+                plots.save_figure(figure, file)
                 files.append(file)
     return files

@@ -57,13 +57,13 @@ def evaluate(
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Predict every photo of a data set: one CSV row per file. Stopped, the same command goes on."""
-    from lrp.study.accuracy import file_name, outputs
+    from lrp.study.accuracy import file_name, table_paths
     from lrp.study.evaluate import evaluate
 
     read = opened(data, split, follow_links)
     with common.usage(DataError, PredictionsError), common.progress(file_name(model), quiet) as advance:
         found = evaluate(
-            read, model, output or outputs([model], ".")[0], classes=classes.value, size=size, arch=arch, labels=labels,
+            read, model, output or table_paths([model], ".")[0], classes=classes.value, size=size, arch=arch, labels=labels,
             batch_size=batch_size, device=device, max_megapixels=max_megapixels, overwrite=overwrite, advance=advance,
         )  # fmt: skip
     warn_unmatched(model, found.unmatched)

@@ -12,7 +12,7 @@ import typer
 from lrp.cli import common
 
 if TYPE_CHECKING:
-    from lrp.survey.check import Result
+    from lrp.survey.check import Measurement
 
 
 @common.example("lrp models vgg")
@@ -85,7 +85,7 @@ def measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
         raise common.Skipped
 
 
-def _line(result: Result, kept: bool) -> str:
+def _line(result: Measurement, kept: bool) -> str:
     """The result of one model as one line."""
     status = "miss" if not result.ok else "kept" if kept else "ok"
     if not result.ok:

@@ -18,7 +18,7 @@ from lrp.pictures import heatmap
 from lrp.pictures.photos import Found, Photo
 
 
-def fingerprint(
+def result_fingerprint(
     identity: Mapping[str, Any],
     loaded: LoadedModel,
     options: ExplainOptions,

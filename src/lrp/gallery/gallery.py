@@ -20,7 +20,7 @@ from lrp.gallery import fingerprints
 from lrp.gallery.formats import FORMATS, Finished
 from lrp.gallery.options import DEFAULT_OPTIONS, ExplainOptions
 from lrp.gallery.request import Request
-from lrp.gallery.results import Result, outputs
+from lrp.gallery.results import Result, picture_paths
 from lrp.gallery.sheet import Sheet, Waiting, sheet
 from lrp.models.loading import LoadedModel
 from lrp.models.resolve import model_name, resolve_device, resolve_model
@@ -85,7 +85,7 @@ class Gallery:
 
     def run(self, found: Sequence[Found], output: Path) -> Iterator[Result]:
         """Explain the files; yields one result for each, in their order."""
-        paths = outputs(found, output, [FORMATS[name].suffix for name in self.options.save])
+        paths = picture_paths(found, output, [FORMATS[name].suffix for name in self.options.save])
         scale_digest = fingerprints.digest_of_all(found) if self.options.shared_scale else ""
         made = self.explained(found, paths, scale_digest)
         if not self.options.shared_scale:
@@ -133,7 +133,7 @@ class Gallery:
         except LrpError as error:
             return Result(file.path, "skipped", error=getattr(error, "reason", None) or str(error))
         options = self.options
-        fingerprint = fingerprints.fingerprint(
+        fingerprint = fingerprints.result_fingerprint(
             self.identity, self.loaded, options, photo, request, true, scale_digest
         )
         if not options.overwrite:

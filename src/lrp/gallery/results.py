@@ -46,7 +46,7 @@ class Result(Plain):
         } | {**empty, **self.facts}
 
 
-def outputs(found: Sequence[Found], output: Path, suffixes: Sequence[str] = (".png",)) -> list[Path]:
+def picture_paths(found: Sequence[Found], output: Path, suffixes: Sequence[str] = (".png",)) -> list[Path]:
     """A picture path for each file: its relative path with the suffix `.png`; if that is taken, `.png` is appended.
 
     A photo is never overwritten, even if `output` is the folder of the photos.

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from lrp.study.analysis import accuracy, calibration, confusion, counted, in_order
+from lrp.study.analysis import accuracy_of, calibration, confusion, counted, in_order
 from lrp.study.comparison import Comparison
 from lrp.study.predictions import Prediction
 from lrp.values import plain
@@ -37,7 +37,7 @@ def labels(tables: Sequence[Table]) -> list[str]:
 def model(table: Table, position: Mapping[str, int]) -> dict[str, Any]:
     """The statistics of one table's model."""
     rows = list(table.rows.values())
-    found, calibrated, confused = accuracy(rows), calibration(rows), confusion(rows)
+    found, calibrated, confused = accuracy_of(rows), calibration(rows), confusion(rows)
     here = [position[label] for label in confused.labels]
     cells = [
         (here[i], here[j], count)

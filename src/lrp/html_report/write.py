@@ -15,7 +15,7 @@ from lrp.html_report import encode, select, summary
 from lrp.html_report.render import as_json, render
 from lrp.pictures.photos import open_photo
 from lrp.storage.atomic import write_whole
-from lrp.study.comparison import Comparison, compare, moved
+from lrp.study.comparison import Comparison, compare_predictions, moved
 from lrp.study.locate import locate
 from lrp.study.predictions import read_predictions
 
@@ -148,7 +148,7 @@ def _tables(
     keyed = [{row.path: row for row in rows} for rows in read]
     found = None
     if len(read) == 2:
-        found = compare(read[0], read[1], names=(names[0], names[1]))
+        found = compare_predictions(read[0], read[1], names=(names[0], names[1]))
         if found.folders:
             back = found.folders[::-1]
             known = {moved(path, back): row for path, row in keyed[1].items()}

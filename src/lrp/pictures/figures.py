@@ -43,7 +43,7 @@ _LOOK = {
 }
 
 
-def save(figure: Figure, path: Path | str, error: type[LrpError] = LrpError) -> None:
+def save_figure(figure: Figure, path: Path | str, error: type[LrpError] = LrpError) -> None:
     """Write a PNG or an SVG, by the suffix of the path; whole or not at all, replacing an older file.
 
     The same figure gives the same bytes.

@@ -86,7 +86,7 @@ def accuracy(
         raise PredictionsError(f"{folder}: cannot be made: {error.strerror}") from error
 
     def measured() -> Iterator[Measured]:
-        for name, place in zip(names, outputs(names, folder), strict=True):
+        for name, place in zip(names, table_paths(names, folder), strict=True):
             bare: dict[str, Any] = (
                 {"arch": arch, "labels": labels} if name not in given and is_file(name) else {}
             )
@@ -110,7 +110,7 @@ def accuracy(
     return measured()
 
 
-def outputs(models: Sequence[str], folder: Path | str) -> list[Path]:
+def table_paths(models: Sequence[str], folder: Path | str) -> list[Path]:
     """The path of each model's table; different models always get different paths."""
     short = [file_name(model) for model in models]
     long = [model.replace("/", "_").replace(":", "_") for model in models]

@@ -96,7 +96,7 @@ class Accuracy(Plain):
     """The true classes of the counted rows, sorted as in `in_order`."""
 
 
-def accuracy(predictions: Sequence[Prediction]) -> Accuracy:
+def accuracy_of(predictions: Sequence[Prediction]) -> Accuracy:
     """Top-1, top-5, loss and mean confidence over all images; precision and recall per class."""
     rows = counted(predictions)
     status = Counter(row.status for row in predictions)

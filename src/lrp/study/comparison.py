@@ -105,7 +105,7 @@ class Comparison(Plain):
         return plain(kept | {"gained": self.gained, "lost": self.lost, "notes": self.notes})
 
 
-def compare(
+def compare_predictions(
     a: Sequence[Prediction],
     b: Sequence[Prediction],
     *,

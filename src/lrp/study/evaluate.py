@@ -30,7 +30,7 @@ from lrp.models.loading import LoadedModel
 from lrp.models.resolve import model_name, resolve_device, resolve_model
 from lrp.models.weights import fingerprint
 from lrp.pictures.photos import PhotoError, open_photo
-from lrp.study.analysis import Accuracy, accuracy
+from lrp.study.analysis import Accuracy, accuracy_of
 from lrp.study.journal import Journal, journal_of
 from lrp.study.predictions import Prediction, iterate_predictions, read_predictions, write_predictions
 
@@ -160,7 +160,7 @@ class Evaluation:
     @cached_property
     def accuracy(self) -> Accuracy:
         """The accuracy over all and per class; computed from the CSV at the first access."""
-        return accuracy(read_predictions(self.output))
+        return accuracy_of(read_predictions(self.output))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

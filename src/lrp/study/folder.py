@@ -174,7 +174,7 @@ def mistakes(
         CompositeError: with `explain`, rules whose heatmap is the same for every class.
     """
     rows = read_predictions(results)
-    accuracy, confusion = analysis.accuracy(rows), analysis.confusion(rows)
+    accuracy, confusion = analysis.accuracy_of(rows), analysis.confusion(rows)
     calibration = analysis.calibration(rows, bins)
     shown = confusion.mistakes[:count]
     folder = StudyFolder(output or _beside(results, "errors"), shown, root)
@@ -293,7 +293,7 @@ def compare(
     """
     names = _names(Path(a), Path(b))
     rows_a, rows_b = read_predictions(a), read_predictions(b)
-    found = comparison.compare(rows_a, rows_b, count=count, names=names)
+    found = comparison.compare_predictions(rows_a, rows_b, count=count, names=names)
     groups = (found.gained[:count], found.lost[:count], found.rose, found.fell)
     shown = list({t.a.path: t.a for t in chain.from_iterable(groups)}.values())
     folder = StudyFolder(output or _beside(a, f"vs_{Path(b).stem}"), shown, root)

@@ -23,7 +23,7 @@ from lrp.pictures.figures import (
     set_title,
     words,
 )
-from lrp.pictures.figures import save as save
+from lrp.pictures.figures import save_figure as save_figure
 from lrp.study.analysis import Accuracy, Calibration, Confusion
 from lrp.study.comparison import Comparison, Twin
 from lrp.study.intervals import Paired, Share

@@ -90,7 +90,7 @@ class StudyFolder:
             return
         figure = make()
         for suffix in (".png", ".svg"):
-            self._write(name + suffix, lambda place: plots.save(figure, place, PredictionsError))
+            self._write(name + suffix, lambda place: plots.save_figure(figure, place, PredictionsError))
 
     def _write(self, name: str, write: Callable[[Path], None]) -> None:
         place = self.folder / name

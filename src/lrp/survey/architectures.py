@@ -142,7 +142,7 @@ def names(part: str = "") -> list[str]:
     return found
 
 
-def family(name: str) -> str:
+def family_of(name: str) -> str:
     """ "torchvision", or the timm family that a model represents."""
     inner = name.removeprefix("timm:")
     return next((f for f, n in TIMM.items() if n == inner), "timm") if inner != name else "torchvision"

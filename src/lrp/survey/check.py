@@ -28,7 +28,7 @@ from lrp.engine.explainer import Explainer
 from lrp.engine.results.ledger import AGREES, CLOSES
 from lrp.errors import LrpError
 from lrp.models.loading import load_model
-from lrp.survey.architectures import family
+from lrp.survey.architectures import family_of
 
 REACHED = 1e-6  # of the start: with less relevance at the input, the layers near the input were not tested
 LARGE = 100_000_000  # parameters: larger torchvision models get inputs of 224 x 224 pixels
@@ -42,7 +42,7 @@ STEPS = {"shape": "built", "without_evidence": "captured", "finite": "explained"
 
 
 @dataclass(frozen=True)
-class Result:
+class Measurement:
     """The measurements of one model. None: not measured, see `reason`, or not a finite number.
 
     Attributes:
@@ -107,7 +107,7 @@ class Result:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Result:
+    def from_dict(cls, values: dict[str, Any]) -> Measurement:
         """The inverse of `to_dict`; unknown entries are ignored."""
         known = {field.name for field in fields(cls)}
         kept = {name: value for name, value in values.items() if name in known}
@@ -116,7 +116,7 @@ class Result:
         return cls(**kept)
 
 
-def check(name: str, *, size: int | None = None, composite: Any = None, repeats: int = 3) -> Result:
+def check(name: str, *, size: int | None = None, composite: Any = None, repeats: int = 3) -> Measurement:
     """Measure a model with random weights on one image of noise. Never raises: an error becomes the result's reason.
 
     Args:
@@ -191,7 +191,7 @@ def realistic(model: nn.Module, x: Tensor) -> nn.Module:
     return model.eval()
 
 
-def measure(name: str, make: Make, *, composite: Any = None, repeats: int = 3) -> Result:
+def measure(name: str, make: Make, *, composite: Any = None, repeats: int = 3) -> Measurement:
     """Like `check`, for the result of `make`: a model in eval mode, float32, and an image [1, C, H, W] for it."""
     facts: dict[str, Any] = {}
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -207,8 +207,8 @@ def measure(name: str, make: Make, *, composite: Any = None, repeats: int = 3) -
         except Exception as error:  # models can raise any exception
             step = next((doing for fact, doing in STEPS.items() if fact not in facts), "accounted for")
             reason = f"{type(error).__name__} while it was {step}: {error}".removesuffix(": ")
-    return Result(
-        name, family(name), " ".join(reason.split()), **{k: _plain(v) for k, v in facts.items()},
+    return Measurement(
+        name, family_of(name), " ".join(reason.split()), **{k: _plain(v) for k, v in facts.items()},
         threads=torch.get_num_threads(), versions=versions(), date=date.today().isoformat(),
     )  # fmt: skip
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from lrp.survey import check
 from lrp.survey.architectures import LEFT_OUT, TIMM, names
-from lrp.survey.check import HUGE, LARGE, NOISE, REACHED, Result
+from lrp.survey.check import HUGE, LARGE, NOISE, REACHED, Measurement
 
 COMMAND = "lrp models --check"
 
 # (heading, meaning, result -> cell) of each column.
-COLUMNS: tuple[tuple[str, str, Callable[[Result], str]], ...] = (
+COLUMNS: tuple[tuple[str, str, Callable[[Measurement], str]], ...] = (
     ("model", "as `--model` takes it; ✗ marks a miss", lambda r: f"{r.name}{'' if r.ok else ' ✗'}"),
     ("parameters", "in millions", lambda r: _number(r.parameters and r.parameters / 1e6, ".1f")),
     (
@@ -60,7 +60,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Result], str]], ...] = (
 )  # fmt: skip
 
 
-def summary(results: Sequence[Result]) -> str:
+def summary(results: Sequence[Measurement]) -> str:
     """How many models are explained correctly, in one line."""
     parts = []
     for of, noun in ((True, "torchvision classifiers"), (False, "timm families")):
@@ -70,13 +70,13 @@ def summary(results: Sequence[Result]) -> str:
     return f"{', '.join(parts)}: logits are the model's, every node closes, all is finite, and the input is reached."
 
 
-def ordered(results: Iterable[Result]) -> list[Result]:
+def ordered(results: Iterable[Measurement]) -> list[Measurement]:
     """The results in the order of `names`; those of models that are no longer in it are left out."""
     order = {name: place for place, name in enumerate(names())}
     return sorted((r for r in results if r.name in order), key=lambda r: order[r.name])
 
 
-def _own_rounding(result: Result) -> str:
+def _own_rounding(result: Measurement) -> str:
     over = result.logit_error is not None and result.logit_error > 1e-4
     return f" ({_number(result.rounding, '.0e')})" if over and result.rounding is not None else ""
 
@@ -85,7 +85,7 @@ def _number(value: float | int | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def markdown(results: Iterable[Result]) -> str:
+def markdown(results: Iterable[Measurement]) -> str:
     """The page docs/models.md: misses with their reasons, the tables, and how to read them."""
     results = ordered(results)
     ours, theirs = ([r for r in results if (r.family == "torchvision") is of] for of in (True, False))
@@ -116,7 +116,7 @@ def markdown(results: Iterable[Result]) -> str:
     return "\n".join(lines)
 
 
-def _provenance(results: Sequence[Result]) -> str:
+def _provenance(results: Sequence[Measurement]) -> str:
     """The versions, dates and thread counts of the measurements."""
 
     def span(values: Iterable[Any]) -> str:
@@ -133,8 +133,8 @@ def _provenance(results: Sequence[Result]) -> str:
     )
 
 
-def _measured(results: list[Result], *more: str) -> list[str]:
-    """A table of the columns `more`, which are attributes of `Result`, followed by all `COLUMNS`."""
+def _measured(results: list[Measurement], *more: str) -> list[str]:
+    """A table of the columns `more`, which are attributes of `Measurement`, followed by all `COLUMNS`."""
     rows = [[*(getattr(r, name) for name in more), *(entry(r) for _, _, entry in COLUMNS)] for r in results]
     return _table([*more, *(head for head, _, _ in COLUMNS)], rows)
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from lrp.errors import ModelError
 from lrp.storage.atomic import write_whole
 from lrp.survey import check
-from lrp.survey.architectures import TIMM, family
-from lrp.survey.check import Result
+from lrp.survey.architectures import TIMM, family_of
+from lrp.survey.check import Measurement
 from lrp.survey.page import COMMAND, markdown, ordered
 
 HOURS = 1.0  # limit per model; a model that takes longer counts as a miss
@@ -40,16 +40,18 @@ class Worker:
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
 
-    def result(self) -> Result | None:
+    def result(self) -> Measurement | None:
         """The measurements, or a result with the reason why the worker died; None while it runs."""
         code = self.process.poll()
         timed_out = time.monotonic() - self.began > HOURS * 3600
         if code is None and not timed_out:
             return None
         if code == 0:
-            found = Result.from_dict(json.loads(self.result_file.read_text(encoding="utf-8")))
+            found = Measurement.from_dict(json.loads(self.result_file.read_text(encoding="utf-8")))
         else:
-            found = Result(self.name, family(self.name), self._failure(code), date=date.today().isoformat())
+            found = Measurement(
+                self.name, family_of(self.name), self._failure(code), date=date.today().isoformat()
+            )
         self.stop()
         return found
 
@@ -80,7 +82,7 @@ def survey(
     *,
     jobs: int = 1,
     overwrite: bool = False,
-) -> Iterator[tuple[Result, bool]]:
+) -> Iterator[tuple[Measurement, bool]]:
     """Measure models and store the results in `folder`/models.json, which is written again after each model.
 
     Args:
@@ -123,19 +125,19 @@ def survey(
     write_whole(folder / "models.md", [markdown(results.values())], ModelError, parents=True)
 
 
-def met(results: Iterable[Result], everything: bool) -> bool:
+def met(results: Iterable[Measurement], everything: bool) -> bool:
     """Whether the goal is met. All models: every torchvision classifier and `GOAL` timm families; else every model."""
     misses = [r.family for r in results if not r.ok]
     allowed = len(TIMM) - GOAL if everything else 0
     return "torchvision" not in misses and len(misses) <= allowed
 
 
-def load(folder: Path) -> dict[str, Result]:
+def load(folder: Path) -> dict[str, Measurement]:
     """The results in `folder`/models.json by name, in the order of the list; empty if there is no such file."""
     path = folder / "models.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = {entry["name"]: Result.from_dict(entry) for entry in content["results"]}
+        found = {entry["name"]: Measurement.from_dict(entry) for entry in content["results"]}
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -148,6 +150,6 @@ def load(folder: Path) -> dict[str, Result]:
     return found
 
 
-def _json(results: Iterable[Result]) -> str:
+def _json(results: Iterable[Measurement]) -> str:
     content = {"command": COMMAND, "results": [r.to_dict() for r in ordered(results)]}
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrp.errors import TrainingError
 from lrp.pictures.figures import BLUE, GREY, ORANGE, look, new_figure, words
-from lrp.pictures.figures import save as save
+from lrp.pictures.figures import save_figure as save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

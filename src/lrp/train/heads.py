@@ -82,7 +82,7 @@ def find_heads(model: nn.Module, example: Tensor) -> tuple[str, ...]:
     return tuple(head.path for head in _find(model, capture(model, example)))
 
 
-def split(model: nn.Module, example: Tensor) -> Split:
+def split_head(model: nn.Module, example: Tensor) -> Split:
     """Split a model before its heads; arguments and errors as in `find_heads`.
 
     It also raises ModelError if the model accepts only the batch size of `example`, or if the logits depend on data

@@ -28,8 +28,7 @@ from lrp.train.devices import launch, shared
 from lrp.train.features import Store, features
 from lrp.train.fit_all import NetSettings, fit_all
 from lrp.train.fit_head import Facts, HeadSettings, fit_head
-from lrp.train.heads import adapted
-from lrp.train.heads import split as cut
+from lrp.train.heads import adapted, split_head
 from lrp.train.training_run import OnEpoch, Retrained, Run
 
 MODES = ("head", "all")
@@ -212,7 +211,7 @@ def _head(
     """Train the head on features: as the whole training, or as the first step of training the whole net."""
     whole = run.identity["train"] == "head"
     try:
-        parts = cut(model, example)
+        parts = split_head(model, example)
     except (ModelError, CaptureError) as error:
         if whole:
             raise

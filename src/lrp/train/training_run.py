@@ -218,7 +218,7 @@ class Run:
 
             figure = curves.plot_training(self.history, best_epoch(self.history), title=self.output.name)
             for path in self._curves():
-                curves.save(figure, path, TrainingError)
+                curves.save_figure(figure, path, TrainingError)
 
     def _files(self) -> list[Path]:
         return [self.output, sidecar_of(self.output), self.last_file, self.history_file, *self._curves()]

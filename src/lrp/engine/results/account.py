@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 PARTS = {"bias": "bias", "epsilon": "ε", "dropped": "dropped"}
 
 
-def reached(relevance: float, start: float, unit: str, share: float | None, form: str = ".0f") -> str:
+def reached_words(relevance: float, start: float, unit: str, share: float | None, form: str = ".0f") -> str:
     """ "4.1 of 11.4 logits (36 %) reached the pixels".
 
     Args:
@@ -23,6 +23,6 @@ def account(
 ) -> str:
     """ "4.1 of 11.4 logits (36 %) reached the pixels; bias 61 %, ε 3 %"; the first problem of health comes first."""
     rest = [f"{words} {100 * shares[k]:.0f} %" for k, words in PARTS.items() if abs(shares[k]) >= 0.005]
-    text = reached(relevance, start, unit, shares["input"])
+    text = reached_words(relevance, start, unit, shares["input"])
     text += f"; {', '.join(rest)}" if rest else ""
     return f"NOT TRUSTWORTHY: {problems[0]}. {text}" if problems else text

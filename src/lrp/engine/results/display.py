@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image, ImageShow
 
-from lrp.engine.results.account import account, reached
+from lrp.engine.results.account import account, reached_words
 from lrp.errors import ImageError, InputError, LrpError
 from lrp.pictures import heatmap
 from lrp.pictures.photos import Geometry, Photo, open_photo
@@ -250,7 +250,7 @@ def _input_picture(image: Tensor) -> np.ndarray | None:
 
 def _reached(e: Explanation, i: int) -> str:
     relevance, start = float(e.relevance[i].double().sum()), float(e.start[i].double().sum())
-    return reached(relevance, start, e.unit, relevance / start if start else None, ".2g")
+    return reached_words(relevance, start, e.unit, relevance / start if start else None, ".2g")
 
 
 def _lines(e: Explanation, i: int) -> list[str]:

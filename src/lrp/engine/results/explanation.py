@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lrp.engine.model_state import ModelState, version
-from lrp.engine.results.account import reached
+from lrp.engine.results.account import reached_words
 from lrp.engine.results.ledger import Health, Ledger, judge
 from lrp.engine.targets import Start
 from lrp.errors import LedgerError
@@ -163,7 +163,7 @@ class Explanation(_Pictures):
     def _line(self, i: int) -> str:
         target = int(self.target[i])
         relevance, start = float(self.relevance[i].double().sum()), float(self.start[i].double().sum())
-        words = reached(relevance, start, self.unit, relevance / start if start else None)
+        words = reached_words(relevance, start, self.unit, relevance / start if start else None)
         return f"class {target}, logit {float(self.logits[i, target]):.4g}, {words}"
 
     def _entries(self) -> Sequence[Explanation]:

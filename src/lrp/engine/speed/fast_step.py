@@ -27,7 +27,7 @@ class FastSite(KnownSite):
     def hand_down(self, rule: Any, op: Affine, a: Any, z: Any, relevance: Any) -> Flow:
         branches = rule.branches()
         if (factor := gamma.gamma_of(branches)) is not None:
-            return gamma.hand_down(factor, rule, op, self, a, z, relevance)
+            return gamma.hand_down_gamma(factor, rule, op, self, a, z, relevance)
         if any(branch.where for branch in branches):
             return super().hand_down(rule, op, a, z, relevance)
         return _everywhere(branches, rule, op, self, a, z, relevance)

@@ -26,7 +26,9 @@ def gamma_of(branches: tuple[Branch, ...]) -> float | None:
     return version.gamma if branches == expected else None
 
 
-def hand_down(gamma: float, rule: Any, op: Affine, site: KnownSite, a: Any, z: Any, relevance: Any) -> Flow:
+def hand_down_gamma(
+    gamma: float, rule: Any, op: Affine, site: KnownSite, a: Any, z: Any, relevance: Any
+) -> Flow:
     """With a⁺w⁺ + a⁻w⁻ = (aw + |a||w|) / 2 and a⁺w⁻ + a⁻w⁺ = (aw − |a||w|) / 2, and the same for the bias, it is
 
     D = sgn(z) ((1 + γ/2) |z| + γ/2 (Σ |a||w| + |b|)).
