@@ -166,7 +166,7 @@ def side_by_side(folder: Path) -> None:
             relevance = np.load(folder / name / f"{file.stem}.npz")["relevance"].sum(0)
             whole = np.pad(relevance, EDGE, constant_values=np.nan)  # the model did not see the edge
             words = f"stamp: {100 * share[i]:.0f} % of positive relevance"
-            panels.append(heatmap.Panel(whole, f"{name}.pth", words, heatmap.scale([whole])))
+            panels.append(heatmap.Panel(whole, f"{name}.pth", words, heatmap.heatmap_scale([whole])))
         with Image.open(file) as photo:
             save(heatmap.draw(np.asarray(photo), panels), folder / "side_by_side" / file.name)
 

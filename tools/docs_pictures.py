@@ -69,8 +69,8 @@ def card(explanation: lrp.Explanation) -> Image.Image:
     """The heatmap of the one image explained, its share of the start, and its scale."""
     relevance = explanation.relevance[0].sum(0).double().numpy()
     start, reached = float(explanation.start.sum()), float(relevance.sum())
-    limit = heatmap.scale([relevance])
-    picture = Image.fromarray(heatmap.colours(relevance, limit))
+    limit = heatmap.heatmap_scale([relevance])
+    picture = Image.fromarray(heatmap.heatmap_colours(relevance, limit))
     width, height = (SCALE * side for side in picture.size)
     sheet = Image.new("RGB", (width + 2 * MARGIN, height + 4 * EM + 2 * MARGIN), "white")
     sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (MARGIN, MARGIN))
@@ -78,7 +78,7 @@ def card(explanation: lrp.Explanation) -> Image.Image:
     pen.rectangle((MARGIN - 1, MARGIN - 1, MARGIN + width, MARGIN + height), outline=FRAME)
     y = MARGIN + height + EM
     pen.text((MARGIN, y), _share(reached, start), font=small, fill=INK, anchor="lm")
-    shades = heatmap.colours(np.linspace(-limit, limit, width)[None].repeat(EM // 2, axis=0), limit)
+    shades = heatmap.heatmap_colours(np.linspace(-limit, limit, width)[None].repeat(EM // 2, axis=0), limit)
     sheet.paste(Image.fromarray(shades), (MARGIN, y + EM))
     for share, text, anchor in ((0, f"-{limit:.2g}", "lm"), (0.5, "0", "mm"), (1, f"+{limit:.2g}", "rm")):
         place = (MARGIN + share * width, y + round(2.3 * EM))
@@ -207,7 +207,9 @@ def drawing(name: str) -> Image.Image:
     for number, (title, below, values, top) in enumerate(panels):
         x0, y0 = left + number * column, 3 * EM
         pen.text((x0, 1.8 * EM), title, font=small, fill=INK, anchor="lm")
-        shades = heatmap.colours(values.double().numpy(), top) if top else np.full((*values.shape, 3), 255)
+        shades = (
+            heatmap.heatmap_colours(values.double().numpy(), top) if top else np.full((*values.shape, 3), 255)
+        )
         for i, line in enumerate(values.tolist()):
             for j, value in enumerate(line):
                 box = (x0 + j * CELL, y0 + i * CELL, x0 + (j + 1) * CELL, y0 + (i + 1) * CELL)
@@ -242,7 +244,7 @@ def save(image: Image.Image, path: Path, palette: Image.Image | None = None) -> 
 
 def scale_palette() -> Image.Image:
     """The colours of heatmaps in equal steps, and the greys of text and frames."""
-    shades = heatmap.colours(np.linspace(-1, 1, 101)[None], 1).reshape(-1, 3)
+    shades = heatmap.heatmap_colours(np.linspace(-1, 1, 101)[None], 1).reshape(-1, 3)
     greys = np.linspace(25, 255, 16).round().astype(np.uint8)[:, None].repeat(3, axis=1)
     image = Image.new("P", (1, 1))
     image.putpalette(np.concatenate([shades, greys]).tobytes())

@@ -284,7 +284,7 @@ def test_true_skips_where_the_folder_is_no_class(inside, any_model, capsys):
 def test_shared_scale_is_one_scale(inside, any_model, capsys):
     assert main(["explain", "input", "-o", "out", "--shared-scale", "--save", "npz", "--json"]) == 0
     first = records(capsys)
-    limits = heatmap.scale(
+    limits = heatmap.heatmap_scale(
         [np.load(Path(r["output"]).with_suffix(".npz"))["relevance"].sum(0) for r in first]
     )
     assert limits > 0

@@ -13,7 +13,7 @@ from torch import nn
 import lrp
 from helpers.small_models import NAMES, small_model
 from lrp.engine.results import display
-from lrp.engine.results.account import account, reached_words
+from lrp.engine.results.account import account_in_words, reached_words
 from lrp.pictures import heatmap
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
@@ -240,8 +240,8 @@ def test_the_words_of_an_account():
     assert reached_words(4.1, 11.4, "logits", 0.36) == words
     assert reached_words(4.1, 11.4, "logits", 0.3612, ".2g") == words
     assert reached_words(0.0, 0.0, "logits", None) == "0 of 0 logits reached the pixels"
-    assert account(4.1, 11.4, "logits", shares, []) == f"{words}; bias 61 %, ε 3 %"
-    assert account(4.1, 11.4, "logits", shares, ["not finite", "b"]).startswith(
+    assert account_in_words(4.1, 11.4, "logits", shares, []) == f"{words}; bias 61 %, ε 3 %"
+    assert account_in_words(4.1, 11.4, "logits", shares, ["not finite", "b"]).startswith(
         f"NOT TRUSTWORTHY: not finite. {words}"
     )
     assert explained(seed="softmax").unit == "shares of the softmax" and explained().unit == "logits"

@@ -143,7 +143,7 @@ def test_too_large(tmp_path, monkeypatch):
 
 
 def test_what_computes_something_else_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "portable", spoiled)
+    monkeypatch.setattr(module, "rewrite_for_onnx", spoiled)
     refused(
         tmp_path, "onnxruntime computes other relevance than torch, by # (limit 3e-02): PATH was not written."
     )

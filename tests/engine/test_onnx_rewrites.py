@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lrp
-from lrp.engine.onnx.rewrites import average_pool_back, portable
+from lrp.engine.onnx.rewrites import average_pool_back, rewrite_for_onnx
 
 CHOICES = list(
     itertools.product((1, 2, 3), (1, 2, 3), (0, 1), (False, True), (False, True), (None, 5), ((7, 8), (9, 6)))
@@ -52,7 +52,7 @@ def test_a_program_is_the_same_and_has_no_such_step_left():
     expected = explainer(x, 1).relevance
     module = explainer.program.module
     steps = {node.target for node in module.graph.nodes}
-    rewritten = portable(module)
+    rewritten = rewrite_for_onnx(module)
     assert torch.ops.aten.avg_pool2d_backward in steps
     assert torch.ops.aten.avg_pool2d_backward not in {node.target for node in rewritten.graph.nodes}
     start = torch.zeros(2, 5).index_fill_(1, torch.tensor(1), 1)

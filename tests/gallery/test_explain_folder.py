@@ -152,7 +152,7 @@ def test_the_heatmap_alone_is_transparent_where_there_is_nothing(photos):
     values = model.preprocessing.geometry.to_photo(seen, 24, 32)
     rgba = np.asarray(image).astype(float)
     assert np.isnan(values).any() and (rgba[..., 3][np.isnan(values)] == 0).all()
-    limit = heatmap.scale([values])
+    limit = heatmap.heatmap_scale([values])
     share = np.abs(np.nan_to_num(values)) / limit
     np.testing.assert_allclose(rgba[..., 3], np.rint(255 * np.minimum(share, 1) ** 0.7), atol=1)
     strong = share > 0.3
@@ -164,7 +164,7 @@ def test_the_heatmap_alone_is_transparent_where_there_is_nothing(photos):
 
 
 def test_zero_is_transparent_and_the_limit_opaque():
-    image = np.asarray(heatmap.transparent([np.array([[0.0, 2.0, -5.0, np.nan]])] * 2, 2.0))
+    image = np.asarray(heatmap.transparent_heatmap([np.array([[0.0, 2.0, -5.0, np.nan]])] * 2, 2.0))
     assert image.shape == (1, 9, 4)  # side by side, with a gap between
     assert image[0, :, 3].tolist() == [0, 255, 255, 0, 0, 0, 255, 255, 0]
     assert (image[0, 1, :3] == heatmap.PALETTE[-1]).all() and (image[0, 2, :3] == heatmap.PALETTE[0]).all()

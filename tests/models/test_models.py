@@ -35,7 +35,7 @@ from lrp.cli import main
 from lrp.errors import ModelError, TargetError
 from lrp.models.catalogue import model_names
 from lrp.models.checkpoints import architecture, is_file, save_checkpoint
-from lrp.models.downloads import checkpoint, download
+from lrp.models.downloads import download, download_checkpoint
 from lrp.models.loading import load_model
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.weights import fingerprint, read_weights
@@ -176,7 +176,7 @@ def test_without_network_one_sentence_says_what_and_where(hub, monkeypatch):
 
 def test_a_name_without_digest_is_not_trusted(hub):
     url = "https://example.invalid/weights.pth"
-    assert message(checkpoint, "x", url, 1.0, print) == (
+    assert message(download_checkpoint, "x", url, 1.0, print) == (
         f"x: its weights cannot be verified: {url} carries no SHA-256 in its name."
     )
 
@@ -221,7 +221,7 @@ def test_the_architecture_fits_the_weights_even_when_they_are_random(monkeypatch
 
 
 def test_every_torchvision_classifier_is_preprocessed_as_its_weights_say(monkeypatch):
-    monkeypatch.setattr(lrp.models.loading, "build", lambda *args: nn.Identity())
+    monkeypatch.setattr(lrp.models.loading, "build_model", lambda *args: nn.Identity())
     names = tv.list_models(module=tv)
     assert len(names) >= 80
     ours_by_theirs: dict[str, Preprocessing] = {}

@@ -17,7 +17,7 @@ from lrp.errors import ImageError
 from lrp.pictures import heatmap
 from lrp.pictures import photos as images
 from lrp.pictures import text as lettering
-from lrp.pictures.heatmap import Panel, colours, draw, read_metadata, save_png, scale
+from lrp.pictures.heatmap import Panel, draw, heatmap_colours, heatmap_scale, read_metadata, save_png
 from lrp.pictures.text import font, spelled, typeface, wrapped
 
 SENTENCE = "4.1 of 11.4 logits (36 %), the rest: bias 61 %, ε 3 %"
@@ -81,9 +81,11 @@ def written(monkeypatch):
 
 
 def test_scale_by_pencil():
-    assert scale([np.array([[-4.0, 1.0], [2.0, np.nan]]), np.array([[3.0, np.inf]])], 50) == 2.5  # of 1 2 3 4
-    assert scale([np.array([[-4.0, 1.0]])], 100) == 4.0
-    assert scale(iter([np.array([[-4.0, 1.0]])]), 100) == 4.0
+    assert (
+        heatmap_scale([np.array([[-4.0, 1.0], [2.0, np.nan]]), np.array([[3.0, np.inf]])], 50) == 2.5
+    )  # of 1 2 3 4
+    assert heatmap_scale([np.array([[-4.0, 1.0]])], 100) == 4.0
+    assert heatmap_scale(iter([np.array([[-4.0, 1.0]])]), 100) == 4.0
 
 
 @pytest.mark.parametrize(
@@ -91,27 +93,29 @@ def test_scale_by_pencil():
     [[], [np.zeros((2, 2))], [np.full((2, 2), np.nan)], [np.full((2, 2), np.inf)], [np.zeros((0, 3))]],
 )
 def test_scale_of_nothing_is_one(empty):
-    assert scale(empty) == 1.0
+    assert heatmap_scale(empty) == 1.0
 
 
 def test_scale_of_a_single_hot_pixel_is_that_pixel():
     one = np.zeros((100, 100))
     one[3, 4] = -7.0
-    assert scale([one], 95) == 7.0
+    assert heatmap_scale([one], 95) == 7.0
 
 
 @given(some=st.lists(maps, max_size=3), percentile=st.floats(0.1, 100))
 def test_scale_is_a_limit_one_can_divide_by(some, percentile):
-    limit = scale(some, percentile)
+    limit = heatmap_scale(some, percentile)
     largest = max((float(np.nanmax(np.abs(m), initial=0)) for m in some), default=0)
     assert 0 < limit <= (largest or 1.0) * (1 + 1e-9)
-    assert limit == scale([-m for m in reversed(some)], percentile)  # symmetric, and no map comes first
+    assert limit == heatmap_scale(
+        [-m for m in reversed(some)], percentile
+    )  # symmetric, and no map comes first
 
 
 @pytest.mark.parametrize("percentile", [0, -1, 100.1, float("nan")])
 def test_scale_refuses_other_percentiles(percentile):
     with pytest.raises(ImageError) as caught:
-        scale([np.ones((2, 2))], percentile)
+        heatmap_scale([np.ones((2, 2))], percentile)
     assert str(caught.value) == f"expected a percentile above 0 and up to 100, got {percentile:g}"
 
 
@@ -125,14 +129,17 @@ STEPS = np.linspace(0, 1, 101)
 
 
 def test_zero_is_neutral_and_the_signs_are_red_and_blue():
-    zero, plus, minus = (colours(np.array([[v]]), 2.0)[0, 0].astype(int) for v in (0.0, 1.0, -1.0))
+    zero, plus, minus = (heatmap_colours(np.array([[v]]), 2.0)[0, 0].astype(int) for v in (0.0, 1.0, -1.0))
     assert zero[0] == zero[1] == zero[2] > 225
     assert plus[0] > plus[1] + 50 and plus[0] > plus[2] + 50
     assert minus[2] > minus[0] + 50 and minus[2] > minus[1] + 25
 
 
 def test_equal_size_looks_equally_strong():
-    plus, minus = luminance(colours(STEPS[None], 1.0)[0]), luminance(colours(-STEPS[None], 1.0)[0])
+    plus, minus = (
+        luminance(heatmap_colours(STEPS[None], 1.0)[0]),
+        luminance(heatmap_colours(-STEPS[None], 1.0)[0]),
+    )
     assert np.abs(plus - minus).max() < 0.06
     assert (np.diff(plus) <= 0.004).all() and (np.diff(minus) <= 0.004).all()
     assert plus[-1] < 0.12 and minus[-1] < 0.12
@@ -152,20 +159,20 @@ def test_the_signs_stay_apart_for_the_colour_blind(kind):
         linear = (rgb / 255) ** 2.2 @ np.array(BLINDNESS[kind]).T
         return linear.clip(0, 1) ** (1 / 2.2) * 255
 
-    plus, minus = seen(colours(STEPS[None], 1.0)[0]), seen(colours(-STEPS[None], 1.0)[0])
+    plus, minus = seen(heatmap_colours(STEPS[None], 1.0)[0]), seen(heatmap_colours(-STEPS[None], 1.0)[0])
     apart = np.abs(plus - minus).max(axis=1)
     assert (apart[30:] > 60).all() and (np.diff(apart[:30]) > -8).all()
 
 
 def test_beyond_the_limit_is_the_last_colour():
     for sign in (-1, 1):
-        ends = colours(sign * np.array([[1.0, 1.0001, 99.0, np.inf]]), 1.0)[0]
+        ends = heatmap_colours(sign * np.array([[1.0, 1.0001, 99.0, np.inf]]), 1.0)[0]
         assert (ends == ends[0]).all()
 
 
 @given(values=maps, limit=st.floats(1e-300, 1e9))
 def test_colours_of_anything(values, limit):
-    picture, mirrored = colours(values, limit), colours(-values, limit)
+    picture, mirrored = heatmap_colours(values, limit), heatmap_colours(-values, limit)
     assert picture.dtype == np.uint8 and picture.shape == (*values.shape, 3)
     seen = np.isfinite(values)
     warm = picture[..., 0].astype(int) - picture[..., 2]
@@ -176,7 +183,7 @@ def test_colours_of_anything(values, limit):
 @pytest.mark.parametrize("limit", [0, -1, float("nan")])
 def test_colours_refuse_a_scale_without_width(limit):
     with pytest.raises(ImageError) as caught:
-        colours(np.ones((1, 1)), limit)
+        heatmap_colours(np.ones((1, 1)), limit)
     assert str(caught.value) == f"expected a scale's limit above 0, got {limit:g}"
 
 
@@ -188,7 +195,7 @@ def test_photo_left_and_heatmap_right_at_the_photos_own_resolution():
     sheet = draw(image, [Panel(values, "cat")], title="cat, 72 %")
     left, top = find(sheet, image)
     seen = np.isfinite(values)
-    right, level = find(sheet, colours(values, scale([values])), seen)
+    right, level = find(sheet, heatmap_colours(values, heatmap_scale([values])), seen)
     assert level == top and right >= left + 500
     assert sheet.getpixel((0, 0)) == (255, 255, 255)
 
@@ -225,7 +232,7 @@ def test_tiny_photos_are_enlarged_in_whole_squares(written):
     image, values = photo(32, 32), relevance(32, 32)
     sheet = draw(image, [Panel(values, "cat", SENTENCE)], title="cat")
     find(sheet, image.repeat(11, 0).repeat(11, 1))
-    find(sheet, colours(values, scale([values])).repeat(11, 0).repeat(11, 1))
+    find(sheet, heatmap_colours(values, heatmap_scale([values])).repeat(11, 0).repeat(11, 1))
     assert min(w.box[3] - w.box[1] for w in written if w.text == "cat") >= 8
 
 
@@ -243,7 +250,7 @@ def test_huge_photos_are_reduced_and_nothing_hot_is_lost():
     shown = pixels[top : top + 200, start : start + 600]
     hot = np.argwhere(shown[..., 0] - shown[..., 2] > 60)
     np.testing.assert_array_equal(hot, [(80, 300)])
-    neutral = (shown == colours(np.zeros((1, 1)), 1.0)[0, 0]).all(-1)
+    neutral = (shown == heatmap_colours(np.zeros((1, 1)), 1.0)[0, 0]).all(-1)
     assert (
         neutral[:, 200:400].sum() == 200 * 200 - 1
         and not neutral[:, :200].any()
@@ -268,14 +275,14 @@ def test_panels_share_one_scale_unless_they_have_their_own(written):
     image = photo(400, 400)
     weak, strong = relevance(400, 400), relevance(400, 400, seed=2) * 3
     sheet = draw(image, [Panel(weak, "weak"), Panel(strong, "strong")], percentile=99)
-    limit = scale([weak, strong], 99)
-    find(sheet, colours(weak, limit))
-    find(sheet, colours(strong, limit))
+    limit = heatmap_scale([weak, strong], 99)
+    find(sheet, heatmap_colours(weak, limit))
+    find(sheet, heatmap_colours(strong, limit))
     assert [w.text for w in written if w.text[0] in "-0+"] == [f"-{limit:.3g}", "0", f"+{limit:.3g}"]
     written.clear()
     own = draw(image, [Panel(weak, "weak"), Panel(strong, "strong", limit=30.0)], percentile=99)
-    find(own, colours(weak, scale([weak], 99)))
-    find(own, colours(strong, 30.0))
+    find(own, heatmap_colours(weak, heatmap_scale([weak], 99)))
+    find(own, heatmap_colours(strong, 30.0))
     marks = [w.text for w in written if w.text[0] in "-0+"]
     assert marks[1::3] == ["0", "0"] and marks[3:] == ["-30", "0", "+30"]
     note = "relevance per input pixel, each panel on its own scale, clipped at the 99th percentile of"
@@ -306,7 +313,9 @@ def test_the_legend_says_what_the_colours_mean(written, options, note):
         photo(400, 900), [Panel(relevance(400, 900, border=9), "cat", SENTENCE)], title="cat, 72 %", **options
     )
     words = [w.text for w in written]
-    limit = options.get("limit") or scale([relevance(400, 900, border=9)], options.get("percentile", 99.5))
+    limit = options.get("limit") or heatmap_scale(
+        [relevance(400, 900, border=9)], options.get("percentile", 99.5)
+    )
     reached = "4.1 of 11.4 logits (36 %), the rest: bias 61 %, epsilon 3 %"
     expected = ["cat, 72 %", "cat", reached, f"-{limit:.3g}", "0", f"+{limit:.3g}"]
     assert words[:6] == expected

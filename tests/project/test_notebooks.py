@@ -365,7 +365,7 @@ def test_an_explanation_shows_photo_heatmap_target_and_health():
         limit = np.percentile(np.abs(r), 99.5)
         step = 1.01 * np.abs(np.diff(heatmap.PALETTE.astype(float), axis=0)).max(1)
         seen = np.asarray(pictures[2 * i + 1].convert("RGB"), float)
-        assert np.abs(seen - heatmap.colours(r, limit).astype(float)).max() <= 2 * step.max()
+        assert np.abs(seen - heatmap.heatmap_colours(r, limit).astype(float)).max() <= 2 * step.max()
         # The words.
         target = int(e.target[i])
         chance = 100 * float(e.logits[i].double().softmax(0)[target])
@@ -466,7 +466,7 @@ def test_an_explanation_that_is_not_right_says_so():
     assert "NOT TRUSTWORTHY" in page.text
     assert "not finite: relevance or logits hold NaN or infinite values" in page.text
     heat = np.asarray(page.images()[1].convert("RGB"))
-    assert (heat[0, 0] == heatmap.colours(np.full((1, 1), np.nan), 1.0)[0, 0]).all()
+    assert (heat[0, 0] == heatmap.heatmap_colours(np.full((1, 1), np.nan), 1.0)[0, 0]).all()
     e = explained(images=1)
     with torch.no_grad():
         next(e._explainer.model.parameters()).mul_(2)

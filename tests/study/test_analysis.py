@@ -19,7 +19,7 @@ from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_
 import lrp.study.analysis
 from lrp.errors import PredictionsError
 from lrp.study.analysis import accuracy_of, calibration, confusion, picks
-from lrp.study.intervals import Share, mcnemar, paired, share, tango
+from lrp.study.intervals import Share, mcnemar, paired_interval, share, tango
 from lrp.study.predictions import Prediction
 
 
@@ -151,11 +151,11 @@ def test_mcnemar_as_published():
 
 def test_paired_by_pencil():
     a, b = [True, True, True, False, False, False], [True, False, True, True, True, False]
-    got = paired(a, b)
+    got = paired_interval(a, b)
     assert (got.n, got.both_right, got.gained, got.lost, got.both_wrong) == (6, 2, 2, 1, 1)
     assert (got.a.successes, got.b.successes, got.difference) == (3, 4, 1 / 6)
     assert got.low < got.difference < got.high and got.p == 1.0
-    empty = paired([], [])
+    empty = paired_interval([], [])
     assert set(empty.to_dict().values()) == {0, None}
 
 

@@ -22,7 +22,7 @@ from lrp.study import folder as study
 from lrp.study import written
 from lrp.study.accuracy import accuracy as measured
 from lrp.study.accuracy import file_name, table_paths
-from lrp.study.locate import class_folders, copy, locate
+from lrp.study.locate import class_folders, copy_photos, locate_photos
 from lrp.study.predictions import Prediction, read_predictions, write_predictions
 from lrp.values import percent
 
@@ -129,7 +129,7 @@ def test_explain_runs_next(tmp_path, monkeypatch, capsys):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(r.path)
         files[r.path] = file
-    made = list(copy(files, class_folders(rows), tmp_path / "input"))
+    made = list(copy_photos(files, class_folders(rows), tmp_path / "input"))
     assert [str(m.relative_to(tmp_path)) for m in made] == [
         "input/n01440764/1.jpg", "input/n01440764/1.2.jpg", "input/n03445777/1.jpg", "input/n03445777/1.2.jpg",
     ]  # fmt: skip
@@ -177,12 +177,12 @@ def test_where_photos_are(tmp_path):
         (tmp_path / "new" / "val" / name).touch()
     paths = ["/old/data/val/a/1.png", "/old/data/val/b/1.png", "/old/data/val/b/2.png"]
     new = tmp_path / "new"
-    assert locate(paths) == {}
-    assert locate(paths, new) == {paths[0]: new / "val/a/1.png", paths[1]: new / "val/b/1.png"}
+    assert locate_photos(paths) == {}
+    assert locate_photos(paths, new) == {paths[0]: new / "val/a/1.png", paths[1]: new / "val/b/1.png"}
     # Not by the names of files alone as long as more fit with their folders.
     (new / "1.png").touch()
-    assert locate(paths[:2], new) == {paths[0]: new / "val/a/1.png", paths[1]: new / "val/b/1.png"}
-    assert locate([], new) == {}
+    assert locate_photos(paths[:2], new) == {paths[0]: new / "val/a/1.png", paths[1]: new / "val/b/1.png"}
+    assert locate_photos([], new) == {}
 
 
 def test_nothing_correct(table, capsys):

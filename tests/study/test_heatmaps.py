@@ -126,7 +126,9 @@ def test_both_models_on_one_scale(data, monkeypatch):
         heatmap, "draw", lambda *x, draw=heatmap.draw, **k: drawn.append((x, k)) or draw(*x, **k)
     )
     monkeypatch.setattr(
-        heatmap, "colours", lambda r, limit, colour=heatmap.colours: limits.append(limit) or colour(r, limit)
+        heatmap,
+        "colours",
+        lambda r, limit, colour=heatmap.heatmap_colours: limits.append(limit) or colour(r, limit),
     )
     files = {t.a.path: Path(t.a.path) for t in twins}
     sides = gallery(before, save=("png", "npz")), gallery(after)
@@ -155,9 +157,9 @@ def test_both_models_on_one_scale(data, monkeypatch):
                 f"A old says {twin.a.predicted_label} {percent(twin.a.predicted_confidence)}, "
                 f"B new says {twin.b.predicted_label} {percent(twin.b.predicted_confidence)}; {result.path.name}"
             )
-            both = heatmap.scale([p.relevance for p in panels])
+            both = heatmap.heatmap_scale([p.relevance for p in panels])
             # Two heatmaps and the bar of the legend.
-            assert [limits.pop(0) for _ in range(3)] == [both] * 3 and both != heatmap.scale(
+            assert [limits.pop(0) for _ in range(3)] == [both] * 3 and both != heatmap.heatmap_scale(
                 [panels[0].relevance]
             )
             assert words["limit"] is None and [p.limit for p in panels] == [None, None]

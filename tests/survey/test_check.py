@@ -138,7 +138,7 @@ def in_float64(name: str) -> tuple[nn.Module, torch.Tensor]:
     if name in SMALLER:
         model, x = check.realistic(SMALLER[name](), torch.randn(8, 3, 64, 64)), torch.randn(1, 3, 64, 64)
     else:
-        model, x = check.build(name, 64)
+        model, x = check.build_for_check(name, 64)
     return model.double(), x.double()
 
 
@@ -318,8 +318,8 @@ def test_realistic_weights():
 
 def test_torchvisions_largest_take_224_pixels(monkeypatch):
     monkeypatch.setattr(check, "LARGE", 1_000)
-    assert check.build("squeezenet1_1")[1].shape == (1, 3, 224, 224)
-    model, x = check.build("efficientnet_b1")  # its own: 240
+    assert check.build_for_check("squeezenet1_1")[1].shape == (1, 3, 224, 224)
+    model, x = check.build_for_check("efficientnet_b1")  # its own: 240
     assert x.shape == (1, 3, 224, 224)
     with torch.no_grad():
         assert model(x).shape == (1, 1000)
@@ -356,8 +356,10 @@ def test_the_list():
         assert architectures.family(f"timm:{name}") == family
     assert architectures.family("resnet50") == "torchvision"
     assert architectures.names("resnet50") == ["resnet50", "wide_resnet50_2"]
-    assert architectures.smallest("levit") == architectures.TIMM["levit"]
-    assert architectures.smallest("deepseek_vit") is None and "deepseek_vit" in architectures.LEFT_OUT
+    assert architectures.smallest_of_family("levit") == architectures.TIMM["levit"]
+    assert (
+        architectures.smallest_of_family("deepseek_vit") is None and "deepseek_vit" in architectures.LEFT_OUT
+    )
 
 
 # ---------------------------------------------------------------- many
@@ -406,12 +408,14 @@ def test_an_interrupted_run_goes_on_from_there(instant, tmp_path):
     going = run.survey(SHORT, tmp_path)
     assert [next(going)[0].name, next(going)[0].name] == ["alexnet", "resnet18"]
     going.close()
-    assert list(run.load(tmp_path)) == ["alexnet", "resnet18"] and not (tmp_path / "models.md").exists()
+    assert (
+        list(run.load_survey(tmp_path)) == ["alexnet", "resnet18"] and not (tmp_path / "models.md").exists()
+    )
     instant.begun.clear()
     again = [(r.name, kept) for r, kept in run.survey(SHORT, tmp_path)]
     assert again == [("alexnet", True), ("resnet18", True), ("vgg11", False), ("timm:levit_128s", False)]
     assert instant.begun == ["vgg11", "timm:levit_128s"]
-    assert list(run.load(tmp_path)) == list(SHORT) and (tmp_path / "models.md").is_file()
+    assert list(run.load_survey(tmp_path)) == list(SHORT) and (tmp_path / "models.md").is_file()
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -497,7 +501,7 @@ def test_goals():
     assert not run.met(fine[:-5] + misses[-5:], everything=True)
     assert not run.met(misses[:1] + fine[1:], everything=True)
     assert not run.met(fine[-5:-1] + misses[-1:], everything=False)
-    assert page.summary(fine[:-5] + misses[-5:]) == (
+    assert page.survey_summary(fine[:-5] + misses[-5:]) == (
         "80 of 80 torchvision classifiers, 89 of 94 timm families: logits are the model's, every node closes, all is "
         "finite, and the input is reached."
     )

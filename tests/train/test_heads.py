@@ -22,7 +22,7 @@ from lrp.models.checkpoints import architecture, save_checkpoint
 from lrp.models.loading import load_model
 from lrp.models.weights import fingerprint
 from lrp.survey.check import realistic
-from lrp.train.heads import REMEDY, adapted, find_heads, split_head
+from lrp.train.heads import REMEDY, find_heads, model_with_new_head, split_head
 
 X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 CLASSES = 5
@@ -345,7 +345,7 @@ def plain(name: str, classes: int) -> nn.Module:
     ],
 )
 def test_an_adapted_model_saves_and_loads_with_nothing_of_ours(tmp_path, name, suffix):
-    made = adapted(name, CLASSES, pretrained=name == "efficientnet_lite0")
+    made = model_with_new_head(name, CLASSES, pretrained=name == "efficientnet_lite0")
     assert made.architecture == name and not made.model.training
     images = torch.randn(2, 3, *made.preprocessing.geometry.crop)
     if name != "efficientnet_lite0":
@@ -369,7 +369,7 @@ def test_an_adapted_model_saves_and_loads_with_nothing_of_ours(tmp_path, name, s
 
 @pytest.mark.parametrize("classes", [3, 1000])
 def test_all_but_the_heads_is_as_loaded(classes):
-    state = adapted("efficientnet_lite0", classes, seed=7).model.state_dict()
+    state = model_with_new_head("efficientnet_lite0", classes, seed=7).model.state_dict()
     loaded = load_model("efficientnet_lite0").model.state_dict()
     assert state.keys() == loaded.keys()
     others = [n for n in loaded if not n.startswith("classifier.")]
@@ -385,7 +385,7 @@ def test_the_seed_alone_counts():
     def made(seed: int, world: int) -> dict[str, Tensor]:
         torch.manual_seed(world)
         before = torch.get_rng_state()
-        state = adapted("efficientnet_lite0", 3, seed=seed).model.state_dict()
+        state = model_with_new_head("efficientnet_lite0", 3, seed=seed).model.state_dict()
         assert torch.equal(torch.get_rng_state(), before)
         return state
 
@@ -396,19 +396,19 @@ def test_the_seed_alone_counts():
     random = []
     for world in (1, 2):
         torch.manual_seed(world)
-        random.append(fingerprint(adapted("squeezenet1_1", 3, pretrained=False).model))
+        random.append(fingerprint(model_with_new_head("squeezenet1_1", 3, pretrained=False).model))
     assert random[0] == random[1]
 
 
 def test_files_are_adapted_too(tmp_path):
-    first = adapted("squeezenet1_1", 3, pretrained=False, seed=5)
+    first = model_with_new_head("squeezenet1_1", 3, pretrained=False, seed=5)
     size = first.preprocessing.with_size(96)
     path = tmp_path / "a.pth"
     save_checkpoint(path, first.model, first.architecture, ["a", "b", "c"], size)
-    second = adapted(str(path), 4)
+    second = model_with_new_head(str(path), 4)
     assert second.architecture == "squeezenet1_1" and second.preprocessing == size
     Path(f"{path}.json").unlink()
-    third = adapted(str(path), 4, arch="squeezenet1_1")
+    third = model_with_new_head(str(path), 4, arch="squeezenet1_1")
     assert third.architecture == "squeezenet1_1" and third.preprocessing == first.preprocessing
     assert fingerprint(third.model) == fingerprint(second.model)
     for name, tensor in first.model.state_dict().items():
@@ -417,4 +417,6 @@ def test_files_are_adapted_too(tmp_path):
 
 
 def test_one_class_is_no_choice():
-    assert message(adapted, "vgg19", 1) == ("vgg19 cannot decide between 1 classes: at least 2 are expected.")
+    assert message(model_with_new_head, "vgg19", 1) == (
+        "vgg19 cannot decide between 1 classes: at least 2 are expected."
+    )

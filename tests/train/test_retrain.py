@@ -118,7 +118,7 @@ def test_the_same_bits_again_and_nothing_done_twice(data, tmp_path):
 
 
 def test_only_the_head_changes_in_head_mode(data):
-    start = module.adapted(TINY, 3, pretrained=False, seed=0).model.state_dict()
+    start = module.model_with_new_head(TINY, 3, pretrained=False, seed=0).model.state_dict()
     retrain(data, "out.pth", **QUICK)
     trained = torch.load("out.pth", weights_only=True)
     assert [name for name in start if not torch.equal(start[name], trained[name])] == ["fc.weight", "fc.bias"]
@@ -176,7 +176,7 @@ def killed(output: str, train: str, kill: int) -> None:
 @pytest.fixture
 def start(data):
     """A file of weights to begin with."""
-    made = module.adapted(TINY, 5, pretrained=False, seed=3)
+    made = module.model_with_new_head(TINY, 5, pretrained=False, seed=3)
     save_checkpoint(
         "start.pth", made.model, made.architecture, list("abcde"), made.preprocessing.with_size(32)
     )
@@ -321,7 +321,7 @@ def test_accumulated_batches_are_one_large_one(data):
     ):
         retrain(data, f"{settings.batch_size}.pth", train="all", net=settings, **QUICK)
         results.append(torch.load(f"{settings.batch_size}.last.pth", weights_only=True))
-    before = module.adapted(TINY, 3, pretrained=False).model.state_dict()
+    before = module.model_with_new_head(TINY, 3, pretrained=False).model.state_dict()
     moved = [r["stem.weight"] - before["stem.weight"] for r in results]
     assert float(moved[0].norm()) > 0
     # AdamW's first step is the gradient's sign, nearly: rounding shows where that is close to zero.
@@ -512,7 +512,7 @@ def test_a_net_whose_head_cannot_be_cut_off_begins_with_a_random_one(start, monk
     def cut(model, example):
         raise ModelError("Tiny: its logits come from no layers that could be replaced")
 
-    monkeypatch.setattr(module, "cut", cut)
+    monkeypatch.setattr(module, "split_head", cut)
     found = retrain("data", "out.pth", "start.pth", train="all", net=NET, workers=0)
     assert found.notes == (
         "the training began with a random head: Tiny: its logits come from no layers that could be replaced",
@@ -581,14 +581,14 @@ def test_more_devices_than_there_are(monkeypatch, count):
             lambda all="all" in place: list(range(count)) if all else count,
         )
     with pytest.raises(TrainingError) as caught:
-        module.launch("cuda", 2)
+        module.launch_devices("cuda", 2)
     assert str(caught.value).startswith("--devices 2 of cuda: ") and "\n" not in str(caught.value)
     if count:
         assert str(caught.value).endswith("You requested gpu: [0, 1] But your machine only has: [0]")
 
 
 def test_someone_elses_weights(start, capsys):
-    model = module.adapted(TINY, 7, pretrained=False, seed=1).model
+    model = module.model_with_new_head(TINY, 7, pretrained=False, seed=1).model
     state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
     torch.save({"state_dict": state, "args": argparse.Namespace(lr=0.1), "epoch": 3}, "theirs.pth")
     command = ["retrain", "data", "-m", "theirs.pth", "-o", "out.pth", "--size", "32", "--device", "cpu"]

@@ -77,7 +77,7 @@ def measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
         common.complain(
             f"timm has families that lrp.survey.architectures does not list: {', '.join(unlisted)}."
         )
-    print(page.summary(results))
+    print(page.survey_summary(results))
     for miss in (r for r in results if not r.ok):
         print(f"missed: {miss.name}: {textwrap.shorten(miss.reason, 200)}")
     print(f"-> {output / 'models.md'}, {output / 'models.json'}")

@@ -13,7 +13,7 @@ from lrp.data.data_set import DataSet
 from lrp.errors import DataError
 from lrp.storage.archives import Limits, UnpackError, unpack
 from lrp.storage.atomic import remove_drafts, write_whole
-from lrp.storage.download import MEGABYTE, DownloadError, begun, fetch, reason
+from lrp.storage.download import MEGABYTE, DownloadError, download_begun, fetch, reason
 from lrp.storage.locks import Lock
 
 PUBLISHER = "https://s3.amazonaws.com/fast-ai-imageclas/"
@@ -242,7 +242,7 @@ def _archive(
         if fault := _fault(archive, path, sums):
             raise DataError(f"{archive.title}: {path} {fault}. Delete it and try again.")
         return path, sums
-    _expect_disk_space(archive, root, max(archive.size - begun(path), 0))
+    _expect_disk_space(archive, root, max(archive.size - download_begun(path), 0))
     size = f"about {archive.size / MEGABYTE:.0f} MB"
     say(f"{archive.title}: {size} from {url} to {root}")
     sums = {}

@@ -15,7 +15,7 @@ from torch import fx
 
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.ops import Operation
-from lrp.engine.predicates import Predicate, Where, everything, first, text_of
+from lrp.engine.predicates import Predicate, Where, everything, first, predicate_text
 from lrp.engine.rules import EQUATIONS, Epsilon, Rule, ZBox
 from lrp.engine.rules_beyond_affine import (
     Constant,
@@ -142,7 +142,7 @@ class Composite:
     def _refuse(self, predicate: Predicate, rule: Rule, matched: list[Operation], graph: Graph) -> None:
         if matched and predicate is not everything:
             raise CompositeError(
-                f"{rule} fits none of the {len(matched)} operations that {text_of(predicate)} matches, such as "
+                f"{rule} fits none of the {len(matched)} operations that {predicate_text(predicate)} matches, such as "
                 f"{matched[0]}, family {matched[0].family}; it is defined for {', '.join(sorted(rule.families))}."
             )
         if isinstance(rule, ZBox) and predicate is first:
@@ -162,4 +162,4 @@ class Composite:
         if self.settings:
             chosen = ", ".join(f"{k}={v}" for k, v in sorted(self.settings.items()) if k != "preset")
             return f"{self.name}({chosen})" if chosen else self.name
-        return f"{self.name}[{'; '.join(f'{text_of(p)}: {r}' for p, r in self.pairs)}]"
+        return f"{self.name}[{'; '.join(f'{predicate_text(p)}: {r}' for p, r in self.pairs)}]"

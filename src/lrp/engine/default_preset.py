@@ -14,7 +14,7 @@ from lrp.engine.graph.ops import Operation, one
 from lrp.engine.presets import attention, preset
 
 
-def default(graph: Graph, **options: Any) -> Composite:
+def default_preset(graph: Graph, **options: Any) -> Composite:
     """The preset that fits the architecture; `options` as `preset` takes them."""
     name, because = CHOICES[_kind(graph)]
     chosen = preset(name, **options)

@@ -14,13 +14,13 @@ from torch import Tensor, fx, nn
 
 from lrp.engine import presets
 from lrp.engine.composite import Composite
-from lrp.engine.default_preset import default
+from lrp.engine.default_preset import default_preset
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.canonize import canonize
 from lrp.engine.graph.capture import Captured, capture, eval_mode
 from lrp.engine.graph.outputs import HEADS, Output, logits_among
 from lrp.engine.graph.writer import TERMS, Program
-from lrp.engine.model_state import ModelState, version
+from lrp.engine.model_state import ModelState, tensor_version
 from lrp.engine.program import SEEDS, Builder
 from lrp.engine.results.explanation import Explanation, Explanations
 from lrp.engine.results.ledger import Ledger, Row
@@ -29,7 +29,7 @@ from lrp.engine.rule_check import RuleCheck, check_rules
 from lrp.engine.rules import Rule
 from lrp.engine.speed.plan import Plan
 from lrp.engine.speed.shared_forward import halves
-from lrp.engine.targets import Start, resolve
+from lrp.engine.targets import Start, resolve_target
 from lrp.errors import CaptureError, CompositeError, InputError, LrpError
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Explainer:
     def _request(self, target: Any, x: Tensor, prepared: Prepared) -> Start:
         classes = prepared.graph.logits.meta["shape"][1]
         like = torch.zeros((), dtype=self.dtype, device=x.device)
-        request = resolve(target, len(x), classes, self.class_names, like)
+        request = resolve_target(target, len(x), classes, self.class_names, like)
         if self.seed == "softmax" and not bool(request.given.any()):
             everything = torch.ones_like(request.weight)
             return Start(request.given, everything, torch.zeros_like(request.predicted))
@@ -190,7 +190,9 @@ class Explainer:
     ) -> Explanation:
         asked = torch.where((request.weight == 0).all(1, keepdim=True), start, request.weight)
         target = torch.where(request.predicted > 0, logits.argmax(1), asked.argmax(1))
-        return Explanation(relevance, logits, target, start, self, x, version(x), prepared.state, request)
+        return Explanation(
+            relevance, logits, target, start, self, x, tensor_version(x), prepared.state, request
+        )
 
     # ------------------------------------------------------------ preparing
 
@@ -239,7 +241,7 @@ class Explainer:
                 raise CaptureError(
                     f"the model returns a tensor of shape {list(shape or ())}; logits [N, K] are expected."
                 )
-            wanted = self.composite or default
+            wanted = self.composite or default_preset
             chosen = wanted if isinstance(wanted, Composite) else wanted(graph)
             rules = chosen.assign(graph)
             plan = Plan(graph, rules, self.low_precision, device.type == "cpu" and not self.compile)

@@ -32,7 +32,8 @@ class ModelState:
         tensors = {name: every[name] for name in sorted(names) if name in every}
         modules = tuple((name, id(m), *_plain(m)) for name, m in model.named_modules())
         facts = tuple(
-            (n, t.data_ptr(), version(t), tuple(t.shape), t.dtype, t.device) for n, t in tensors.items()
+            (n, t.data_ptr(), tensor_version(t), tuple(t.shape), t.dtype, t.device)
+            for n, t in tensors.items()
         )
         picked = [_sample(t.detach()) for t in tensors.values()]
         sample = torch.cat(picked) if picked else torch.zeros(0)
@@ -54,7 +55,7 @@ class ModelState:
         )
 
 
-def version(t: Tensor) -> int:
+def tensor_version(t: Tensor) -> int:
     """How often a tensor was written to; 0 for tensors made in inference mode, which have no counter."""
     return 0 if t.is_inference() else t._version
 

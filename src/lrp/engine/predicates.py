@@ -27,10 +27,10 @@ class Where:
         return bool(self.test(operation))
 
     def __and__(self, other: Predicate) -> Where:
-        return Where(f"{self} & {text_of(other)}", lambda o: self(o) and other(o))
+        return Where(f"{self} & {predicate_text(other)}", lambda o: self(o) and other(o))
 
     def __or__(self, other: Predicate) -> Where:
-        return Where(f"({self} | {text_of(other)})", lambda o: self(o) or other(o))
+        return Where(f"({self} | {predicate_text(other)})", lambda o: self(o) or other(o))
 
     def __invert__(self) -> Where:
         return Where(f"~{self}", lambda o: not self(o))
@@ -39,7 +39,7 @@ class Where:
         return self.text
 
 
-def text_of(predicate: Predicate) -> str:
+def predicate_text(predicate: Predicate) -> str:
     return str(predicate) if isinstance(predicate, Where) else getattr(predicate, "__name__", repr(predicate))
 
 

@@ -27,7 +27,7 @@ from lrp.engine.graph.algebra import Step
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.ops import Operation
 from lrp.engine.graph.reached import refuse_unknown
-from lrp.engine.graph.top_k import largest
+from lrp.engine.graph.top_k import keep_top_k
 from lrp.engine.graph.writer import Program, Versions, Writer, rename_node
 from lrp.engine.rules import Rule
 from lrp.engine.speed.plan import Plan
@@ -74,7 +74,7 @@ class Builder:
             if all(r is None for r in arrived):
                 continue
             writer.step, before = node.name, writer.last
-            kept, cut = largest(operation, arrived, self.top_k)
+            kept, cut = keep_top_k(operation, arrived, self.top_k)
             flow = self._flow(operation, value, kept)
             for source, r in zip(operation.data, flow.relevance, strict=True):
                 if r is not None:
@@ -128,9 +128,11 @@ class Builder:
 
         def box(a: Any) -> tuple[Any, Any]:
             def make() -> tuple[Tensor, Tensor]:
-                return bounds.carried(self.graph, operation, rule.low, rule.high)
+                return bounds.carried_bounds(self.graph, operation, rule.low, rule.high)
 
-            return bounds.for_each_image(self.versions.once((operation.node, "box"), make), operation, a)
+            return bounds.bounds_of_each_image(
+                self.versions.once((operation.node, "box"), make), operation, a
+            )
 
         known: dict[str, Any] = {
             "name": str(operation),

@@ -68,7 +68,7 @@ def ones(w: Any) -> Any:
     return w.ones() if isinstance(w, Structured) else w.new_ones(()).expand(w.shape)
 
 
-def alike(w: Tensor) -> bool:
+def all_weights_alike(w: Tensor) -> bool:
     """Whether the tensor is an expanded scalar: all entries share one element in memory."""
     return not any(w.stride())
 

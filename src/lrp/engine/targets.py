@@ -35,7 +35,9 @@ class Start(NamedTuple):
     predicted: Tensor
 
 
-def resolve(target: Any, images: int, classes: int, class_names: Sequence[str] | None, like: Tensor) -> Start:
+def resolve_target(
+    target: Any, images: int, classes: int, class_names: Sequence[str] | None, like: Tensor
+) -> Start:
     """Convert a target to a start.
 
     Args:

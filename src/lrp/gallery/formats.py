@@ -118,5 +118,5 @@ def write_heatmap(made: Finished, path: Path) -> None:
     """The heatmap alone, at the photo's size: transparent where relevance is 0 or outside the model's crop. Several
     are placed side by side."""
     maps = [panel.relevance for panel in made.panels]
-    limit = heatmap.scale(maps, made.percentile) if made.limit is None else made.limit
-    heatmap.save_png(heatmap.transparent(maps, limit), path, {"fingerprint": made.sheet.fingerprint})
+    limit = heatmap.heatmap_scale(maps, made.percentile) if made.limit is None else made.limit
+    heatmap.save_png(heatmap.transparent_heatmap(maps, limit), path, {"fingerprint": made.sheet.fingerprint})

@@ -98,7 +98,7 @@ class Gallery:
         maps = [m.values for one in waiting if isinstance(one, Sheet) for m in one.maps]
         # Pictures of an interrupted run are kept, so their colour scale must be used for the others too.
         known = [one.facts["scale"] for one in waiting if isinstance(one, Result) and one.status == "kept"]
-        limit = known[0] if known else heatmap.scale(maps, self.options.percentile) if maps else None
+        limit = known[0] if known else heatmap.heatmap_scale(maps, self.options.percentile) if maps else None
         for one in waiting:
             yield one if isinstance(one, Result) else self.write(one, limit)
 

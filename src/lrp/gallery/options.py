@@ -11,7 +11,7 @@ from typing import Any
 
 from lrp.engine import presets
 from lrp.engine.composite import Composite
-from lrp.engine.default_preset import default
+from lrp.engine.default_preset import default_preset
 from lrp.engine.explainer import PRECISIONS
 from lrp.engine.graph.canonical import Graph
 from lrp.errors import OptionError
@@ -97,9 +97,9 @@ class ExplainOptions:
         wrong = [(name, words) for name, (right, words) in fits.items() if not right]
         if isinstance(self.composite, Composite):
             wrong += [
-                (name, f"{default!r} beside a Composite, which has rules of its own")
-                for name, default in (("bias", None), ("epsilon", None), ("top_k", 0.0))
-                if getattr(self, name) != default
+                (name, f"{default_preset!r} beside a Composite, which has rules of its own")
+                for name, default_preset in (("bias", None), ("epsilon", None), ("top_k", 0.0))
+                if getattr(self, name) != default_preset
             ]
         return wrong
 
@@ -116,7 +116,7 @@ class ExplainOptions:
             return self.composite
         bounds: dict[str, Any] = {"low": preprocessing.low, "high": preprocessing.high}
         if self.composite is None:
-            return partial(default, **bounds, **self._settings())
+            return partial(default_preset, **bounds, **self._settings())
         return self._preset(self.composite, **bounds)
 
     @property

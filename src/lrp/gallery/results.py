@@ -73,7 +73,7 @@ def _real(path: Path) -> str:
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
-def find(paths: Sequence[Path], output: Path) -> list[Found]:
+def find_inputs(paths: Sequence[Path], output: Path) -> list[Found]:
     """The files below `paths`, without the results of an earlier run: files inside `output` are included only if
     they are named in `paths`."""
     root = os.path.realpath(output)

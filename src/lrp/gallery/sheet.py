@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrp.engine.results.account import account
+from lrp.engine.results.account import account_in_words
 from lrp.engine.results.explanation import Explanation
 from lrp.engine.targets import Contrast
 from lrp.gallery.request import Request
@@ -150,4 +150,6 @@ def _panel(e: Explanation, i: int, entry: Any, probabilities: Tensor, names: Seq
 
 def _account(panel: dict[str, Any], unit: str) -> str:
     health = panel["health"]
-    return account(panel["relevance_sum"], panel["start"], unit, health["shares"], health["problems"])
+    return account_in_words(
+        panel["relevance_sum"], panel["start"], unit, health["shares"], health["problems"]
+    )

@@ -65,7 +65,7 @@ def quantised(relevance: np.ndarray, block: int = 1) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def small(pixels: np.ndarray, side: int) -> Image.Image:
+def small_photo(pixels: np.ndarray, side: int) -> Image.Image:
     """A photo [H, W, 3], reduced so that its longest side is at most `side` pixels."""
     height, width = pixels.shape[:2]
     factor = min(1.0, side / max(height, width))
@@ -73,7 +73,7 @@ def small(pixels: np.ndarray, side: int) -> Image.Image:
     return Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
 
 
-def coded(image: Image.Image, kind: str, quality: int) -> str:
+def encoded_image(image: Image.Image, kind: str, quality: int) -> str:
     """A picture as base64, without metadata."""
     file = io.BytesIO()
     image.save(file, kind, quality=quality)
@@ -81,7 +81,7 @@ def coded(image: Image.Image, kind: str, quality: int) -> str:
 
 
 def data_uri(image: Image.Image) -> str:
-    return "data:image/jpeg;base64," + coded(image, "JPEG", 82)
+    return "data:image/jpeg;base64," + encoded_image(image, "JPEG", 82)
 
 
 def thumbs(smalls: Sequence[Image.Image | None], space: int) -> tuple[list[str], str]:
@@ -93,7 +93,7 @@ def thumbs(smalls: Sequence[Image.Image | None], space: int) -> tuple[list[str],
     """
     made: list[str] = []
     for side in THUMBS:
-        made = ["" if one is None else coded(_within(one, side), "WEBP", 55) for one in smalls]
+        made = ["" if one is None else encoded_image(_within(one, side), "WEBP", 55) for one in smalls]
         if sum(map(len, made)) <= space:
             return made, ""
     used, kept = 0, 0
@@ -114,7 +114,7 @@ def _within(image: Image.Image, side: int) -> Image.Image:
     return copy
 
 
-def fitting(
+def encode_to_fit(
     explained: Sequence[Explained], space: int, size: Callable[[dict[str, Any]], int]
 ) -> tuple[list[dict[str, Any]], str]:
     """As many of the first explained photos as fit; and a note if maps were summed or photos left out.
@@ -147,6 +147,6 @@ def fitting(
     return kept, " ".join(notes)
 
 
-def palette() -> str:
+def encoded_palette() -> str:
     """The heatmaps' 511 colours, three bytes each, as base64."""
     return base64.b64encode(heatmap.PALETTE.tobytes()).decode("ascii")

@@ -69,7 +69,7 @@ def _explained(
     position: Mapping[str, int],
     changed: list[str],
 ) -> encode.Explained:
-    shown = encode.small(photo.pixels, encode.PHOTO)
+    shown = encode.small_photo(photo.pixels, encode.PHOTO)
     entry: dict[str, Any] = {
         "row": one.row,
         "photo": encode.data_uri(shown),

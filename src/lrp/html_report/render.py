@@ -47,11 +47,11 @@ def render(document: dict[str, Any]) -> str:
         data=Markup(as_json(document)),
         css=Markup(css),
         script=Markup(script),
-        csp=policy(css, script),
+        csp=security_policy(css, script),
     )
 
 
-def policy(css: str, script: str) -> str:
+def security_policy(css: str, script: str) -> str:
     """The content-security policy, with the hashes of the exact text between the tags."""
     return (
         f"default-src 'none'; img-src data: blob:; style-src {_hash(css)}; script-src {_hash(script)}; "

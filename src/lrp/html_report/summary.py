@@ -112,7 +112,7 @@ def _predictions(rows: Sequence[Prediction | None], position: Mapping[str, int])
     }
 
 
-def change(found: Comparison, paths: Sequence[str], position: Mapping[str, int]) -> dict[str, Any]:
+def change_summary(found: Comparison, paths: Sequence[str], position: Mapping[str, int]) -> dict[str, Any]:
     """The comparison of two tables; `outcome`: one for each of the paths, which are A's."""
     outcomes = {twin.a.path: twin.outcome for twin in found.twins}
     return {

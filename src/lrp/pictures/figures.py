@@ -55,13 +55,13 @@ def save_figure(figure: Figure, path: Path | str, error: type[LrpError] = LrpErr
     kind = path.suffix.lower()
     if kind not in (".png", ".svg"):
         raise error(f"{path}: expected a plot's name to end in .png or .svg, got {path.suffix!r}")
-    with replacing(path, error) as draft, look(), warnings.catch_warnings(), draft.open("wb") as file:
+    with replacing(path, error) as draft, figure_style(), warnings.catch_warnings(), draft.open("wb") as file:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the picture shows a box
         when = {"Date": None} if kind == ".svg" else {"Software": "lrp"}
         figure.savefig(file, format=kind[1:], metadata=when, bbox_inches="tight", pad_inches=0.12)
 
 
-def look() -> AbstractContextManager[None]:
+def figure_style() -> AbstractContextManager[None]:
     """A context with matplotlib's defaults and ours, whatever the user's settings, which are restored afterwards."""
     try:
         import matplotlib.style

@@ -70,7 +70,7 @@ class Panel:
     """A `scale()` of its own, for a panel whose values cannot be compared with the others'."""
 
 
-def scale(relevance: Iterable[np.ndarray], percentile: float = 99.5) -> float:
+def heatmap_scale(relevance: Iterable[np.ndarray], percentile: float = 99.5) -> float:
     """The limit L of a scale from -L to L: the percentile of |relevance| over the pixels of all maps that are not NaN.
 
     Where that is zero (a few large values, zero elsewhere) it is the largest |relevance|, or 1 if that is zero too.
@@ -84,7 +84,7 @@ def scale(relevance: Iterable[np.ndarray], percentile: float = 99.5) -> float:
     return float(np.percentile(together, percentile)) or float(together.max()) or 1.0
 
 
-def colours(relevance: np.ndarray, limit: float) -> np.ndarray:
+def heatmap_colours(relevance: np.ndarray, limit: float) -> np.ndarray:
     """[H, W] -> uint8 [H, W, 3]: red above zero, blue below, deepest from `limit` on; NaN is mid-grey."""
     if not limit > 0:
         raise ImageError(f"expected a scale's limit above 0, got {limit:g}")
@@ -123,7 +123,11 @@ def draw(
         ImageError: no panel, an unknown style, or a panel of another size than the photo.
     """
     _expect_drawable(photo, panels, style)
-    shared = scale((p.relevance for p in panels if p.limit is None), percentile) if limit is None else limit
+    shared = (
+        heatmap_scale((p.relevance for p in panels if p.limit is None), percentile)
+        if limit is None
+        else limit
+    )
     limits = [shared if panel.limit is None else panel.limit for panel in panels]
     one_scale = len(set(limits)) == 1
     size = _shown_size(photo.shape[0], photo.shape[1], max_side)
@@ -145,7 +149,7 @@ def draw(
     return _sheet(blocks, limits[0] if one_scale else None, note, unseen)
 
 
-def transparent(maps: Sequence[np.ndarray], limit: float) -> Image.Image:
+def transparent_heatmap(maps: Sequence[np.ndarray], limit: float) -> Image.Image:
     """Heatmaps alone, side by side: the stronger the relevance, the more opaque the pixel.
 
     Args:
@@ -165,7 +169,7 @@ def transparent(maps: Sequence[np.ndarray], limit: float) -> Image.Image:
 
 def _strong(share: np.ndarray) -> np.ndarray:
     """Colours of [H, W] from -1 to 1, without the faintest: almost white, they would only lighten the background."""
-    return colours(np.sign(share) * (0.55 + 0.45 * np.abs(share)), 1)
+    return heatmap_colours(np.sign(share) * (0.55 + 0.45 * np.abs(share)), 1)
 
 
 def save_png(
@@ -264,7 +268,7 @@ def _dimmed(photo: np.ndarray) -> np.ndarray:
 
 
 def _heatmap(photo: np.ndarray, relevance: np.ndarray, limit: float) -> np.ndarray:
-    picture = np.where(np.isnan(relevance)[..., None], _dimmed(photo), colours(relevance, limit))
+    picture = np.where(np.isnan(relevance)[..., None], _dimmed(photo), heatmap_colours(relevance, limit))
     return picture.astype(np.uint8)
 
 
@@ -363,7 +367,7 @@ def _columns(count: int, photo: float, panel: float, cell: float) -> int:
 def _draw_bar(sheet: Image.Image, at: tuple[int, int], width: int, limit: float, letters: Font) -> None:
     x, y = at
     high = round(0.8 * letters.size)
-    shades = colours(np.linspace(-limit, limit, width)[None].repeat(high, axis=0), limit)
+    shades = heatmap_colours(np.linspace(-limit, limit, width)[None].repeat(high, axis=0), limit)
     sheet.paste(Image.fromarray(shades), at)
     pen = ImageDraw.Draw(sheet)
     pen.rectangle((x - 1, y - 1, x + width, y + high), outline=_FRAME)

@@ -68,7 +68,7 @@ def fetch(
         raise DownloadError(reason(error)) from error
 
 
-def begun(destination: Path) -> int:
+def download_begun(destination: Path) -> int:
     """The number of bytes from which an interrupted `fetch` can be resumed."""
     part, _ = _parts(destination)
     return part.stat().st_size if part.exists() else 0

@@ -15,12 +15,12 @@ from lrp.storage.atomic import os_errors
 START_OVER = "start over with --overwrite, or choose another -o"
 
 
-def beside(output: Path, ending: str) -> Path:
+def path_beside(output: Path, ending: str) -> Path:
     """results.csv -> results.csv.ENDING: a file next to an output, which exists while the output is written."""
     return output.parent / f"{output.name}.{ending}"
 
 
-def differing(output: Path, before: Mapping[str, str], now: Mapping[str, str]) -> str:
+def identity_differs(output: Path, before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """The message about what has changed in a run's identity since the output was begun, and what to do."""
     names = [*now, *(name for name in before if name not in now)]
     changes = (
@@ -52,7 +52,7 @@ class Lock:
         Raises:
             BusyError: another run holds it.
         """
-        self._path = beside(output, "lock")
+        self._path = path_beside(output, "lock")
         self._process = os.getpid()
         self._lock = FileLock(self._path, timeout=0, thread_local=False)
         with os_errors(self._path, "locked", error):

@@ -6,7 +6,7 @@ from typing import Any
 
 from lrp.errors import PredictionsError
 from lrp.study.analysis import by_class, counted
-from lrp.study.intervals import Paired, Share, paired, share
+from lrp.study.intervals import Paired, Share, paired_interval, share
 from lrp.study.predictions import Prediction
 from lrp.values import Plain, plain
 
@@ -131,7 +131,7 @@ def compare_predictions(
     pairs = [
         Twin(row, rows_b[other])
         for path, row in rows_a.items()
-        if (other := moved(path, folders)) is not None and other in rows_b
+        if (other := moved_path(path, folders)) is not None and other in rows_b
     ]
     _expect_same_classes(pairs, names)
     counted([row for pair in pairs for row in (pair.a, pair.b)])  # raises for incomplete rows
@@ -187,7 +187,7 @@ def _folders(a: Sequence[str], b: Sequence[str], names: tuple[str, str]) -> tupl
         if common:
             rest = len("/".join(first[-common:]))
             possible[a[0][:-rest], path[:-rest]] = common
-    fitting = [f for f in possible if all(moved(path, f) in everything for path in a)]
+    fitting = [f for f in possible if all(moved_path(path, f) in everything for path in a)]
     longest = [f for f in fitting if possible[f] == max(possible[g] for g in fitting)]
     if len(longest) == 1:
         return longest[0]
@@ -202,7 +202,7 @@ def _folders(a: Sequence[str], b: Sequence[str], names: tuple[str, str]) -> tupl
     )
 
 
-def moved(path: str, folders: tuple[str, str]) -> str | None:
+def moved_path(path: str, folders: tuple[str, str]) -> str | None:
     """The path in B for a path in A; None if it is not below A's folder."""
     return folders[1] + path[len(folders[0]) :] if path.startswith(folders[0]) else None
 
@@ -223,7 +223,7 @@ def _expect_same_classes(pairs: Sequence[Twin], names: tuple[str, str]) -> None:
 
 
 def _paired(twins: Sequence[Twin]) -> Paired:
-    return paired([bool(twin.a.correct) for twin in twins], [bool(twin.b.correct) for twin in twins])
+    return paired_interval([bool(twin.a.correct) for twin in twins], [bool(twin.b.correct) for twin in twins])
 
 
 def _by_change(twins: Iterable[Twin], *, rising: bool) -> tuple[Twin, ...]:
@@ -289,7 +289,9 @@ def _pairs(rows: Iterable[Prediction]) -> set[tuple[str, int]]:
 def _restricted(twins: Sequence[Twin], shared: set[str]) -> Restricted:
     before, after = ([_likeliest(row, shared) for row in rows] for rows in _sides(twins))
     true = [twin.a.true_label for twin in twins]
-    overall = paired(*([x == t for x, t in zip(side, true, strict=True)] for side in (before, after)))
+    overall = paired_interval(
+        *([x == t for x, t in zip(side, true, strict=True)] for side in (before, after))
+    )
     return Restricted(tuple(sorted(shared)), overall, before.count(None), after.count(None))
 
 

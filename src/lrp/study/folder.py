@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from lrp.study import analysis, comparison, plots
 from lrp.study.analysis import Accuracy, Calibration, Confusion, Picks, Surest
 from lrp.study.comparison import Comparison, Twin
-from lrp.study.locate import class_folders, copy
+from lrp.study.locate import class_folders, copy_photos
 from lrp.study.predictions import Prediction, read_predictions
 from lrp.study.written import StudyFolder, Written, file_names
 from lrp.values import Plain, percent
@@ -127,7 +127,7 @@ def confidence(
             folder.sheet(f"classes/{name}.png", _surest(folder, one), one.label)
     copied: tuple[str, ...] = ()
     if copy_to is not None:
-        copied = tuple(map(str, copy(folder.photos, class_folders(rows), copy_to)))
+        copied = tuple(map(str, copy_photos(folder.photos, class_folders(rows), copy_to)))
     return Confidence(found, folder.written(), copied)
 
 

@@ -60,7 +60,7 @@ class Paired(Plain):
     """p-value of McNemar's exact test: the probability of a split into gained and lost at least as uneven by chance."""
 
 
-def paired(a: Sequence[bool], b: Sequence[bool]) -> Paired:
+def paired_interval(a: Sequence[bool], b: Sequence[bool]) -> Paired:
     """From two sequences in the same order of images: whether A was right, and whether B was right."""
     n, right_a, right_b = len(a), sum(a), sum(b)
     both = sum(x and y for x, y in zip(a, b, strict=True))

@@ -18,8 +18,8 @@ from typing import Any
 from lrp.errors import PredictionsError
 from lrp.storage.append import append, seal, unseal
 from lrp.storage.atomic import os_errors, remove_drafts, write_whole
-from lrp.storage.locks import START_OVER, Lock, beside, differing
-from lrp.study.predictions import Prediction, fault
+from lrp.storage.locks import START_OVER, Lock, identity_differs, path_beside
+from lrp.study.predictions import Prediction, prediction_fault
 
 _FORMAT = 1  # version of the line format: a row is the columns of `Prediction`, in their order
 _GO_ON = ". What is finished is kept: put that right, and the same command goes on from there"
@@ -42,7 +42,7 @@ class Journal:
             before, self._units, self._end = _scan(self.path)
             if before != identity:
                 if self._units:
-                    raise PredictionsError(differing(output, before, identity))
+                    raise PredictionsError(identity_differs(output, before, identity))
                 self._begin(identity)  # no unit is finished, so nothing is lost
                 _, self._units, self._end = _scan(self.path)
         with os_errors(self.path, "written", PredictionsError):
@@ -95,7 +95,7 @@ class Journal:
         if unit in self._units:
             raise PredictionsError(f"{self.path}: unit {unit} is finished already")
         for row in rows:
-            if wrong := fault(row):
+            if wrong := prediction_fault(row):
                 raise PredictionsError(f"{self.path}: {row.path!r}, column {wrong[0]}: {wrong[1]}")
         line = seal({"unit": unit, "rows": [_values(row) for row in rows]})
         with os_errors(self.path, "written", PredictionsError, _GO_ON):
@@ -209,4 +209,4 @@ def _values(row: Prediction) -> list[Any]:
 
 def journal_of(output: Path) -> Path:
     """The path of the journal of a table in progress."""
-    return beside(output, "journal")
+    return path_beside(output, "journal")

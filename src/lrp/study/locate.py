@@ -14,7 +14,7 @@ from lrp.storage.atomic import replacing
 from lrp.study.predictions import Prediction
 
 
-def locate(paths: Sequence[str], root: Path | str | None = None) -> dict[str, Path]:
+def locate_photos(paths: Sequence[str], root: Path | str | None = None) -> dict[str, Path]:
     """Path -> file, for each path whose file exists; in the paths' order.
 
     Args:
@@ -54,7 +54,7 @@ def class_folders(rows: Iterable[Prediction]) -> dict[str, str]:
     return {path: parts[-1] if parts else "" for path, parts in folders.items()}
 
 
-def copy(files: Mapping[str, Path], folders: Mapping[str, str], to: Path | str) -> Iterator[Path]:
+def copy_photos(files: Mapping[str, Path], folders: Mapping[str, str], to: Path | str) -> Iterator[Path]:
     """Copy each file atomically to `to`/<class folder>/<name>; yields the path of each copy.
 
     Existing files are never replaced: one with the same content is used, otherwise the copy gets a number in its name.

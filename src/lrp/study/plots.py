@@ -17,7 +17,7 @@ from lrp.pictures.figures import (
     INK,
     ORANGE,
     PALE,
-    look,
+    figure_style,
     new_figure,
     percent_axis,
     set_title,
@@ -48,7 +48,7 @@ def plot_accuracy(results: Mapping[str, Accuracy], *, title: str = "Accuracy") -
     """
     _expect(any(one.counted for one in results.values()), "at least one image that counts")
     top5 = any(one.top5 for one in results.values())
-    with look():
+    with figure_style():
         figure = new_figure(7.2, 1.5 + len(results) * (0.56 if top5 else 0.36))
         axes = figure.add_subplot()
         for row, one in enumerate(results.values()):
@@ -91,7 +91,7 @@ def plot_class_accuracy(
     ranked = sorted(shares, key=lambda label: -right(label))
     shown = ranked[-classes:]
     thick = 0.8 / len(results)
-    with look():
+    with figure_style():
         colours = _colours(len(results))
         figure = new_figure(7.2, 1.5 + len(shown) * max(0.26, 0.13 * (len(results) + 1)))
         axes = figure.add_subplot()
@@ -172,7 +172,7 @@ def plot_confusion(
     # In inches. The limit keeps the picture of a thousand classes small enough to open; zoom the SVG to read the names.
     cell = min(1.2, max(0.46, 3.6 / rows)) if written else min(0.2, 24 / wide)
     size = 8.5 if written else 32 * cell
-    with look():
+    with figure_style():
         colours = [_scale(*shades) for shades in (_ORANGES, _BLUES)]
         figure = new_figure(wide * cell + 3.2, rows * cell + 2.4)
         axes = figure.add_subplot()
@@ -233,7 +233,7 @@ def plot_reliability(calibration: Calibration, *, title: str = "Reliability") ->
     """
     _expect(calibration.n, "at least one image")
     bins = [b for b in calibration.bins if b.accuracy]
-    with look():
+    with figure_style():
         from matplotlib.lines import Line2D
         from matplotlib.patches import Patch
 
@@ -299,7 +299,7 @@ def plot_comparison(comparison: Comparison, *, title: str = "") -> Figure:
     if comparison.restricted:
         shared = f"{len(comparison.restricted.classes)} shared classes: "
         blocks = [("", comparison.overall), (shared, comparison.restricted.overall)]
-    with look():
+    with figure_style():
         figure = new_figure(10.4, 5.2)
         grid = figure.add_gridspec(1, 2, width_ratios=[1.25, 1])
         axes = figure.add_subplot(grid[0])

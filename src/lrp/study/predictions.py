@@ -93,7 +93,7 @@ class Prediction:
         return self.status == "ok"
 
 
-def fault(row: Prediction) -> tuple[str, str] | None:
+def prediction_fault(row: Prediction) -> tuple[str, str] | None:
     """(column, reason) of the first column that is inconsistent with the rest of its row. None: the row is valid.
 
     Checked before a row is written, so that every written table can be read.
@@ -185,7 +185,7 @@ def _joined(*parts: Iterable[str]) -> Iterator[str]:
 
 
 def _line(path: Path, number: int, row: Prediction) -> str:
-    if wrong := fault(row):
+    if wrong := prediction_fault(row):
         raise PredictionsError(f"{path}: row {number}, column {wrong[0]}: {wrong[1]}")
     cells = [_cell(column, getattr(row, column)) for column in COLUMNS]
     if (longest := max(map(len, cells))) > _LONGEST_CELL:
@@ -294,7 +294,7 @@ def _row(path: Path, line: int, columns: list[str], cells: list[str]) -> Predict
         predicted, known = values["predicted_label"], values["true_label"]
         values["status"] = "unreadable" if not predicted else "ok" if known else "unmatched"
     row = Prediction(**values)
-    if wrong := fault(row):
+    if wrong := prediction_fault(row):
         raise _wrong(path, line, *wrong)
     return row
 

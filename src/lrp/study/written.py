@@ -13,7 +13,7 @@ from lrp.pictures import heatmap
 from lrp.pictures.contact_sheet import Entry, contact_sheet
 from lrp.storage.atomic import os_errors, write_whole
 from lrp.study import plots
-from lrp.study.locate import locate
+from lrp.study.locate import locate_photos
 from lrp.study.predictions import Prediction, csv_line, neutral
 from lrp.values import Plain
 
@@ -52,7 +52,7 @@ class StudyFolder:
         self.folder = Path(folder)
         self.files: list[str] = []
         paths = [row.path for row in shown]
-        self.photos = locate(paths, root)
+        self.photos = locate_photos(paths, root)
         self.missing = tuple(path for path in paths if path not in self.photos)
         self.notes: list[str] = []
         if self.missing:

@@ -157,7 +157,7 @@ def unlisted() -> list[str]:
     return sorted(own.intersection(timm.list_modules()) - TIMM.keys() - LEFT_OUT.keys())
 
 
-def smallest(family: str) -> str | None:
+def smallest_of_family(family: str) -> str | None:
     """The classifier of a timm family with the fewest parameters, the first of equal ones; None: it has none.
 
     timm's models for its own tests (test_*) are ignored. Models are built without allocating memory; it still takes

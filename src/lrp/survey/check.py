@@ -125,10 +125,10 @@ def check(name: str, *, size: int | None = None, composite: Any = None, repeats:
         composite: an argument for `Explainer`; None: the preset that fits the architecture.
         repeats: number of timings, of which the median is used. 0: no timing.
     """
-    return measure(name, lambda: build(name, size), composite=composite, repeats=repeats)
+    return measure(name, lambda: build_for_check(name, size), composite=composite, repeats=repeats)
 
 
-def build(name: str, size: int | None = None) -> tuple[nn.Module, Tensor]:
+def build_for_check(name: str, size: int | None = None) -> tuple[nn.Module, Tensor]:
     """The model, with random weights under which signal and relevance do not vanish, and a noise image [1, C, H, W]."""
     vit = name.startswith("vit_")
     if not name.startswith("timm:") and size is None:

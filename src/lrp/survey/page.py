@@ -60,7 +60,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Measurement], str]], ...] = (
 )  # fmt: skip
 
 
-def summary(results: Sequence[Measurement]) -> str:
+def survey_summary(results: Sequence[Measurement]) -> str:
     """How many models are explained correctly, in one line."""
     parts = []
     for of, noun in ((True, "torchvision classifiers"), (False, "timm families")):
@@ -95,7 +95,7 @@ def markdown(results: Iterable[Measurement]) -> str:
     lines = [
         "# Models", "",
         f"Made by `{COMMAND}`; do not edit. {_provenance(results)}", "",
-        f"**{summary(results)}**" if results else "**Nothing was measured.**", "",
+        f"**{survey_summary(results)}**" if results else "**Nothing was measured.**", "",
         *([f"Not measured yet: {', '.join(unmeasured)}.", ""] if unmeasured else []),
         "All classifiers of torchvision, and of each timm family (a module of `timm.models`) the classifier with the "
         f"fewest parameters. Left out: {'; '.join(f'{f} ({reason})' for f, reason in LEFT_OUT.items())}.", "",

@@ -98,7 +98,7 @@ def survey(
     """
     if jobs < 1:
         raise ModelError(f"jobs={jobs}: at least one model is measured at a time.")
-    results, now = load(folder), check.versions()
+    results, now = load_survey(folder), check.versions()
     # The result of a crashed process has no versions, since the crash may not be the model's fault: it is tried again.
     kept = [n for n in names if n in results and results[n].versions == now and not overwrite]
     for name in kept:
@@ -132,7 +132,7 @@ def met(results: Iterable[Measurement], everything: bool) -> bool:
     return "torchvision" not in misses and len(misses) <= allowed
 
 
-def load(folder: Path) -> dict[str, Measurement]:
+def load_survey(folder: Path) -> dict[str, Measurement]:
     """The results in `folder`/models.json by name, in the order of the list; empty if there is no such file."""
     path = folder / "models.json"
     try:

@@ -97,7 +97,7 @@ class Order(Sampler[tuple[int, int]]):
         return ((self.epoch, place) for place in places[self.rank :: self.world])
 
 
-def loaded(batches: DataLoader[Any]) -> Iterator[Any]:
+def batch_loader(batches: DataLoader[Any]) -> Iterator[Any]:
     """The batches. An error in a decoding process is raised again in this process, with its one-line message."""
     try:
         yield from batches

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lrp.errors import TrainingError
-from lrp.pictures.figures import BLUE, GREY, ORANGE, look, new_figure, words
+from lrp.pictures.figures import BLUE, GREY, ORANGE, figure_style, new_figure, words
 from lrp.pictures.figures import save_figure as save_figure
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def plot_training(history: Sequence[Mapping[str, Any]], best: int, *, title: str
     """
     if not history:
         raise TrainingError("expected at least one epoch to plot, got none")
-    with look():
+    with figure_style():
         from matplotlib.ticker import MaxNLocator
 
         figure = new_figure(9.2, 3.8)

@@ -19,7 +19,7 @@ PATIENCE = timedelta(days=7)
 """How long other processes wait for the first one, which may be computing features or drawing heatmaps."""
 
 
-def launch(device: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
+def launch_devices(device: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
     """The devices to train on; with several devices, this starts their processes.
 
     Raises:
@@ -50,7 +50,7 @@ def launch(device: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
     return fabric
 
 
-def shared(fabric: Fabric, make: Callable[[], Value]) -> Value | None:
+def shared_by_devices(fabric: Fabric, make: Callable[[], Value]) -> Value | None:
     """Call `make` in the first process and return its value in all. If it raises, the other processes get None."""
     made = None
     try:

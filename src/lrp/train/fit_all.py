@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 from lrp.data.splits import Example
 from lrp.errors import TrainingError
 from lrp.models.preprocessing import Preprocessing
-from lrp.train.batches import Order, Photos, loaded
-from lrp.train.devices import shared
+from lrp.train.batches import Order, Photos, batch_loader
+from lrp.train.devices import shared_by_devices
 from lrp.train.fit_head import Facts, best_epoch
 from lrp.values import Plain
 
@@ -184,7 +184,7 @@ def fit_all(
     else:
         val_loss, accuracy = _evaluate(model, val_batches, fabric, advance, total, "training")
         history.append({"epoch": 0, "val_loss": val_loss, "val_accuracy": accuracy})
-    while shared(fabric, close) and not finished(history, settings):
+    while shared_by_devices(fabric, close) and not fit_all_finished(history, settings):
         epoch, begin = len(history), time.perf_counter()
         order.epoch = epoch
         words, reported = f"training, epoch {epoch} of {settings.epochs}", begin
@@ -194,7 +194,7 @@ def fit_all(
             for norm in _batch_norms(model):
                 norm.eval()
         optimizer.zero_grad(set_to_none=True)
-        for number, (images, targets) in enumerate(loaded(batches)):
+        for number, (images, targets) in enumerate(batch_loader(batches)):
             step, part = divmod(number, settings.accumulate)
             last = part == settings.accumulate - 1 or number == len(batches) - 1
             images, targets = fabric.to_device(
@@ -238,7 +238,7 @@ def fit_all(
     return history
 
 
-def finished(history: Sequence[Facts], settings: NetSettings) -> bool:
+def fit_all_finished(history: Sequence[Facts], settings: NetSettings) -> bool:
     done = len(history) - 1
     return done >= settings.epochs or (done > 0 and done - best_epoch(history) >= settings.patience)
 
@@ -302,7 +302,7 @@ def _evaluate(
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=fabric.device)
     with torch.no_grad():
-        for images, targets in loaded(val_batches):
+        for images, targets in batch_loader(val_batches):
             images, targets = fabric.to_device(
                 (images.contiguous(memory_format=torch.channels_last), targets)
             )

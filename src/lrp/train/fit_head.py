@@ -24,7 +24,7 @@ from lrp.train.lbfgs import (
     Variables,
     cross_validated,
     expect_fitting,
-    settled,
+    lbfgs_settled,
     standards_of,
 )
 from lrp.values import Plain
@@ -205,7 +205,7 @@ def _finished(history: Sequence[Facts], settings: HeadSettings) -> bool:
     return (
         done >= settings.epochs
         or done - best_epoch(history) >= settings.patience
-        or settled(history[-2]["objective"], history[-1]["objective"], SETTLED)
+        or lbfgs_settled(history[-2]["objective"], history[-1]["objective"], SETTLED)
     )
 
 

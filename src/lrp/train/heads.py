@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from lrp.engine.graph import vocabulary as vocabulary  # registers the operations that capture needs
 from lrp.engine.graph.capture import Batch, Captured, capture
 from lrp.errors import ModelError
-from lrp.models.catalogue import build, class_tensors
+from lrp.models.catalogue import build_model, class_tensors
 from lrp.models.checkpoints import architecture
 from lrp.models.downloads import Progress
 from lrp.models.loading import load_model
@@ -256,7 +256,7 @@ class Adapted(NamedTuple):
     heads: tuple[str, ...]
 
 
-def adapted(
+def model_with_new_head(
     name: str,
     classes: int,
     *,
@@ -284,7 +284,7 @@ def adapted(
         loaded = load_model(name, pretrained=pretrained, progress=progress, arch=arch)
         of = architecture(name, arch)
         fresh = {tensor.rpartition(".")[0] for tensor in class_tensors(of, loaded.preprocessing)}
-        model = build(of, classes, loaded.preprocessing)
+        model = build_model(of, classes, loaded.preprocessing)
         torch.manual_seed(seed)  # again, so that building the rest does not affect the heads
         for path in sorted(fresh):
             model.get_submodule(path).reset_parameters()  # type: ignore[operator]

@@ -288,7 +288,7 @@ def cross_validated(
                 descent.step()
                 now = descent.objective()
                 tick()
-                if settled(before, now, ROUGHLY):
+                if lbfgs_settled(before, now, ROUGHLY):
                     break
                 before = now
             places[number] = variables.copy()
@@ -300,5 +300,5 @@ def cross_validated(
     return best
 
 
-def settled(before: float, now: float, share: float) -> bool:
+def lbfgs_settled(before: float, now: float, share: float) -> bool:
     return before - now <= share * abs(now)

@@ -16,7 +16,7 @@ import lrp
 from lrp.data.data_set import Sample
 from lrp.data.splits import TrainingData, split
 from lrp.errors import CaptureError, ModelError, TrainingError
-from lrp.models.catalogue import PACKAGED, build
+from lrp.models.catalogue import PACKAGED, build_model
 from lrp.models.checkpoints import SUFFIXES
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.resolve import resolve_device
@@ -24,11 +24,11 @@ from lrp.models.weights import fingerprint
 from lrp.pictures.photos import Photo, open_photo
 from lrp.storage.atomic import os_errors
 from lrp.storage.locks import Lock
-from lrp.train.devices import launch, shared
+from lrp.train.devices import launch_devices, shared_by_devices
 from lrp.train.features import Store, features
 from lrp.train.fit_all import NetSettings, fit_all
 from lrp.train.fit_head import Facts, HeadSettings, fit_head
-from lrp.train.heads import adapted, split_head
+from lrp.train.heads import model_with_new_head, split_head
 from lrp.train.training_run import OnEpoch, Retrained, Run
 
 MODES = ("head", "all")
@@ -118,7 +118,7 @@ def retrain(
         else (net or NetSettings(seed=seed, keep_statistics=pretrained))
     )
     chosen = resolve_device(device)
-    fabric = launch(str(chosen), devices, nodes) if train == "all" else None
+    fabric = launch_devices(str(chosen), devices, nodes) if train == "all" else None
     first = fabric is None or fabric.is_global_zero
     where = fabric.device if fabric else chosen
     model_: nn.Module
@@ -134,7 +134,7 @@ def retrain(
         )  # fmt: skip
         on_data(material)
         advance(0, 1, f"loading {model}")
-        fresh = adapted(model, len(material.classes), pretrained=pretrained, seed=seed, arch=arch)
+        fresh = model_with_new_head(model, len(material.classes), pretrained=pretrained, seed=seed, arch=arch)
         preprocessing = fresh.preprocessing if size is None else fresh.preprocessing.with_size(size)
         identity = {
             "model": model,
@@ -171,14 +171,16 @@ def retrain(
     with os_errors(output.parent, "made", TrainingError):
         output.parent.mkdir(parents=True, exist_ok=True)
     with Lock(output, error=TrainingError) if first else nullcontext():
-        task = begin() if fabric is None else shared(fabric, begin)
+        task = begin() if fabric is None else shared_by_devices(fabric, begin)
         if isinstance(task, Retrained) and first:
             return task
         if not isinstance(task, _Task):
             return Retrained(str(output), (), (), {}, (), (), ())
         assert fabric is not None
         if not first:  # Fabric copies the weights from the first process
-            model_ = _on_device(build(task.architecture, len(task.data.classes), task.preprocessing), where)
+            model_ = _on_device(
+                build_model(task.architecture, len(task.data.classes), task.preprocessing), where
+            )
         history = fit_all(
             model_, task.heads, task.preprocessing, task.data.train, task.data.val, settings, fabric,
             workers=workers, state=task.state, max_megapixels=max_megapixels,

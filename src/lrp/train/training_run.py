@@ -24,7 +24,7 @@ from lrp.models.loading import LoadedModel
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.weights import save
 from lrp.storage.atomic import os_errors, remove_drafts, replacing, write_whole
-from lrp.storage.locks import START_OVER, beside, differing
+from lrp.storage.locks import START_OVER, identity_differs, path_beside
 from lrp.train.fit_head import Facts, best_epoch
 from lrp.values import Plain
 
@@ -82,7 +82,7 @@ class Run:
             seed,
         )
         self.on_epoch = on_epoch
-        self.resume = beside(output, "resume")
+        self.resume = path_beside(output, "resume")
         self.last_file = output.with_name(f"{output.stem}.last{output.suffix}")
         self.history_file = output.with_name(f"{output.stem}.history.json")
         self.history: list[Facts] = []
@@ -123,7 +123,7 @@ class Run:
             except Exception as error:  # a damaged file can raise any exception
                 raise TrainingError(f"{self.resume} is damaged: {START_OVER}.") from error
             if before != self.identity:
-                raise TrainingError(f"{differing(self.output, before, self.identity)}.")
+                raise TrainingError(f"{identity_differs(self.output, before, self.identity)}.")
             self.history = [dict(facts) for facts in state["history"]]
             self.resumed = len(self.history) - 1
             return state

@@ -80,7 +80,7 @@ class Watch:
             picture_file = folder / f"{self.names[i]}.png"
             heatmap.save_png(picture, picture_file, {"epoch": str(epoch)}, TrainingError)
             tile = folder / f"{self.names[i]}.map.png"
-            colours = heatmap.colours(on_photo, heatmap.scale([on_photo]))
+            colours = heatmap.heatmap_colours(on_photo, heatmap.heatmap_scale([on_photo]))
             metadata = {"epoch": str(epoch), "photo": photo.digest, "said": warning or title}
             heatmap.save_png(_large(colours), tile, metadata, TrainingError)
         sheet = contact_sheet(

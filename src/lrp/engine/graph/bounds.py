@@ -13,7 +13,7 @@ from lrp.engine.graph.capture import Batch
 from lrp.engine.graph.ops import Operation
 
 
-def carried(graph: Graph, operation: Operation, low: Any, high: Any) -> tuple[Tensor, Tensor]:
+def carried_bounds(graph: Graph, operation: Operation, low: Any, high: Any) -> tuple[Tensor, Tensor]:
     """The bounds of the image, as given to `ZBox`, converted to bounds of the operation's input, [1, *in]."""
     shape = ops.one(graph.image.meta["shape"])
     ends = []
@@ -24,7 +24,7 @@ def carried(graph: Graph, operation: Operation, low: Any, high: Any) -> tuple[Te
     return torch.minimum(*ends), torch.maximum(*ends)  # a negative factor between them swaps the two
 
 
-def for_each_image(bounds: tuple[Tensor, Tensor], operation: Operation, a: Any) -> tuple[Any, Any]:
+def bounds_of_each_image(bounds: tuple[Tensor, Tensor], operation: Operation, a: Any) -> tuple[Any, Any]:
     """The same bounds for each image, also where windows are part of the batch dimension."""
     images = operation.input_shape()[0]
     if not isinstance(images, Batch) or images.times == 1:

@@ -77,7 +77,7 @@ class Graph:
         return node
 
 
-def floating(dtype: Any) -> bool:
+def is_floating_type(dtype: Any) -> bool:
     return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 

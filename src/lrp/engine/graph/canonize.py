@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from lrp.engine.graph import ops
 from lrp.engine.graph import vocabulary as vocabulary  # registers it
-from lrp.engine.graph.canonical import Graph, cast, data_nodes, floating
+from lrp.engine.graph.canonical import Graph, cast, data_nodes, is_floating_type
 from lrp.engine.graph.capture import Captured
 from lrp.engine.graph.gates import signal_of, values_of
 from lrp.engine.graph.ops import Operation
@@ -45,7 +45,7 @@ def canonize(
         rewrite(graph)
         graph.fx.eliminate_dead_code()
     for node in graph.fx.nodes:
-        node.meta["dtype"] = dtype if floating(node.meta.get("dtype")) else node.meta.get("dtype")
+        node.meta["dtype"] = dtype if is_floating_type(node.meta.get("dtype")) else node.meta.get("dtype")
         node.meta["device"] = device
     used = {str(n.target) for n in graph.fx.nodes if n.op == "get_attr"}
     graph.constants = {n: v for n, v in graph.constants.items() if n in used}
@@ -90,7 +90,7 @@ def _recognise(graph: Graph) -> None:
             if any(n in behind for n in node.all_input_nodes):
                 behind.add(node)
             continue
-        name, meta = ops.name_of(node), node.meta
+        name, meta = ops.operation_name(node), node.meta
         operation = Operation(
             node, name, "unknown", meta["path"], meta["module"], meta["shape"] or (), meta["source"], index,
             arguments=ops.arguments_of(node), constants=graph.constants,

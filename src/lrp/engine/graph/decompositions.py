@@ -36,7 +36,7 @@ def decompose(graph: Graph) -> None:
     for node in list(graph.fx.nodes):
         if node.op != "call_function":
             continue
-        decomposition = DECOMPOSITIONS.get(ops.name_of(node))
+        decomposition = DECOMPOSITIONS.get(ops.operation_name(node))
         made = decomposition(graph, node, ops.arguments_of(node)) if decomposition else None
         if made is None:
             continue
@@ -190,7 +190,7 @@ def _glu(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
 @decomposes("addcmul", "addcdiv")
 def _fused_product(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     """self + value · x · y, or x / y."""
-    target = aten.mul.Tensor if ops.name_of(node) == "addcmul" else aten.div.Tensor
+    target = aten.mul.Tensor if ops.operation_name(node) == "addcmul" else aten.div.Tensor
     shape = ops.broadcast(_shape(a["tensor1"]), _shape(a["tensor2"]))
     product = graph.insert(node, target, (a["tensor1"], a["tensor2"]), shape)
     return graph.insert(
@@ -207,7 +207,7 @@ def _max_pool1d(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     """As a 2-d max pool over one row, which returns the indices of the maxima."""
     row = (*_shape(a["self"])[:-1], 1, _shape(a["self"])[-1])
     given = (a["kernel_size"], a["stride"] or a["kernel_size"], a["padding"], a["dilation"])
-    kernel, stride, padding, dilation = (ops.listed(value, 1)[0] for value in given)
+    kernel, stride, padding, dilation = (ops.one_per_dimension(value, 1)[0] for value in given)
     image = graph.insert(node, aten.unsqueeze.default, (a["self"], -2), row)
     windows = ([1, kernel], [1, stride], [0, padding], [1, dilation], a["ceil_mode"])
     pooled = (*_shape(node)[:-1], 1, _shape(node)[-1])
@@ -246,7 +246,7 @@ def _lerp(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
 def _plain_norm(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     if any(u.args[1] for u in node.users):
         return None  # the statistics are used as well
-    if ops.name_of(node) == "native_layer_norm":
+    if ops.operation_name(node) == "native_layer_norm":
         args = (a["input"], a["normalized_shape"], a["weight"], a["bias"], a["eps"])
         return [graph.insert(node, aten.layer_norm.default, args, _shape(node))]
     args = (a["input"], a["group"], a["weight"], a["bias"], a["eps"])

@@ -26,14 +26,18 @@ def fold_scale_into_producer(graph: Graph) -> None:
         if node.target is not scale_shift:
             continue
         conv: Node = node.args[0]
-        if conv.op != "call_function" or ops.name_of(conv) not in CONVS + ("linear",) or len(conv.users) > 1:
+        if (
+            conv.op != "call_function"
+            or ops.operation_name(conv) not in CONVS + ("linear",)
+            or len(conv.users) > 1
+        ):
             continue
         arguments = ops.arguments_of(conv)
         weight, bias = graph.value(arguments["weight"]), graph.value(arguments["bias"])
         if weight is None or (arguments["bias"] is not None and bias is None):
             continue
         w, b = (graph.value(v).flatten() for v in node.args[1:])
-        if len(w) != len(weight) or (ops.name_of(conv) == "linear" and len(conv.meta["shape"]) > 2):
+        if len(w) != len(weight) or (ops.operation_name(conv) == "linear" and len(conv.meta["shape"]) > 2):
             continue  # a norm over another axis than the outputs of the layer
         weight = weight.double() * w.reshape(-1, *[1] * (weight.dim() - 1))
         bias = b if bias is None else bias.double() * w + b
@@ -72,11 +76,15 @@ def fold_scale_into_consumers(graph: Graph) -> None:
 
 
 def _takes_scale(user: Node, norm: Node) -> bool:
-    if user.op != "call_function" or ops.name_of(user) not in CONVS + ("linear",) or user.args[0] is not norm:
+    if (
+        user.op != "call_function"
+        or ops.operation_name(user) not in CONVS + ("linear",)
+        or user.args[0] is not norm
+    ):
         return False
     arguments = ops.arguments_of(user)
     constant = all(isinstance(v, Node) and v.op == "get_attr" for v in (arguments["weight"],))
-    if ops.name_of(user) == "linear":
+    if ops.operation_name(user) == "linear":
         return constant and len(user.meta["shape"]) == 2
     padding = arguments["padding"]
     return constant and all(p == 0 for p in (padding if isinstance(padding, (list, tuple)) else [padding]))
@@ -115,7 +123,7 @@ def merge_branches(graph: Graph) -> None:
     The outputs of such branches largely cancel in their sum, so that relevance shared among them would explode.
     """
     for node in list(graph.fx.nodes):
-        if node.op != "call_function" or ops.name_of(node) not in ("add", "sub"):
+        if node.op != "call_function" or ops.operation_name(node) not in ("add", "sub"):
             continue
         arguments = ops.arguments_of(node)
         operands = [arguments["self"], arguments["other"]]
@@ -124,7 +132,7 @@ def merge_branches(graph: Graph) -> None:
         if operands[0] is operands[1] or operands[0].args[0] is not operands[1].args[0]:
             continue
         kernels = [_kernel(graph, n) for n in operands]
-        merged = _sum(kernels, -1 if ops.name_of(node) == "sub" else 1) if all(kernels) else None
+        merged = _sum(kernels, -1 if ops.operation_name(node) == "sub" else 1) if all(kernels) else None
         if merged is None:
             continue
         conv = getattr(aten, CONVS[len(merged.size) - 1]).default
@@ -144,7 +152,7 @@ def merge_branches(graph: Graph) -> None:
 def _branch(node: Any) -> bool:
     if not isinstance(node, Node) or node.op != "call_function":
         return False
-    return node.target is scale_shift or ops.name_of(node) in CONVS
+    return node.target is scale_shift or ops.operation_name(node) in CONVS
 
 
 def _kernel(graph: Graph, node: Node) -> _Kernel | None:
@@ -162,7 +170,9 @@ def _kernel(graph: Graph, node: Node) -> _Kernel | None:
     if weight is None or isinstance(a["padding"], str) or (a["bias"] is not None and bias is None):
         return None
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    stride, padding, dilation = (ops.listed(a[key], spatial) for key in ("stride", "padding", "dilation"))
+    stride, padding, dilation = (
+        ops.one_per_dimension(a[key], spatial) for key in ("stride", "padding", "dilation")
+    )
     return _Kernel(weight.double(), bias.double(), stride, padding, dilation, a["groups"])
 
 

@@ -45,7 +45,7 @@ def signal_of(operation: Operation, before: Operations) -> Found:
     broadcast = [math.prod(ops.one(s)) < math.prod(ops.one(operation.shape)) for s in shapes]
     if broadcast[0] != broadcast[1]:
         gate = broadcast.index(True)
-        return 1 - gate, f"gate: {_ordinal(gate)} operand, broadcast from {ops.size_of(shapes[gate])}"
+        return 1 - gate, f"gate: {_ordinal(gate)} operand, broadcast from {ops.shape_text(shapes[gate])}"
     activated = [_activated(node, before) for node in (first, second)]
     if (activated[0] is None) != (activated[1] is None):
         gate = 0 if activated[0] else 1

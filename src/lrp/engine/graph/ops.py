@@ -97,7 +97,7 @@ class Operation:
 
     @staticmethod
     def shown(shape: Sequence[Size]) -> str:
-        return size_of(shape)
+        return shape_text(shape)
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -133,13 +133,13 @@ def broadcast(*shapes: Shape) -> Shape:
     return tuple(next((size for size in sizes_ if size != 1), 1) for sizes_ in zip(*full, strict=True))
 
 
-def listed(value: Any, n: int) -> list[int]:
+def one_per_dimension(value: Any, n: int) -> list[int]:
     """A size given once, or once per dimension, as a list."""
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     return values * n if len(values) == 1 else values
 
 
-def size_of(shape: Sequence[Size]) -> str:
+def shape_text(shape: Sequence[Size]) -> str:
     return "[" + ", ".join(str(s) for s in shape) + "]"
 
 
@@ -219,7 +219,7 @@ def entries(name: str) -> list[Entry]:
     return _VOCABULARY.get(name, [])
 
 
-def name_of(node: fx.Node) -> str:
+def operation_name(node: fx.Node) -> str:
     """The operation's short name: "conv2d" for torch.ops.aten.conv2d.default."""
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
@@ -231,7 +231,7 @@ def name_of(node: fx.Node) -> str:
 
 def read_by(node: fx.Node) -> list[fx.Node]:
     """The nodes whose values an operation reads: not those of which it uses only the shape or dtype."""
-    name = name_of(node)
+    name = operation_name(node)
     if facts(name).reads_shape:
         return []
     return node.all_input_nodes[:1] if name.endswith("_as") else node.all_input_nodes

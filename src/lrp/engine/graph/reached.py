@@ -30,7 +30,7 @@ def refuse_unknown(graph: Graph, rules: dict[fx.Node, Rule]) -> None:
     without = [o for o in graph.operations.values() if o.node not in rules and o.node in arrives]
     if not without:
         return
-    columns = [(o.path or "(model)", o.name, ops.size_of(o.shape), o.source) for o in without]
+    columns = [(o.path or "(model)", o.name, ops.shape_text(o.shape), o.source) for o in without]
     widths = [max(len(row[i]) for row in columns) for i in range(4)]
     lines = [
         "  " + "   ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in columns

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Node, map_arg
 
 from lrp.engine.graph import ops
-from lrp.engine.graph.canonical import Graph, cast, floating
+from lrp.engine.graph.canonical import Graph, cast, is_floating_type
 from lrp.engine.graph.capture import Batch, Shape
 from lrp.engine.graph.decompositions import decompose
 from lrp.engine.graph.fusion import CONVS, fold_scale_into_consumers, fold_scale_into_producer, merge_branches
@@ -28,8 +28,8 @@ def retype(graph: Graph) -> None:
     """Replace every floating dtype argument by the explainer's dtype: a half-precision model runs in float32."""
     for node in graph.fx.nodes:
         if node.op == "call_function":
-            node.args = tuple(graph.dtype if floating(a) else a for a in node.args)
-            node.kwargs = {k: graph.dtype if floating(a) else a for k, a in node.kwargs.items()}
+            node.args = tuple(graph.dtype if is_floating_type(a) else a for a in node.args)
+            node.kwargs = {k: graph.dtype if is_floating_type(a) else a for k, a in node.kwargs.items()}
 
 
 NO_OPS = frozenset({
@@ -46,11 +46,11 @@ def drop_no_ops(graph: Graph) -> None:
     for node in list(graph.fx.nodes):
         if node.op != "call_function" or not node.all_input_nodes:
             continue
-        name, source = ops.name_of(node), node.all_input_nodes[0]
+        name, source = ops.operation_name(node), node.all_input_nodes[0]
         arguments = ops.arguments_of(node)
         same = source.meta.get("shape") == node.meta.get("shape")
         retyped = name in ("_to_copy", "to", "type_as", "float", "double", "half", "bfloat16")
-        retyped = retyped and all(floating(n.meta.get("dtype")) for n in (node, source))
+        retyped = retyped and all(is_floating_type(n.meta.get("dtype")) for n in (node, source))
         whole = name in SAME_SIZE or (name == "slice" and arguments["step"] == 1)
         # Without the copies, a tensor may have another memory format.
         if node.target in (aten.view.default, aten._unsafe_view.default):
@@ -58,7 +58,7 @@ def drop_no_ops(graph: Graph) -> None:
         nothing = (
             name in ("add", "sub") and not isinstance(arguments["other"], Node) and arguments["other"] == 0
         )
-        nothing = nothing and floating(source.meta.get("dtype"))
+        nothing = nothing and is_floating_type(source.meta.get("dtype"))
         if (name in NO_OPS and not arguments.get("train")) or retyped or nothing or (whole and same):
             node.replace_all_uses_with(source)
             graph.fx.erase_node(node)
@@ -86,15 +86,15 @@ BROADCASTS = frozenset({"add", "sub", "rsub", "mul", "div", "matmul", "bmm", "wh
 def plain_constants(graph: Graph) -> None:
     """Remove the expansion of a constant over the images where its readers broadcast it anyway."""
     for node in list(graph.fx.nodes):
-        if node.op != "call_function" or ops.name_of(node) not in ("expand", "repeat"):
+        if node.op != "call_function" or ops.operation_name(node) not in ("expand", "repeat"):
             continue
         constant: Any = node.args[0]
         if constant.op != "get_attr" or not _spread(constant.meta["shape"], node.meta["shape"]):
             continue
         for user in list(node.users):
-            if user.op == "call_function" and ops.name_of(user) in BROADCASTS:
+            if user.op == "call_function" and ops.operation_name(user) in BROADCASTS:
                 user.replace_input_with(node, constant)
-                if ops.name_of(user) == "bmm":
+                if ops.operation_name(user) == "bmm":
                     user.target = aten.matmul.default
 
 
@@ -114,7 +114,7 @@ def plain_pools(graph: Graph) -> None:
     for node in list(graph.fx.nodes):
         if node.op != "call_function":
             continue
-        name = ops.name_of(node)
+        name = ops.operation_name(node)
         if node.target is aten.max_pool2d.default:
             args = tuple(ops.arguments_of(node).values())
             with graph.fx.inserting_before(node):
@@ -134,7 +134,7 @@ def plain_pools(graph: Graph) -> None:
 def plain_batch_norms(graph: Graph) -> None:
     """A batch norm with fixed statistics is x w + b per channel: w = γ/√(σ² + e), b = β − μw."""
     for node in list(graph.fx.nodes):
-        if node.op != "call_function" or ops.name_of(node) not in (
+        if node.op != "call_function" or ops.operation_name(node) not in (
             "_native_batch_norm_legit_no_training", "batch_norm", "native_batch_norm",
         ):  # fmt: skip
             continue
@@ -153,7 +153,7 @@ def plain_batch_norms(graph: Graph) -> None:
             shaped: Any = per_channel(value, dims)
             made.append(graph.constant(shaped, f"{node.name}_{suffix}", node))
         users = list(node.users)
-        if ops.name_of(node) == "batch_norm":
+        if ops.operation_name(node) == "batch_norm":
             graph.replace(node, scale_shift, (source, *made))
             continue
         for user in users:
@@ -165,14 +165,15 @@ def plain_batch_norms(graph: Graph) -> None:
 def plain_paddings(graph: Graph) -> None:
     """Convert padding="same" to numbers; if its two sides differ, insert a zero pad in front."""
     for node in list(graph.fx.nodes):
-        if node.op != "call_function" or ops.name_of(node) not in CONVS:
+        if node.op != "call_function" or ops.operation_name(node) not in CONVS:
             continue
         a = ops.arguments_of(node)
         if not isinstance(a["padding"], str):
             continue
         kernel, n = a["weight"].meta["shape"][2:], len(node.meta["shape"]) - 2
         total = [
-            ops.listed(a["dilation"], n)[d] * (kernel[d] - 1) * (a["padding"] == "same") for d in range(n)
+            ops.one_per_dimension(a["dilation"], n)[d] * (kernel[d] - 1) * (a["padding"] == "same")
+            for d in range(n)
         ]
         source, padding = a["input"], [t // 2 for t in total]
         if any(t % 2 for t in total):
@@ -183,7 +184,7 @@ def plain_paddings(graph: Graph) -> None:
             grown = (*shape[:2], *(s + t for s, t in zip(shape[2:], total, strict=True)))
             source.meta = {**node.meta, "shape": grown}
             padding = [0] * n
-        conv = getattr(aten, ops.name_of(node)).default
+        conv = getattr(aten, ops.operation_name(node)).default
         graph.replace(
             node, conv, (source, a["weight"], a["bias"], a["stride"], padding, a["dilation"], a["groups"])
         )
@@ -192,13 +193,13 @@ def plain_paddings(graph: Graph) -> None:
 def merge_zero_pads(graph: Graph) -> None:
     """A zero pad and the convolution after it are one affine operation: the padding receives no relevance."""
     for node in list(graph.fx.nodes):
-        if node.op != "call_function" or ops.name_of(node) not in CONVS:
+        if node.op != "call_function" or ops.operation_name(node) not in CONVS:
             continue
         arguments = ops.arguments_of(node)
         pad = arguments["input"]
         if not (isinstance(pad, Node) and pad.op == "call_function"):
             continue
-        if ops.name_of(pad) not in ("constant_pad_nd", "pad"):
+        if ops.operation_name(pad) not in ("constant_pad_nd", "pad"):
             continue
         padded = ops.arguments_of(pad)
         spatial = len(node.meta["shape"]) - 2
@@ -213,7 +214,7 @@ def merge_zero_pads(graph: Graph) -> None:
         )
 
 
-def settle(graph: Graph) -> None:
+def cast_constants(graph: Graph) -> None:
     """Convert folded weights, computed in float64, to the precision of the explainer."""
     graph.constants = {name: cast(value, graph.dtype) for name, value in graph.constants.items()}
 
@@ -231,5 +232,5 @@ REWRITES = (
     merge_branches,
     merge_zero_pads,
     fold_scale_into_consumers,
-    settle,
+    cast_constants,
 )

@@ -19,7 +19,7 @@ def nonnegative(graph: fx.Graph, constants: dict[str, Tensor]) -> set[fx.Node]:
 
 
 def _holds(node: fx.Node, found: set[fx.Node], constants: dict[str, Tensor]) -> bool:
-    facts = ops.facts(ops.name_of(node))
+    facts = ops.facts(ops.operation_name(node))
     if facts.nonnegative == "always":
         return True
     kept = facts.nonnegative == "kept" or node.target is operator.getitem

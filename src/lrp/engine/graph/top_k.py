@@ -15,7 +15,7 @@ from lrp.engine.graph import ops
 from lrp.engine.graph.ops import Operation
 
 
-def largest(operation: Operation, outputs: list[Any], share: float) -> tuple[list[Any], Any]:
+def keep_top_k(operation: Operation, outputs: list[Any], share: float) -> tuple[list[Any], Any]:
     """(kept relevance, sum of the dropped); `share` of an image's elements, the largest signed ones, is kept; 0: all."""
     if not share or operation.family not in ("conv", "linear", "pool", "maxpool"):
         return outputs, 0.0

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from lrp.engine.explainer import Explainer
-from lrp.engine.onnx.rewrites import portable
+from lrp.engine.onnx.rewrites import rewrite_for_onnx
 from lrp.engine.results.ledger import LEAST
-from lrp.engine.targets import resolve
+from lrp.engine.targets import resolve_target
 from lrp.errors import ExportError
 from lrp.storage.atomic import replacing
 
@@ -129,7 +129,7 @@ def write_onnx(
     if builder.speed is not None:
         plan = dataclasses.replace(builder.speed, data_dependent=False, low_precision=False)
         builder = dataclasses.replace(builder, speed=plan)
-    program = portable(builder.program().module)
+    program = rewrite_for_onnx(builder.program().module)
     size = sum(b.numel() * b.element_size() for b in program.buffers())
     if size > LIMIT:
         raise ExportError(
@@ -137,7 +137,7 @@ def write_onnx(
         )
     classes = prepared.graph.logits.meta["shape"][1]
     like = torch.zeros((), dtype=explainer.dtype, device=x.device)
-    start = resolve(target, 1, classes, explainer.class_names, like)
+    start = resolve_target(target, 1, classes, explainer.class_names, like)
     module = (_TargetInput if target_input else _FixedTarget)(program, *start).eval()
     inputs = _inputs(x, explainer.dtype, 2, target_input)
     batch = torch.export.Dim("batch")

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 Sides = Sequence[int]
 
 
-def portable(program: fx.GraphModule) -> fx.GraphModule:
+def rewrite_for_onnx(program: fx.GraphModule) -> fx.GraphModule:
     """The same program, of operations that ONNX has operators for."""
     made = copy.copy(program)
     graph = fx.Graph()

@@ -18,7 +18,7 @@ def reached_words(relevance: float, start: float, unit: str, share: float | None
     return f"{relevance:.3g} of {start:.3g} {unit}{percent} reached the pixels"
 
 
-def account(
+def account_in_words(
     relevance: float, start: float, unit: str, shares: Mapping[str, float], problems: Sequence[str]
 ) -> str:
     """ "4.1 of 11.4 logits (36 %) reached the pixels; bias 61 %, ε 3 %"; the first problem of health comes first."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image, ImageShow
 
-from lrp.engine.results.account import account, reached_words
+from lrp.engine.results.account import account_in_words, reached_words
 from lrp.errors import ImageError, InputError, LrpError
 from lrp.pictures import heatmap
 from lrp.pictures.photos import Geometry, Photo, open_photo
@@ -45,7 +45,7 @@ _LEFT = "text-align: left; padding-right: 1em"
 _CELL = "text-align: left; vertical-align: top; padding: 2px 12px 2px 0"
 
 
-def explanations(entries: Sequence[Explanation]) -> str:
+def explanations_html(entries: Sequence[Explanation]) -> str:
     """HTML of the first images: each as the model's input, its heatmap, the target, what reached the pixels, and health.
 
     Several explanations of an image are shown below each other, the first few of them. For more than `IMAGES` images,
@@ -60,7 +60,7 @@ def explanations(entries: Sequence[Explanation]) -> str:
     return f'<div><table style="border-collapse: collapse">{rows}</table>{more}</div>'
 
 
-def rules(table: RulesTable) -> str:
+def rules_html(table: RulesTable) -> str:
     """HTML of the whole table; a long table scrolls."""
     reason = f"<div>{escape(table.reason)}</div>" if table.reason else ""
     head = "".join(
@@ -80,7 +80,7 @@ def rules(table: RulesTable) -> str:
 # --- pictures ---------------------------------------------------------------------------------------------
 
 
-def picture(
+def explanation_picture(
     entries: Sequence[Explanation],
     photo: PhotoLike | None = None,
     index: int = 0,
@@ -139,7 +139,7 @@ def _account(e: Explanation, i: int) -> str:
         return f"{_reached(e, i)}; health unknown: {error}"
     relevance, start = float(e.relevance[i].double().sum()), float(e.ledger.totals["start"][i])
     shares = {name: float(values[i]) for name, values in health.shares.items()}
-    return account(relevance, start, e.unit, shares, health.problems)
+    return account_in_words(relevance, start, e.unit, shares, health.problems)
 
 
 def _pixels(photo: PhotoLike) -> tuple[np.ndarray, str]:
@@ -164,7 +164,7 @@ def save(
         raise ImageError(
             f"{path}: expected a name that ends in .png; for another format: e.heatmap(photo).save({path.name!r})."
         )
-    heatmap.save_png(picture(entries, photo, index, preprocessing), path, {})
+    heatmap.save_png(explanation_picture(entries, photo, index, preprocessing), path, {})
     return path
 
 
@@ -189,7 +189,7 @@ def png(entries: Sequence[Explanation]) -> bytes | None:
         or not bool(e.relevance[0].isfinite().all())
     ):
         return None
-    return _png(picture(entries[:IMAGES]).quantize(256, dither=Image.Dither.NONE))
+    return _png(explanation_picture(entries[:IMAGES]).quantize(256, dither=Image.Dither.NONE))
 
 
 def _png(image: Image.Image) -> bytes:
@@ -206,7 +206,7 @@ def _row(e: Explanation, i: int, with_photo: bool) -> str:
     pictures, lines = "", _lines(e, i)
     if relevance.dim() == 3:
         values = relevance.sum(0).numpy()
-        limit = heatmap.scale([values])
+        limit = heatmap.heatmap_scale([values])
         if (seen := _input_picture(e._images[i])) is not None:
             what = "what the model saw; its brightness is stretched"
             pictures += _cell(Image.fromarray(seen).quantize(256), what) if with_photo else "<td></td>"
@@ -220,7 +220,7 @@ def _heatmap(values: np.ndarray, limit: float) -> Image.Image:
     """A picture of 256 colours, the most in a PNG's palette: every second one of the heatmap's, and its grey for NaN."""
     share = np.nan_to_num(values.clip(-limit, limit) / limit)
     image = Image.fromarray(np.where(np.isnan(values), 255, np.rint(share * 127) + 127).astype(np.uint8))
-    unseen = heatmap.colours(np.full((1, 1), np.nan), 1.0)
+    unseen = heatmap.heatmap_colours(np.full((1, 1), np.nan), 1.0)
     image.putpalette(heatmap.PALETTE[1::2].tobytes() + unseen.tobytes())
     return image
 

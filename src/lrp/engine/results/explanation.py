@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lrp.engine.model_state import ModelState, version
+from lrp.engine.model_state import ModelState, tensor_version
 from lrp.engine.results.account import reached_words
-from lrp.engine.results.ledger import Health, Ledger, judge
+from lrp.engine.results.ledger import Health, Ledger, judge_health
 from lrp.engine.targets import Start
 from lrp.errors import LedgerError
 
@@ -50,7 +50,7 @@ class _Pictures:
         """
         from lrp.engine.results import display  # only drawing needs it
 
-        return display.picture(self._entries(), photo, index, preprocessing)
+        return display.explanation_picture(self._entries(), photo, index, preprocessing)
 
     def save(
         self,
@@ -84,7 +84,7 @@ class _Pictures:
         """How a notebook shows it: photo, heatmap, target and health of the first images."""
         from lrp.engine.results import display
 
-        return display.explanations(self._entries())
+        return display.explanations_html(self._entries())
 
     def _repr_png_(self) -> bytes | None:
         """The first image's picture, for frontends without HTML; None if the input is not a picture."""
@@ -125,7 +125,7 @@ class Explanation(_Pictures):
         Raises:
             LedgerError: the model's weights or the images have changed since.
         """
-        if version(self._images) != self._images_version:
+        if tensor_version(self._images) != self._images_version:
             raise LedgerError("the images were written to after they were explained: explain them again.")
         if not self._state.holds(self._explainer.model):
             raise LedgerError(
@@ -141,7 +141,7 @@ class Explanation(_Pictures):
         explained = self.logits.gather(1, self.target[:, None])
         negative = self._explainer.seed == "one" and bool((explained < 0).any())
         output = self._explainer._as_output(self.logits)
-        return judge(
+        return judge_health(
             ledger, self.logits, output, own, self.relevance, negative, self._explainer.low_precision
         )
 

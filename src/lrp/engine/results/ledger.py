@@ -131,7 +131,7 @@ class Health:
         return "\n".join(["ok" if self.ok else "NOT OK", *self.problems, *self.notes])
 
 
-def judge(
+def judge_health(
     ledger: Ledger,
     logits: Tensor,
     output: Tensor,

@@ -9,7 +9,7 @@ from torch import fx
 
 from lrp.engine.composite import Composite
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.ops import size_of
+from lrp.engine.graph.ops import shape_text
 from lrp.engine.graph.reached import reached
 from lrp.engine.rules import Rule
 
@@ -43,7 +43,7 @@ class RulesTable:
             notes = [o.note] if o.note and node in arrives else []
             notes += ["input >= 0"] if o.nonneg else []
             rule = str(rules[node]) if node in arrives else NOTHING
-            lines.append(Line(o.path or "(model)", o.name, size_of(o.shape), rule, "; ".join(notes)))
+            lines.append(Line(o.path or "(model)", o.name, shape_text(o.shape), rule, "; ".join(notes)))
         return RulesTable(composite.describe(), composite.reason, lines)
 
     def __len__(self) -> int:
@@ -62,4 +62,4 @@ class RulesTable:
         """How a notebook shows it."""
         from lrp.engine.results import display
 
-        return display.rules(self)
+        return display.rules_html(self)

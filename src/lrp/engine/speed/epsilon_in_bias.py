@@ -9,7 +9,7 @@ import torch
 from lrp.engine.affine import stabilise, total
 
 
-def shifted(c: Any, shift: float) -> Any:
+def bias_with_epsilon(c: Any, shift: float) -> Any:
     """The bias plus ε; ε alone if there is no bias."""
     if not shift:
         return c

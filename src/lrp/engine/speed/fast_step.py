@@ -14,10 +14,10 @@ import torch
 
 from lrp.engine.affine import Affine, Branch, Flow, total, wrong_sign
 from lrp.engine.speed import gamma
-from lrp.engine.speed.epsilon_in_bias import quotient, shifted
+from lrp.engine.speed.epsilon_in_bias import bias_with_epsilon, quotient
 from lrp.engine.speed.low_precision import adjoint_of_one_sign, total_of_one_sign
 from lrp.engine.speed.site import KnownSite
-from lrp.engine.speed.subtraction import call, complement, subtraction
+from lrp.engine.speed.subtraction import call_as_one_step, complement, subtraction
 from lrp.engine.structured_weights import Structured, Times, Version, unchanged
 
 
@@ -58,9 +58,11 @@ def _everywhere(
             part, version = terms[0]
             w = site.version(op.weight, version)
             rest = subtraction(op, site, shift)
-            d = call(rest, own[0], before[1], relevance, site.part(a, part), w, shifted(c, shift))  # type: ignore[index]
+            assert before is not None
+            rest_bias = bias_with_epsilon(c, shift)
+            d = call_as_one_step(rest, own[0], before[1], relevance, site.part(a, part), w, rest_bias)
         else:
-            d = _denominator(op, site, a, terms, shifted(c, shift), bool(sign))
+            d = _denominator(op, site, a, terms, bias_with_epsilon(c, shift), bool(sign))
             before = branch, d
         if d is None:  # no term, as in z⊖ of a mean of values >= 0: D = 0 everywhere
             dropped = dropped + branch.factor * total(relevance)

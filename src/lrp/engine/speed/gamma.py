@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lrp.engine.affine import Affine, Branch, Flow, total
-from lrp.engine.speed.epsilon_in_bias import quotient, shifted
+from lrp.engine.speed.epsilon_in_bias import bias_with_epsilon, quotient
 from lrp.engine.speed.low_precision import total_of_one_sign
 from lrp.engine.speed.site import KnownSite
 from lrp.engine.structured_weights import Amplified, Times, magnitude, negative, positive, unchanged
@@ -44,7 +44,11 @@ def hand_down_gamma(
     weights = [site.version(op.weight, version) for version in (own, more)]
     shift = 0.0 if rule.relative else rule.epsilon
     size = abs(z) * own.factor + total_of_one_sign(
-        op, site, a if site.nonneg else abs(a), weights[1], shifted(None if b is None else more(b), shift)
+        op,
+        site,
+        a if site.nonneg else abs(a),
+        weights[1],
+        bias_with_epsilon(None if b is None else more(b), shift),
     )
     sign = torch.sign(z)
     s = sign * quotient(relevance, size, rule, 1, site.dims, shifted=shift != 0)[0]
@@ -64,7 +68,7 @@ def _one_branch(gamma: float, rule: Any, op: Affine, site: KnownSite, a: Any, z:
     shift = 0.0
     if site.rectified is not None:
         own, sign, shift = site.rectified, 1, rule.epsilon
-    d = own + total_of_one_sign(op, site, a, site.version(op.weight, more), shifted(c, shift))
+    d = own + total_of_one_sign(op, site, a, site.version(op.weight, more), bias_with_epsilon(c, shift))
     s, epsilon, dropped = quotient(relevance, d, rule, sign, site.dims, shifted=shift != 0)
     bias = 0.0 if c is None else total(torch.where(d == shift, 0.0, s * (op.bias + c)))
     amplified = site.version(op.weight, Amplified(gamma, positive))

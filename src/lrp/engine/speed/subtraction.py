@@ -50,7 +50,7 @@ def subtraction(op: Affine, site: KnownSite, shift: float) -> Callable[..., Tens
     return rest
 
 
-def call(function: Callable[..., Any], *arguments: Any) -> Any:
+def call_as_one_step(function: Callable[..., Any], *arguments: Any) -> Any:
     """`function(*arguments)`; recorded as one node of the program if an argument is a proxy."""
     for argument in arguments:
         if isinstance(argument, Proxy):

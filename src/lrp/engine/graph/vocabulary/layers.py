@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import sum_to
-from lrp.engine.graph.ops import Operation, listed, one, register
-from lrp.engine.structured_weights import alike
+from lrp.engine.graph.ops import Operation, one, one_per_dimension, register
+from lrp.engine.structured_weights import all_weights_alike
 
 CONVS: tuple[Any, ...] = (torch.conv1d, torch.conv2d, torch.conv3d)
 TRANSPOSED: tuple[Any, ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -50,7 +50,7 @@ def _constant_padded(op: Operation) -> bool:
 def _conv(op: Operation) -> Affine:
     weight, bias = op["weight"], op["bias"]
     n = weight.dim() - 2
-    stride, padding, dilation = (listed(op[key], n) for key in ("stride", "padding", "dilation"))
+    stride, padding, dilation = (one_per_dimension(op[key], n) for key in ("stride", "padding", "dilation"))
     groups = op["groups"]
     pad = list(op["pad"]) if op.name == "padded_conv" else [0] * 2 * n
     conv, transposed = CONVS[n - 1], TRANSPOSED[n - 1]
@@ -74,7 +74,7 @@ def _conv(op: Operation) -> Affine:
 
     def adjoint(s: Any, w: Any) -> Any:
         s = s.contiguous() if make_contiguous else s
-        same = groups == 1 and alike(w)
+        same = groups == 1 and all_weights_alike(w)
         if same:  # all channels of the input receive the same: one of them is computed
             s, w = s.sum(1, keepdim=True), w[:1, :1].contiguous()
         c = transposed(s, w, None, stride, padding, left, groups, dilation)
@@ -89,7 +89,7 @@ def _conv_transpose(op: Operation) -> Affine:
     weight = op["weight"]
     n = weight.dim() - 2
     stride, padding, extra, dilation = (
-        listed(op[key], n) for key in ("stride", "padding", "output_padding", "dilation")
+        one_per_dimension(op[key], n) for key in ("stride", "padding", "output_padding", "dilation")
     )
     groups, conv, transposed = op["groups"], CONVS[n - 1], TRANSPOSED[n - 1]
 

@@ -13,7 +13,7 @@ from torch import fx
 from lrp.engine.affine import total
 from lrp.engine.graph.algebra import Movement, sum_to
 from lrp.engine.graph.capture import Batch, Shape
-from lrp.engine.graph.ops import Operation, listed, one, register, sizes
+from lrp.engine.graph.ops import Operation, one, one_per_dimension, register, sizes
 
 
 def _first_data(op: Operation) -> bool:
@@ -71,7 +71,7 @@ def _shuffle(op: Operation) -> Movement:
 
 @register("roll", family="movement", nonnegative="kept")
 def _roll(op: Operation) -> Movement:
-    shifts, dims = listed(op["shifts"], 1), listed(op["dims"], 1)
+    shifts, dims = one_per_dimension(op["shifts"], 1), one_per_dimension(op["dims"], 1)
     back = [-s for s in shifts]
     return Movement(lambda r: [r[0].roll(back, dims) if dims else r[0].roll(back)])
 
@@ -192,7 +192,7 @@ def _repeat_interleave(op: Operation) -> Movement:
 
 @register("im2col", family="movement", nonnegative="kept")
 def _unfold(op: Operation) -> Movement:
-    options = [listed(op[key], 2) for key in ("kernel_size", "dilation", "padding", "stride")]
+    options = [one_per_dimension(op[key], 2) for key in ("kernel_size", "dilation", "padding", "stride")]
     space = one(op.input_shape())[-2:]
 
     def back(r: list[Any]) -> list[Any]:

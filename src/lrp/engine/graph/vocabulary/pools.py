@@ -13,7 +13,7 @@ from torch import Tensor
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import MaxPool
 from lrp.engine.graph.capture import Batch
-from lrp.engine.graph.ops import Operation, listed, one, register
+from lrp.engine.graph.ops import Operation, one, one_per_dimension, register
 from lrp.engine.structured_weights import Separable, Uniform
 from lrp.errors import RuleError
 
@@ -93,7 +93,12 @@ def average_pool(
     include_pad: bool,
     divisor: int | None,
 ) -> Affine:
-    cuts = (listed(kernel, 2), listed(stride, 2), listed(padding, 2), ceil_mode)
+    cuts = (
+        one_per_dimension(kernel, 2),
+        one_per_dimension(stride, 2),
+        one_per_dimension(padding, 2),
+        ceil_mode,
+    )
     windows = (*cuts, include_pad, divisor)
     height, width = one(op.input_shape())[-2:]
     blank = torch.ones(1, 1, height, width, **op.meta)
@@ -111,8 +116,10 @@ def average_pool(
 @register("avg_pool1d", family="pool", nonnegative="kept")
 def _avg_pool1d(op: Operation) -> Affine:
     """As one of two dimensions, the first of size 1."""
-    kernel, stride, padding = (listed(op[key], 1)[0] for key in ("kernel_size", "stride", "padding"))
-    stride = listed(op["stride"] or kernel, 1)[0]
+    kernel, stride, padding = (
+        one_per_dimension(op[key], 1)[0] for key in ("kernel_size", "stride", "padding")
+    )
+    stride = one_per_dimension(op["stride"] or kernel, 1)[0]
     length = one(op.input_shape())[-1]
     windows = ([1, kernel], [1, stride], [0, padding], op["ceil_mode"], op["count_include_pad"], None)
     blank = torch.ones(1, 1, 1, length, **op.meta)
@@ -127,8 +134,13 @@ def _avg_pool1d(op: Operation) -> Affine:
 
 @register("avg_pool3d", family="pool", nonnegative="kept")
 def _avg_pool3d(op: Operation) -> Affine:
-    kernel = listed(op["kernel_size"], 3)
-    cuts = (kernel, listed(op["stride"] or kernel, 3), listed(op["padding"], 3), op["ceil_mode"])
+    kernel = one_per_dimension(op["kernel_size"], 3)
+    cuts = (
+        kernel,
+        one_per_dimension(op["stride"] or kernel, 3),
+        one_per_dimension(op["padding"], 3),
+        op["ceil_mode"],
+    )
     windows = (*cuts, op["count_include_pad"], op["divisor_override"])
     space = one(op.input_shape())[-3:]
     blank = torch.ones(1, 1, *space, **op.meta)
@@ -254,8 +266,8 @@ def _upsampling_1d(op: Operation) -> Affine:
 @register("col2im", family="pool", nonnegative="kept")
 def _fold(op: Operation) -> Affine:
     """Overlapping windows: each output is the sum of the window elements at its position."""
-    options = [listed(op[key], 2) for key in ("kernel_size", "dilation", "padding", "stride")]
-    size = listed(op["output_size"], 2)
+    options = [one_per_dimension(op[key], 2) for key in ("kernel_size", "dilation", "padding", "stride")]
+    size = one_per_dimension(op["output_size"], 2)
     aten = torch.ops.aten
     return _uniform(lambda a: aten.col2im(a, size, *options), lambda s: aten.im2col(s, *options), 1.0)
 
@@ -273,9 +285,9 @@ def _scattered(relevance: Any, indices: Any, space: list[int]) -> Any:
 
 @register("max_pool2d", family="maxpool", nonnegative="kept", allocates=True)
 def _max_pool2d(op: Operation) -> MaxPool:
-    kernel = listed(op["kernel_size"], 2)
-    stride = listed(op["stride"] or kernel, 2)
-    padding, dilation = listed(op["padding"], 2), listed(op["dilation"], 2)
+    kernel = one_per_dimension(op["kernel_size"], 2)
+    stride = one_per_dimension(op["stride"] or kernel, 2)
+    padding, dilation = one_per_dimension(op["padding"], 2), one_per_dimension(op["dilation"], 2)
     space = one(op.input_shape())[-2:]
 
     def average(window: tuple[int, int] | None) -> Affine:
