@@ -21,7 +21,7 @@ from torch import Tensor
 
 import lrp
 import page
-from lrp.engine.onnx.export import write_onnx
+from lrp.engine.onnx.onnx_file import write_onnx
 from lrp.models.catalogue import PACKAGED
 from precision import photos
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lrp.engine.graph.algebra import Sum as Sum
     from lrp.engine.graph.ops import Operation as Operation
     from lrp.engine.graph.ops import register as register
-    from lrp.engine.onnx.export import Exported as Exported
+    from lrp.engine.onnx.onnx_file import Exported as Exported
     from lrp.engine.predicates import depthwise as depthwise
     from lrp.engine.predicates import everything as everything
     from lrp.engine.predicates import family as family
@@ -174,7 +174,7 @@ _PACKAGES = {
     "train.training_run": ("Retrained",),
     "html_report.report": ("report",),
     "html_report.write": ("Report",),
-    "engine.onnx.export": ("Exported",),
+    "engine.onnx.onnx_file": ("Exported",),
     "errors": (
         "BusyError", "CaptureError", "CompositeError", "DataError", "ExportError", "ImageError", "InputError",
         "LedgerError", "LrpError", "ModelError", "OptionError", "PredictionsError", "ReportError", "RuleError",

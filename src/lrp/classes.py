@@ -30,7 +30,7 @@ def class_index(text: str | int, class_names: Sequence[str]) -> int:
         raise TargetError(f"no class {int(text)}: the model has {last + 1} classes, 0 to {last}.")
     if re.fullmatch(_WNID, _plain(text)) and _of_imagenet(class_names):
         raise TargetError(f"no class {text!r}: ImageNet-1k has no such WordNet id.")
-    near = nearest(text, class_names)
+    near = nearest_class_names(text, class_names)
     hint = f"did you mean {', '.join(near)}?" if near else "no class has a similar name."
     raise TargetError(f"no class {text!r}: {hint} A name or an index from 0 to {last} is expected.")
 
@@ -59,7 +59,7 @@ def wnid_name(text: str) -> str | None:
     return imagenet_names()[imagenet_wnids().index(text)]
 
 
-def nearest(text: str, class_names: Sequence[str], count: int = 5) -> list[str]:
+def nearest_class_names(text: str, class_names: Sequence[str], count: int = 5) -> list[str]:
     """Names to suggest, as "'tabby' (281)": first those that contain the words ("cat": "tiger cat"), then similar ones."""
     wanted = _plain(text)
     by_name = {_plain(name): f"{name!r} ({i})" for i, name in reversed(list(enumerate(class_names)))}

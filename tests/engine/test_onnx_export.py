@@ -18,9 +18,9 @@ import lrp
 from helpers.nets import BOX, IMAGE, Residual, made, plain
 from lrp.cli import main
 from lrp.cli.demo import write_photos
-from lrp.engine.onnx import export as module
-from lrp.engine.onnx.export import write_onnx
-from lrp.models.weights import fingerprint
+from lrp.engine.onnx import onnx_file as module
+from lrp.engine.onnx.onnx_file import write_onnx
+from lrp.models.weights import weights_fingerprint
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "onnx_explain.py"
@@ -247,7 +247,7 @@ def test_what_the_command_says_and_keeps(exported):
     model, preprocessing, names = lrp.load_model(MODEL)
     assert json.loads(facts["classes"]) == list(names)
     assert json.loads(facts["preprocessing"]) == preprocessing.to_dict()
-    assert facts["weights"] == fingerprint(model)
+    assert facts["weights"] == weights_fingerprint(model)
     assert facts["target"] == "predicted" and facts["model"] == MODEL
     assert facts["producer"] == f"lrp {lrp.__version__}" and facts["composite"] == "epsilon_gamma_wsquare"
 

@@ -38,7 +38,7 @@ from lrp.models.checkpoints import architecture, is_file, save_checkpoint
 from lrp.models.downloads import download, download_checkpoint
 from lrp.models.loading import load_model
 from lrp.models.preprocessing import Preprocessing
-from lrp.models.weights import fingerprint, read_weights
+from lrp.models.weights import read_weights, weights_fingerprint
 from lrp.pictures.photos import Geometry
 from lrp.study.predictions import read_predictions
 
@@ -423,16 +423,16 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path, suffix):
     assert sorted(p.name for p in path.parent.iterdir()) == [f"mine{suffix}", f"mine{suffix}.json"]
     assert "café au lait" in sidecar.read_text(encoding="utf-8")
     loaded = load_model(str(path))
-    assert fingerprint(loaded.model) == fingerprint(model)
+    assert weights_fingerprint(loaded.model) == weights_fingerprint(model)
     assert loaded[1:] == (HALF, names) and not loaded.model.training
-    assert fingerprint(load_model(str(path), pretrained=False).model) != fingerprint(model)
+    assert weights_fingerprint(load_model(str(path), pretrained=False).model) != weights_fingerprint(model)
 
 
 @pytest.mark.parametrize("architecture", ["efficientnet_lite0", "timm:tf_efficientnet_lite0.in1k"])
 def test_timm_architectures_can_be_saved(tmp_path, architecture):
     model = timm.create_model("tf_efficientnet_lite0", num_classes=2)
     save_checkpoint(tmp_path / "a.pth", model, architecture, ["a", "b"], HALF)
-    assert fingerprint(load_model(str(tmp_path / "a.pth")).model) == fingerprint(model)
+    assert weights_fingerprint(load_model(str(tmp_path / "a.pth")).model) == weights_fingerprint(model)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -581,7 +581,7 @@ def test_weights_of_data_parallel_and_compiled_models_load(tmp_path):
     for wrapped in (nn.DataParallel(model), torch.compile(model), nn.DataParallel(torch.compile(model))):
         torch.save({"state_dict": wrapped.state_dict(), "epoch": 1}, tmp_path / "a.pth")
         loaded = load_model(str(tmp_path / "a.pth"), arch="squeezenet1_1")
-        assert fingerprint(loaded.model) == fingerprint(model)
+        assert weights_fingerprint(loaded.model) == weights_fingerprint(model)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -641,7 +641,7 @@ def test_the_file_tells_the_number_of_classes(tmp_path, arch, classes):
         model = tv.get_model(arch, num_classes=classes, **heads)
     torch.save(model.state_dict(), tmp_path / "a.pth")
     loaded = load_model(str(tmp_path / "a.pth"), arch=arch)
-    assert fingerprint(loaded.model) == fingerprint(model)
+    assert weights_fingerprint(loaded.model) == weights_fingerprint(model)
     generic = tuple(f"class {index}" for index in range(classes))
     assert loaded.class_names == (imagenet_names() if classes == 1000 else generic)
 
@@ -787,7 +787,7 @@ def test_a_fingerprint_tells_names_types_shapes_and_bytes_apart():
         module = nn.Module()
         for name, tensor in tensors.items():
             module.register_buffer(name, tensor)
-        return fingerprint(module)
+        return weights_fingerprint(module)
 
     ones = torch.ones(2, 3)
     changed = ones.clone()

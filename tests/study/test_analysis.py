@@ -19,8 +19,8 @@ from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_
 import lrp.study.analysis
 from lrp.errors import PredictionsError
 from lrp.study.analysis import accuracy_of, calibration, confusion, picks
-from lrp.study.intervals import Share, mcnemar, paired_interval, share, tango
 from lrp.study.predictions import Prediction
+from lrp.study.statistics import Share, mcnemar, paired_interval, share, tango
 
 
 def row(path, true, predicted, confidence, true_confidence=None, **more):
@@ -451,7 +451,7 @@ def test_classes_are_ordered_by_index_then_by_name():
     assert confusion(rows).labels == ("zebra", "yak", "a", "b")
 
 
-@pytest.mark.parametrize("module", ["analysis", "intervals", "comparison"])
+@pytest.mark.parametrize("module", ["analysis", "statistics", "comparison"])
 def test_the_standard_library_is_enough(module):
     """So that a table can be studied where neither torch nor numpy is installed."""
     tree = ast.parse((Path(lrp.study.analysis.__file__).parent / f"{module}.py").read_text())

@@ -312,7 +312,7 @@ def test_a_thousand_classes_have_no_thousand_sheets(tmp_path, monkeypatch):
 
 
 def test_names_of_classes_become_names_of_files():
-    assert written.file_names(["a/b", "a:b", "A_b", "..", "", "crane (bird)", "é", "x" * 300]) == [
+    assert written.names_of_written_files(["a/b", "a:b", "A_b", "..", "", "crane (bird)", "é", "x" * 300]) == [
         "a_b", "a_b.2", "A_b.3", "_", "_.2", "crane (bird)", "é", "x" * 80,
     ]  # fmt: skip
 

@@ -127,7 +127,7 @@ def test_both_models_on_one_scale(data, monkeypatch):
     )
     monkeypatch.setattr(
         heatmap,
-        "colours",
+        "heatmap_colours",
         lambda r, limit, colour=heatmap.heatmap_colours: limits.append(limit) or colour(r, limit),
     )
     files = {t.a.path: Path(t.a.path) for t in twins}
@@ -389,7 +389,7 @@ def test_what_is_asked_for_makes_a_picture_another(data):
         "drawing": {"style": "heatmap", "percentile": 99.5, "shared_scale": False},
     }  # fmt: skip
     expected = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    assert heatmap.read_metadata("out/0.png")["fingerprint"] == expected
+    assert heatmap.read_heatmap_metadata("out/0.png")["fingerprint"] == expected
 
 
 def test_requests_that_contradict_themselves(data):

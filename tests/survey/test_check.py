@@ -95,7 +95,9 @@ def test_shallow_nets_of_other_kinds_are_too(name):
             for module in model.modules():
                 if isinstance(blocks := getattr(module, "blocks", None), nn.Sequential | nn.ModuleList):
                     module.blocks = blocks[:2]
-        return check.realistic(model.eval(), torch.randn(8, 3, size, size)), torch.randn(1, 3, size, size)
+        return check.with_realistic_weights(model.eval(), torch.randn(8, 3, size, size)), torch.randn(
+            1, 3, size, size
+        )
 
     expect_explained(measure(name, make, repeats=0))
 
@@ -136,7 +138,10 @@ SMALLER = {"vgg": vgg, "densenet": densenet, "efficientnet": efficientnet}
 def in_float64(name: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     if name in SMALLER:
-        model, x = check.realistic(SMALLER[name](), torch.randn(8, 3, 64, 64)), torch.randn(1, 3, 64, 64)
+        model, x = (
+            check.with_realistic_weights(SMALLER[name](), torch.randn(8, 3, 64, 64)),
+            torch.randn(1, 3, 64, 64),
+        )
     else:
         model, x = check.build_for_check(name, 64)
     return model.double(), x.double()
@@ -185,7 +190,7 @@ def test_a_tiny_model_measured():
     assert result.logit_error < 1e-5 and result.closing_error < 1e-12 and result.worst and result.finite
     assert abs(result.reached + result.bias + result.epsilon + result.dropped - 1) < 1e-9
     assert result.amplification >= 1 and result.times > 0 and result.gradient > 0 and result.seconds > 0
-    assert result.versions == check.versions() and set(result.versions) == {
+    assert result.versions == check.package_versions() and set(result.versions) == {
         "lrp",
         "torch",
         "torchvision",
@@ -303,7 +308,7 @@ def test_realistic_weights():
     nn.init.zeros_(model[3].weight)
     nn.init.constant_(model[3].bias, 1e-6)
     before = model[0].weight.clone()
-    assert check.realistic(model, torch.randn(8, 3, 3, 3)) is model
+    assert check.with_realistic_weights(model, torch.randn(8, 3, 3, 3)) is model
     norm, linear = model[1], model[3]
     assert not any(m.training for m in model.modules())
     assert torch.equal(model[0].weight, before)  # what has been drawn stays
@@ -330,7 +335,7 @@ def test_torchvisions_largest_take_224_pixels(monkeypatch):
 
 def test_every_family_of_the_installed_timm_is_listed():
     assert architectures.unlisted() == [], (
-        "choose with lrp.survey.architectures.smallest and add to TIMM, or to LEFT_OUT with the reason"
+        "choose with lrp.survey.architectures.smallest_of_family and add to TIMM, or to LEFT_OUT with the reason"
     )
 
 
@@ -376,7 +381,7 @@ def result(name: str, reason: str = "", **facts) -> Measurement:
         "reached": 0.5,
     }
     return Measurement(name, architectures.family(name), reason, **{
-        **known, "operations": 7, "finite": True, "versions": check.versions(), "date": "2026-01-02", **facts,
+        **known, "operations": 7, "finite": True, "versions": check.package_versions(), "date": "2026-01-02", **facts,
     })  # fmt: skip
 
 
@@ -509,7 +514,7 @@ def test_goals():
 
 def test_the_page_is_well_formed_and_says_every_miss():
     reason = "relevance |R| does not close\nat a * b <i>"
-    text = page.markdown([
+    text = page.page_as_markdown([
         result("timm:levit_128s", times=2.345, dtype="float32", without_evidence=3),
         result("resnet18", reason, logit_error=None, finite=None),
         result("alexnet", times=1.0),
@@ -533,7 +538,7 @@ def test_the_page_is_well_formed_and_says_every_miss():
     assert "**1 of 2 torchvision classifiers, 1 of 1 timm families:" in text
     assert "vgg (the smallest, vgg11, has 132.9 M parameters" in text
     assert "Measured 2026-01-02, on a CPU" in text and f"torch {torch.__version__.split('+')[0]}" in text
-    assert "Nothing was measured" in page.markdown([])
+    assert "Nothing was measured" in page.page_as_markdown([])
 
 
 # ---------------------------------------------------------------- the command

@@ -20,8 +20,8 @@ from lrp.errors import ModelError
 from lrp.models.catalogue import class_tensors
 from lrp.models.checkpoints import architecture, save_checkpoint
 from lrp.models.loading import load_model
-from lrp.models.weights import fingerprint
-from lrp.survey.check import realistic
+from lrp.models.weights import weights_fingerprint
+from lrp.survey.check import with_realistic_weights
 from lrp.train.heads import REMEDY, find_heads, model_with_new_head, split_head
 
 X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -64,7 +64,7 @@ def test_heads_are_found_and_cut_off(name):
     own = {path.rpartition(".")[0] for path in class_tensors(name, preprocessing)}
     size = (64, 64) if name in TORCHVISION else preprocessing.geometry.crop
     images = torch.randn(3, 3, *size)
-    realistic(model, images)  # or all logits would be equal
+    with_realistic_weights(model, images)  # or all logits would be equal
     parts = split_head(model, images[:2])
 
     known = set(SEVERAL.get(name, parts.heads))
@@ -165,10 +165,10 @@ WORKING = {
 def test_forms_of_heads(case):
     model, heads = WORKING[case]
     model.train()
-    before = fingerprint(model)
+    before = weights_fingerprint(model)
     assert find_heads(model, X[:2]) == heads
     parts = split_head(model, X[:2])
-    assert model.training and fingerprint(model) == before
+    assert model.training and weights_fingerprint(model) == before
     features = parts.trunk(X)
     model.eval()
     expected = model(X)
@@ -349,7 +349,7 @@ def test_an_adapted_model_saves_and_loads_with_nothing_of_ours(tmp_path, name, s
     assert made.architecture == name and not made.model.training
     images = torch.randn(2, 3, *made.preprocessing.geometry.crop)
     if name != "efficientnet_lite0":
-        realistic(made.model, images)
+        with_realistic_weights(made.model, images)
     path = tmp_path / f"mine{suffix}"
     save_checkpoint(path, made.model, made.architecture, list("abcde"), made.preprocessing)
     loaded, theirs = load_model(str(path)), plain(name, CLASSES).eval()
@@ -396,7 +396,7 @@ def test_the_seed_alone_counts():
     random = []
     for world in (1, 2):
         torch.manual_seed(world)
-        random.append(fingerprint(model_with_new_head("squeezenet1_1", 3, pretrained=False).model))
+        random.append(weights_fingerprint(model_with_new_head("squeezenet1_1", 3, pretrained=False).model))
     assert random[0] == random[1]
 
 
@@ -410,7 +410,7 @@ def test_files_are_adapted_too(tmp_path):
     Path(f"{path}.json").unlink()
     third = model_with_new_head(str(path), 4, arch="squeezenet1_1")
     assert third.architecture == "squeezenet1_1" and third.preprocessing == first.preprocessing
-    assert fingerprint(third.model) == fingerprint(second.model)
+    assert weights_fingerprint(third.model) == weights_fingerprint(second.model)
     for name, tensor in first.model.state_dict().items():
         assert name.startswith("classifier.1.") or torch.equal(tensor, second.model.state_dict()[name])
     assert second.model.state_dict()["classifier.1.weight"].shape == (4, 512, 1, 1)

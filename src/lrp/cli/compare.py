@@ -16,7 +16,7 @@ from lrp.cli.evaluate import JSON, QUIET
 
 if TYPE_CHECKING:
     from lrp.study.comparison import Comparison, Twin
-    from lrp.study.intervals import Paired
+    from lrp.study.statistics import Paired
 
 CLASSES = 30
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrp.classes import classes_meant, nearest
+from lrp.classes import classes_meant, nearest_class_names
 from lrp.errors import DataError
 
 SPLITS = ("val", "validation", "valid", "train", "test")
@@ -155,7 +155,7 @@ def match_classes(categories: Sequence[str], class_names: Sequence[str]) -> Matc
         elif meant:
             unmatched[category] = [f"{class_names[i]!r} ({i})" for i in meant]
         else:  # similar names take 10 ms to find: for the first 50 folders only
-            unmatched[category] = nearest(category, class_names) if len(unmatched) < 50 else []
+            unmatched[category] = nearest_class_names(category, class_names) if len(unmatched) < 50 else []
     if not indices:
         near = {c: names for c, names in unmatched.items() if names}
         hint = "; ".join(f"{c!r} is near {', '.join(names)}" for c, names in list(near.items())[:3])

@@ -28,7 +28,7 @@ from lrp.engine.results.rules_table import RulesTable
 from lrp.engine.rule_check import RuleCheck, check_rules
 from lrp.engine.rules import Rule
 from lrp.engine.speed.plan import Plan
-from lrp.engine.speed.shared_forward import halves
+from lrp.engine.speed.shared_forward import split_at_shared_forward
 from lrp.engine.targets import Start, resolve_target
 from lrp.errors import CaptureError, CompositeError, InputError, LrpError
 
@@ -59,7 +59,7 @@ class Prepared:
 
     @functools.cached_property
     def halves(self) -> tuple[fx.GraphModule, fx.GraphModule]:
-        return halves(self.plain.module)
+        return split_at_shared_forward(self.plain.module)
 
 
 class Explainer:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import lrp
 from lrp.engine.explainer import Explainer
-from lrp.engine.onnx.export import Exported, write_onnx
+from lrp.engine.onnx.onnx_file import Exported, write_onnx
 from lrp.errors import InputError, TargetError
 from lrp.gallery.gallery import Gallery
 from lrp.gallery.options import ExplainOptions

@@ -67,7 +67,7 @@ def kept_facts(picture: Path, fingerprint: str, save: Sequence[str]) -> dict[str
     """The facts of an earlier result with this fingerprint, if all its files exist."""
     if "png" not in save:
         return None
-    metadata = heatmap.read_metadata(picture)
+    metadata = heatmap.read_heatmap_metadata(picture)
     if metadata.get("fingerprint") != fingerprint:
         return None
     others = [FORMATS[name] for name in save if name != "png"]

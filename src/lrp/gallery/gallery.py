@@ -24,7 +24,7 @@ from lrp.gallery.results import Result, picture_paths
 from lrp.gallery.sheet import Sheet, Waiting, sheet
 from lrp.models.loading import LoadedModel
 from lrp.models.resolve import model_name, resolve_device, resolve_model
-from lrp.models.weights import fingerprint as weights_of
+from lrp.models.weights import weights_fingerprint as weights_of
 from lrp.pictures import heatmap
 from lrp.pictures.photos import Found, open_photo
 

@@ -41,13 +41,13 @@ class Explained:
     def packed(self, block: int) -> dict[str, Any]:
         """The entry with its maps, block x block pixels summed to one."""
         maps = [
-            facts | quantised(relevance, block)
+            facts | encode_map(relevance, block)
             for facts, relevance in zip(self.entry["maps"], self.maps, strict=True)
         ]
         return self.entry | {"maps": maps}
 
 
-def quantised(relevance: np.ndarray, block: int = 1) -> dict[str, Any]:
+def encode_map(relevance: np.ndarray, block: int = 1) -> dict[str, Any]:
     """Relevance [h, w] in the format of the page; blocks are used only if they divide both sides."""
     exact = relevance.astype(np.float64)
     positive, negative = float(exact.clip(min=0).sum()), float(exact.clip(max=0).sum())
@@ -65,7 +65,7 @@ def quantised(relevance: np.ndarray, block: int = 1) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def small_photo(pixels: np.ndarray, side: int) -> Image.Image:
+def shrink_to_encode(pixels: np.ndarray, side: int) -> Image.Image:
     """A photo [H, W, 3], reduced so that its longest side is at most `side` pixels."""
     height, width = pixels.shape[:2]
     factor = min(1.0, side / max(height, width))
@@ -84,7 +84,7 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + encoded_image(image, "JPEG", 82)
 
 
-def thumbs(smalls: Sequence[Image.Image | None], space: int) -> tuple[list[str], str]:
+def encode_thumbnails(smalls: Sequence[Image.Image | None], space: int) -> tuple[list[str], str]:
     """The thumbnails as base64, as large as the space allows; and a note if some are left out.
 
     Args:

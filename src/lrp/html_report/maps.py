@@ -10,7 +10,7 @@ from lrp.classes import class_index
 from lrp.errors import CompositeError, ImageError, TargetError
 from lrp.html_report import encode, select
 from lrp.pictures.photos import open_photo
-from lrp.study.heatmaps import index_of
+from lrp.study.heatmaps import class_index_in_row
 from lrp.study.predictions import Prediction
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _explained(
     position: Mapping[str, int],
     changed: list[str],
 ) -> encode.Explained:
-    shown = encode.small_photo(photo.pixels, encode.PHOTO)
+    shown = encode.shrink_to_encode(photo.pixels, encode.PHOTO)
     entry: dict[str, Any] = {
         "row": one.row,
         "photo": encode.data_uri(shown),
@@ -78,7 +78,7 @@ def _explained(
         "maps": [],
     }
     made = encode.Explained(entry)
-    labels = select.classes_to_explain(one.predictions)
+    labels = select.select_classes_to_explain(one.predictions)
     for number, (gallery, row) in enumerate(zip(galleries, one.predictions, strict=True)):
         if row is not None:
             for facts, relevance in _maps(photo, gallery, row, labels, position, changed):
@@ -138,7 +138,7 @@ def _index(row: Prediction, label: str, names: Sequence[str]) -> int | None:
     """The model's index for a class; None if it has no such class, for example after retraining on others."""
     for side in ("predicted", "true"):
         if label == getattr(row, f"{side}_label"):
-            return index_of(row, side, names)
+            return class_index_in_row(row, side, names)
     try:
         return class_index(label, names)
     except TargetError:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from lrp.study.analysis import accuracy_of, calibration, confusion, counted, in_order
+from lrp.study.analysis import accuracy_of, calibration, confusion, counted, labels_in_order
 from lrp.study.comparison import Comparison
 from lrp.study.predictions import Prediction
 from lrp.values import plain
@@ -27,7 +27,7 @@ class Table:
 def labels(tables: Sequence[Table]) -> list[str]:
     """All class labels that occur; those of true and predicted classes first."""
     rows = [row for table in tables for row in table.rows.values()]
-    found = dict.fromkeys(in_order(counted(rows)))
+    found = dict.fromkeys(labels_in_order(counted(rows)))
     for row in rows:
         found.update(dict.fromkeys((row.true_label, row.predicted_label, *row.top5)))
     found.pop("", None)

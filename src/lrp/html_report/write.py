@@ -90,12 +90,12 @@ def write_report(
     every = list(dict.fromkeys(path for table in tables for path in table.rows))
     first = tables[0].rows
     wanted = (
-        select.changes_to_explain(comparison.twins, explain)
+        select.select_changes_to_explain(comparison.twins, explain)
         if comparison
-        else select.to_explain(first, explain)
+        else select.select_to_explain(first, explain)
     )
     wrong = {path for table in tables for path, row in table.rows.items() if row.correct is False}
-    shown = select.to_show(every, wrong, wanted, rows)
+    shown = select.select_to_show(every, wrong, wanted, rows)
     if len(shown) < len(every):
         notes.append(
             f"{len(shown):,} of {len(every):,} photos are listed, mistakes first; all numbers are of all photos."
@@ -168,7 +168,7 @@ def _smalls(paths: Sequence[str], files: Mapping[str, Path], progress: Progress)
     for path in paths:
         try:
             made.append(
-                encode.small_photo(open_photo(files[path]).pixels, encode.THUMBS[0])
+                encode.shrink_to_encode(open_photo(files[path]).pixels, encode.THUMBS[0])
                 if path in files
                 else None
             )
@@ -221,7 +221,7 @@ def _within(
             "list fewer photos (--rows), or allow more."
         )
     share = encode.THUMB_SHARE if explained else 1.0
-    document["rows"]["thumb"], note = encode.thumbs(smalls, int(left * share))
+    document["rows"]["thumb"], note = encode.encode_thumbnails(smalls, int(left * share))
     left -= sum(map(len, document["rows"]["thumb"]))
     document["images"], also = encode.encode_to_fit(
         explained, left, lambda entry: len(as_json(entry).encode()) + 1

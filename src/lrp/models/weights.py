@@ -150,7 +150,7 @@ def _shortened(items: list[str], count: int = LISTED) -> str:
     return "; ".join(items[:count]) + (f"; and {len(items) - count} more" if len(items) > count else "")
 
 
-def fingerprint(model: nn.Module) -> str:
+def weights_fingerprint(model: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of parameters and buffers: identifies a set of weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -14,7 +14,7 @@ from lrp.models.checkpoints import is_file
 from lrp.models.loading import LoadedModel
 from lrp.study.analysis import Accuracy
 from lrp.study.evaluate import evaluate
-from lrp.study.intervals import Share
+from lrp.study.statistics import Share
 from lrp.values import Plain
 
 MODELS = ("alexnet", "vgg16", "vgg19", "resnet50")

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lrp.errors import PredictionsError
-from lrp.study.intervals import Share, share
 from lrp.study.predictions import Prediction
+from lrp.study.statistics import Share, share
 from lrp.values import Plain
 
 _FLOOR = sys.float_info.epsilon
@@ -36,7 +36,7 @@ def counted(predictions: Iterable[Prediction]) -> list[Prediction]:
     return rows
 
 
-def in_order(predictions: Iterable[Prediction]) -> list[str]:
+def labels_in_order(predictions: Iterable[Prediction]) -> list[str]:
     """The true and predicted labels of these rows, sorted by index if known, then by name."""
     index: dict[str, float] = {}
     for row in predictions:
@@ -46,10 +46,10 @@ def in_order(predictions: Iterable[Prediction]) -> list[str]:
     return sorted(index, key=lambda label: (index[label], label))
 
 
-def by_class(rows: Iterable[Prediction]) -> dict[str, list[Prediction]]:
+def rows_by_class(rows: Iterable[Prediction]) -> dict[str, list[Prediction]]:
     """True class -> its rows; classes sorted as in `in_order`."""
     rows = list(rows)
-    groups: dict[str, list[Prediction]] = {label: [] for label in in_order(rows)}
+    groups: dict[str, list[Prediction]] = {label: [] for label in labels_in_order(rows)}
     for row in rows:
         groups[row.true_label].append(row)
     return {label: group for label, group in groups.items() if group}
@@ -140,7 +140,7 @@ def _classes(rows: Sequence[Prediction]) -> tuple[ClassAccuracy, ...]:
             recall=hits[label] / len(group),
             f1=2 * hits[label] / (len(group) + taken[label]),
         )
-        for label, group in by_class(rows).items()
+        for label, group in rows_by_class(rows).items()
     )
 
 
@@ -171,7 +171,7 @@ def picks(predictions: Sequence[Prediction], count: int = 10) -> Picks:
     rows = counted(predictions)
     return Picks(
         _surest("", rows, count),
-        tuple(_surest(label, group, count) for label, group in by_class(rows).items()),
+        tuple(_surest(label, group, count) for label, group in rows_by_class(rows).items()),
     )
 
 
@@ -268,7 +268,7 @@ class ConfusionView(Plain):
 def confusion(predictions: Sequence[Prediction]) -> Confusion:
     """The confusion matrix, the most frequent confusions, and the most confident mistakes."""
     rows = counted(predictions)
-    labels = in_order(rows)
+    labels = labels_in_order(rows)
     place = {label: i for i, label in enumerate(labels)}
     matrix = [[0] * len(labels) for _ in labels]
     for row in rows:

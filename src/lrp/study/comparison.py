@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrp.errors import PredictionsError
-from lrp.study.analysis import by_class, counted
-from lrp.study.intervals import Paired, Share, paired_interval, share
+from lrp.study.analysis import counted, rows_by_class
 from lrp.study.predictions import Prediction
+from lrp.study.statistics import Paired, Share, paired_interval, share
 from lrp.values import Plain, plain
 
 
@@ -234,7 +234,7 @@ def _by_change(twins: Iterable[Twin], *, rising: bool) -> tuple[Twin, ...]:
 def _classes(twins: Sequence[Twin]) -> tuple[ClassChange, ...]:
     after = {twin.a.path: bool(twin.b.correct) for twin in twins}
     changes = []
-    for label, rows in by_class(twin.a for twin in twins).items():
+    for label, rows in rows_by_class(twin.a for twin in twins).items():
         both = [(bool(row.correct), after[row.path]) for row in rows]
         right_a, right_b = (sum(side) for side in zip(*both, strict=True))
         gained, lost = both.count((False, True)), both.count((True, False))

@@ -28,7 +28,7 @@ from lrp.data.prefetch import read_ahead
 from lrp.errors import DataError, ImageError, ModelError, PredictionsError
 from lrp.models.loading import LoadedModel
 from lrp.models.resolve import model_name, resolve_device, resolve_model
-from lrp.models.weights import fingerprint
+from lrp.models.weights import weights_fingerprint
 from lrp.pictures.photos import PhotoError, open_photo
 from lrp.study.analysis import Accuracy, accuracy_of
 from lrp.study.journal import Journal, journal_of
@@ -218,7 +218,7 @@ def evaluate(
     matched = match_classes(data.categories, loaded.class_names)
     net = loaded.model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     classifier = Classifier(
-        loaded._replace(model=net), matched.indices, name, fingerprint(net)[:16], classes == "data", device,
+        loaded._replace(model=net), matched.indices, name, weights_fingerprint(net)[:16], classes == "data", device,
         half=device.type == "cuda", max_megapixels=max_megapixels,
     )  # fmt: skip
     begin, digest, total = time.perf_counter(), hashlib.sha256(), 0

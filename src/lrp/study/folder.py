@@ -17,7 +17,7 @@ from lrp.study.analysis import Accuracy, Calibration, Confusion, Picks, Surest
 from lrp.study.comparison import Comparison, Twin
 from lrp.study.locate import class_folders, copy_photos
 from lrp.study.predictions import Prediction, read_predictions
-from lrp.study.written import StudyFolder, Written, file_names
+from lrp.study.written import StudyFolder, Written, names_of_written_files
 from lrp.values import Plain, percent
 
 if TYPE_CHECKING:
@@ -123,7 +123,9 @@ def confidence(
         "confidence.png", _surest(folder, found.overall), f"Correct predictions of {Path(results).name}"
     )
     if len(found.classes) <= SHEETS:
-        for name, one in zip(file_names([c.label for c in found.classes]), found.classes, strict=True):
+        for name, one in zip(
+            names_of_written_files([c.label for c in found.classes]), found.classes, strict=True
+        ):
             folder.sheet(f"classes/{name}.png", _surest(folder, one), one.label)
     copied: tuple[str, ...] = ()
     if copy_to is not None:

@@ -26,7 +26,7 @@ from lrp.pictures.figures import (
 from lrp.pictures.figures import save_figure as save_figure
 from lrp.study.analysis import Accuracy, Calibration, Confusion
 from lrp.study.comparison import Comparison, Twin
-from lrp.study.intervals import Paired, Share
+from lrp.study.statistics import Paired, Share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

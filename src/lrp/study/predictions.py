@@ -201,14 +201,14 @@ def csv_line(cells: Iterable[str]) -> str:
     return ",".join(['"' + c.replace('"', '""') + '"' if _TO_QUOTE.search(c) else c for c in cells]) + "\n"
 
 
-def neutral(text: str) -> str:
+def spreadsheet_safe(text: str) -> str:
     """The text, prefixed with an apostrophe if a spreadsheet would run it as a formula."""
     return "'" + text if _FORMULA.match(text) else text
 
 
 def _cell(column: str, value: Any) -> str:
     if column in _TEXTS:
-        return neutral(value)
+        return spreadsheet_safe(value)
     if column == "top5":
         return "{" + ", ".join([f"{_as_json(k)}: {p:.10g}" for k, p in value.items()]) + "}" if value else ""
     if value is None:

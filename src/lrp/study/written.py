@@ -14,7 +14,7 @@ from lrp.pictures.contact_sheet import Entry, contact_sheet
 from lrp.storage.atomic import os_errors, write_whole
 from lrp.study import plots
 from lrp.study.locate import locate_photos
-from lrp.study.predictions import Prediction, csv_line, neutral
+from lrp.study.predictions import Prediction, csv_line, spreadsheet_safe
 from lrp.values import Plain
 
 if TYPE_CHECKING:
@@ -120,10 +120,10 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.10g}"
-    return neutral(value) if isinstance(value, str) else str(value)
+    return spreadsheet_safe(value) if isinstance(value, str) else str(value)
 
 
-def file_names(labels: Sequence[str]) -> list[str]:
+def names_of_written_files(labels: Sequence[str]) -> list[str]:
     """A file name for each label; all different, also on file systems that ignore case."""
     names: list[str] = []
     taken: set[str] = set()

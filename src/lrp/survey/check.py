@@ -141,7 +141,9 @@ def build_for_check(name: str, size: int | None = None) -> tuple[nn.Module, Tens
             import torchvision.models
 
             model = torchvision.models.get_model(name, weights=None, image_size=size).eval()
-    return realistic(model, torch.randn(NOISE, 3, height, width)), torch.randn(1, 3, height, width)
+    return with_realistic_weights(model, torch.randn(NOISE, 3, height, width)), torch.randn(
+        1, 3, height, width
+    )
 
 
 def _published(name: str) -> int:
@@ -153,7 +155,7 @@ def _published(name: str) -> int:
     return int(torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"])
 
 
-def realistic(model: nn.Module, x: Tensor) -> nn.Module:
+def with_realistic_weights(model: nn.Module, x: Tensor) -> nn.Module:
     """Set random weights that vary like trained ones, so that each of them is tested; in place, in eval mode.
 
     Batch norms get scales of both signs, and their statistics from one pass over `x` [N, C, H, W], noise; without
@@ -209,11 +211,11 @@ def measure(name: str, make: Make, *, composite: Any = None, repeats: int = 3) -
             reason = f"{type(error).__name__} while it was {step}: {error}".removesuffix(": ")
     return Measurement(
         name, family_of(name), " ".join(reason.split()), **{k: _plain(v) for k, v in facts.items()},
-        threads=torch.get_num_threads(), versions=versions(), date=date.today().isoformat(),
+        threads=torch.get_num_threads(), versions=package_versions(), date=date.today().isoformat(),
     )  # fmt: skip
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """The versions that a result depends on; after a change of one, the model is measured again."""
     return {"lrp": lrp.__version__, **{name: version(name) for name in ("torch", "torchvision", "timm")}}
 

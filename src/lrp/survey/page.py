@@ -70,7 +70,7 @@ def survey_summary(results: Sequence[Measurement]) -> str:
     return f"{', '.join(parts)}: logits are the model's, every node closes, all is finite, and the input is reached."
 
 
-def ordered(results: Iterable[Measurement]) -> list[Measurement]:
+def page_order(results: Iterable[Measurement]) -> list[Measurement]:
     """The results in the order of `names`; those of models that are no longer in it are left out."""
     order = {name: place for place, name in enumerate(names())}
     return sorted((r for r in results if r.name in order), key=lambda r: order[r.name])
@@ -85,9 +85,9 @@ def _number(value: float | int | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def markdown(results: Iterable[Measurement]) -> str:
+def page_as_markdown(results: Iterable[Measurement]) -> str:
     """The page docs/models.md: misses with their reasons, the tables, and how to read them."""
-    results = ordered(results)
+    results = page_order(results)
     ours, theirs = ([r for r in results if (r.family == "torchvision") is of] for of in (True, False))
     misses = [r for r in results if not r.ok]
     groups = (("torchvision", len(names()) - len(TIMM), ours), ("timm", len(TIMM), theirs))
@@ -124,7 +124,7 @@ def _provenance(results: Sequence[Measurement]) -> str:
 
     packages = [
         f"{package} {span(r.versions[package] for r in results if r.versions)}"
-        for package in check.versions()
+        for package in check.package_versions()
     ]
     days = sorted({r.date for r in results if r.date})
     return (

@@ -18,7 +18,7 @@ from lrp.storage.atomic import write_whole
 from lrp.survey import check
 from lrp.survey.architectures import TIMM, family_of
 from lrp.survey.check import Measurement
-from lrp.survey.page import COMMAND, markdown, ordered
+from lrp.survey.page import COMMAND, page_as_markdown, page_order
 
 HOURS = 1.0  # limit per model; a model that takes longer counts as a miss
 GOAL = 90  # number of timm families that must pass; torchvision's classifiers must all pass
@@ -98,7 +98,7 @@ def survey(
     """
     if jobs < 1:
         raise ModelError(f"jobs={jobs}: at least one model is measured at a time.")
-    results, now = load_survey(folder), check.versions()
+    results, now = load_survey(folder), check.package_versions()
     # The result of a crashed process has no versions, since the crash may not be the model's fault: it is tried again.
     kept = [n for n in names if n in results and results[n].versions == now and not overwrite]
     for name in kept:
@@ -122,7 +122,7 @@ def survey(
     finally:
         for work in running.values():
             work.stop()
-    write_whole(folder / "models.md", [markdown(results.values())], ModelError, parents=True)
+    write_whole(folder / "models.md", [page_as_markdown(results.values())], ModelError, parents=True)
 
 
 def met(results: Iterable[Measurement], everything: bool) -> bool:
@@ -151,5 +151,5 @@ def load_survey(folder: Path) -> dict[str, Measurement]:
 
 
 def _json(results: Iterable[Measurement]) -> str:
-    content = {"command": COMMAND, "results": [r.to_dict() for r in ordered(results)]}
+    content = {"command": COMMAND, "results": [r.to_dict() for r in page_order(results)]}
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -23,9 +23,9 @@ from lrp.train.lbfgs import (
     Features,
     Variables,
     cross_validated,
-    expect_fitting,
+    expect_finite_features,
     lbfgs_settled,
-    standards_of,
+    lbfgs_standardisation,
 )
 from lrp.values import Plain
 
@@ -128,8 +128,8 @@ def fit_head(
     device = next(tail.parameters()).device
     train = Data("training", list(features.values()), labels, device)
     val = Data("validation", list(validation.values())[:1], val_labels, device)
-    standards = standards_of(tail, train)
-    expect_fitting(tail, val)
+    standards = lbfgs_standardisation(tail, train)
+    expect_finite_features(tail, val)
     identity = asdict(settings) | {
         "photos": len(labels),
         "validating": len(val_labels),

@@ -82,7 +82,7 @@ class Data:
         return Data(self.what, self.views[:1], self.labels, self.device, photos)
 
 
-def expect_fitting(tail: nn.Module, data: Data) -> None:
+def expect_finite_features(tail: nn.Module, data: Data) -> None:
     """Raise unless the tail accepts the features, has an output for each label, and all features are finite."""
     unfit = 0
     for inputs, labels in data:
@@ -112,7 +112,7 @@ def expect_fitting(tail: nn.Module, data: Data) -> None:
         )
 
 
-def standards_of(tail: nn.Module, data: Data) -> dict[str, tuple[Tensor, Tensor]]:
+def lbfgs_standardisation(tail: nn.Module, data: Data) -> dict[str, tuple[Tensor, Tensor]]:
     """Path of each layer that can be standardised -> (mean, deviation) of each channel of its input, [F] each.
 
     In float64, because they are sums over many photos. A channel that is constant except for rounding is not scaled.
@@ -134,7 +134,7 @@ def standards_of(tail: nn.Module, data: Data) -> dict[str, tuple[Tensor, Tensor]
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
     ]
     try:
-        expect_fitting(tail, data)
+        expect_finite_features(tail, data)
     finally:
         for hook in hooks:
             hook.remove()

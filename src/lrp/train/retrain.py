@@ -20,7 +20,7 @@ from lrp.models.catalogue import PACKAGED, build_model
 from lrp.models.checkpoints import SUFFIXES
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.resolve import resolve_device
-from lrp.models.weights import fingerprint
+from lrp.models.weights import weights_fingerprint
 from lrp.pictures.photos import Photo, open_photo
 from lrp.storage.atomic import os_errors
 from lrp.storage.locks import Lock
@@ -138,7 +138,7 @@ def retrain(
         preprocessing = fresh.preprocessing if size is None else fresh.preprocessing.with_size(size)
         identity = {
             "model": model,
-            "weights": fingerprint(fresh.model)[:16],
+            "weights": weights_fingerprint(fresh.model)[:16],
             "preprocessing": json.dumps(preprocessing.to_dict(), sort_keys=True),
             "class names": json.dumps(material.class_names, ensure_ascii=False),
             "data": material.fingerprint[:16],
@@ -220,7 +220,7 @@ def _head(
         run.notes.append(f"the training began with a random head: {error}")
         return []
     # Only the trunk's weights: the features do not depend on the head, which is new in each run.
-    key = fingerprint(parts.trunk)
+    key = weights_fingerprint(parts.trunk)
 
     def trunk(images: Tensor) -> tuple[Tensor, ...]:
         return parts.trunk(images.contiguous(memory_format=torch.channels_last))

@@ -14,7 +14,7 @@ from lrp.engine.graph import ops
 from lrp.engine.graph import vocabulary as vocabulary  # registers it
 from lrp.engine.graph.canonical import Graph, cast, data_nodes, is_floating_type
 from lrp.engine.graph.capture import Captured
-from lrp.engine.graph.gates import signal_of, values_of
+from lrp.engine.graph.gates import signal_or_gate, values_or_attention_gate
 from lrp.engine.graph.ops import Operation
 from lrp.engine.graph.rewrites import REWRITES
 from lrp.engine.graph.signs import nonnegative
@@ -98,7 +98,7 @@ def _recognise(graph: Graph) -> None:
         )  # fmt: skip
         operation.family = next((e.family for e in ops.entries(name) if e.when(operation)), "unknown")
         if operation.family in ("product", "matmul"):
-            choose = signal_of if operation.family == "product" else values_of
+            choose = signal_or_gate if operation.family == "product" else values_or_attention_gate
             operation.signal, operation.note = choose(operation, graph.operations)
             operation.evident = operation.signal is not None
         operation.nonneg = all(n in nonneg for n in operation.data)

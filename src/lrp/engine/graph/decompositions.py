@@ -191,7 +191,7 @@ def _glu(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
 def _fused_product(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     """self + value · x · y, or x / y."""
     target = aten.mul.Tensor if ops.operation_name(node) == "addcmul" else aten.div.Tensor
-    shape = ops.broadcast(_shape(a["tensor1"]), _shape(a["tensor2"]))
+    shape = ops.broadcast_shape(_shape(a["tensor1"]), _shape(a["tensor2"]))
     product = graph.insert(node, target, (a["tensor1"], a["tensor2"]), shape)
     return graph.insert(
         node, aten.add.Tensor, (a["self"], _times(graph, node, product, a["value"])), _shape(node)

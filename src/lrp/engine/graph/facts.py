@@ -37,7 +37,7 @@ _FACTS: dict[str, Facts] = {}
 _NONE = Facts()
 
 
-def describe(*names: str, **known: Any) -> None:
+def describe_operations(*names: str, **known: Any) -> None:
     """Record facts about operations, also about those that relevance never passes through."""
     _FACTS.update(dict.fromkeys(names, Facts(**known)))
 
@@ -47,8 +47,8 @@ def facts(name: str) -> Facts:
     return _FACTS.get(name.partition(".")[0], _NONE)
 
 
-describe(
+describe_operations(
     "sym_size", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones",
     "new_full", "new_empty", "new_empty_strided", reads_shape=True,
 )  # fmt: skip
-describe("batch_norm", allocates=True)
+describe_operations("batch_norm", allocates=True)

@@ -22,7 +22,7 @@ Operations = dict[fx.Node, Operation]
 Found = tuple[int | None, str]
 
 
-def signal_of(operation: Operation, before: Operations) -> Found:
+def signal_or_gate(operation: Operation, before: Operations) -> Found:
     """Which operand of a product is the signal, and why; (None, why) if it is unknown.
 
     Args:
@@ -96,7 +96,7 @@ def _activated(node: fx.Node, before: Operations) -> str | None:
 # ---------------------------------------------------------------- attention
 
 
-def values_of(operation: Operation, before: Operations) -> Found:
+def values_or_attention_gate(operation: Operation, before: Operations) -> Found:
     """Which operand of a matrix product holds the values: the one that is not attention.
 
     Attention comes from a softmax, also if heads are mixed after it, or its rows are divided by their sum.

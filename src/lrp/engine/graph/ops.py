@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import Activation, Algebra, as_algebra
 from lrp.engine.graph.capture import Batch, Shape, Size
-from lrp.engine.graph.facts import Facts, describe, facts
+from lrp.engine.graph.facts import Facts, describe_operations, facts
 from lrp.errors import RuleError
 
 # ---------------------------------------------------------------- one operation of a model
@@ -116,7 +116,7 @@ def _resolved(value: Any, constants: dict[str, Tensor]) -> Any:
     return value
 
 
-def sizes(shape: Shape) -> list[int]:
+def sizes_for_reshape(shape: Shape) -> list[int]:
     """A shape as `reshape` takes it: the one size that depends on the batch is -1."""
     return [-1 if isinstance(size, Batch) else size for size in shape]
 
@@ -126,7 +126,7 @@ def one(shape: Shape) -> list[int]:
     return [size.times if isinstance(size, Batch) else size for size in shape]
 
 
-def broadcast(*shapes: Shape) -> Shape:
+def broadcast_shape(*shapes: Shape) -> Shape:
     """The shape of an elementwise operation on operands of these shapes."""
     rank = max(map(len, shapes))
     full = [(*[1] * (rank - len(shape)), *shape) for shape in shapes]
@@ -190,7 +190,7 @@ def register(
         raise RuleError(f"register(family={family!r}): the families are {', '.join(FAMILIES)}.")
 
     if known:
-        describe(*names, **known)
+        describe_operations(*names, **known)
 
     def add(lower: Lower) -> Lower:
         for name in names:

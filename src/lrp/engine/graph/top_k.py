@@ -22,5 +22,9 @@ def keep_top_k(operation: Operation, outputs: list[Any], share: float) -> tuple[
     r = outputs[0]
     flat = r.flatten(1)
     found = flat.topk(max(1, int(share * math.prod(ops.one(operation.shape)))), dim=1)
-    kept = torch.zeros_like(flat).scatter(1, found.indices, found.values).reshape(ops.sizes(operation.shape))
+    kept = (
+        torch.zeros_like(flat)
+        .scatter(1, found.indices, found.values)
+        .reshape(ops.sizes_for_reshape(operation.shape))
+    )
     return [kept] + outputs[1:], total(r - kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 
-def halves(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+def split_at_shared_forward(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
     """(image) -> kept, which does not depend on the target, and (given, weight, predicted, *kept) -> outputs."""
     late: set[fx.Node] = set()
     for node in module.graph.nodes:

@@ -13,7 +13,7 @@ from torch import fx
 from lrp.engine.affine import total
 from lrp.engine.graph.algebra import Movement, sum_to
 from lrp.engine.graph.capture import Batch, Shape
-from lrp.engine.graph.ops import Operation, one, one_per_dimension, register, sizes
+from lrp.engine.graph.ops import Operation, one, one_per_dimension, register, sizes_for_reshape
 
 
 def _first_data(op: Operation) -> bool:
@@ -29,7 +29,7 @@ def _first_data(op: Operation) -> bool:
     "ravel", family="movement", nonnegative="kept",
 )  # fmt: skip
 def _reshape(op: Operation) -> Movement:
-    back = sizes(op.input_shape())
+    back = sizes_for_reshape(op.input_shape())
     return Movement(lambda r: [r[0].reshape(back)])
 
 
@@ -177,7 +177,7 @@ def _repeat(op: Operation) -> Movement:
     for n, size in zip(times, wanted, strict=True):
         apart += [n, -1 if isinstance(size, Batch) else size]
     copies = list(range(0, 2 * len(times), 2))
-    return Movement(lambda r: [r[0].reshape(apart).sum(dim=copies).reshape(sizes(shape))])
+    return Movement(lambda r: [r[0].reshape(apart).sum(dim=copies).reshape(sizes_for_reshape(shape))])
 
 
 def _whole_repeats(op: Operation) -> bool:
@@ -386,7 +386,7 @@ def _by_positions(op: Operation) -> Movement:
     given = {name: op[name] for name in list(op.arguments)[1:]}
     target: Any = op.node.target
     source = target(positions, **given).flatten()
-    back = sizes(shape)
+    back = sizes_for_reshape(shape)
 
     def moved(r: list[Any]) -> list[Any]:
         flat = r[0].flatten(1)
