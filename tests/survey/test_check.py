@@ -27,7 +27,7 @@ from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerB
 import lrp
 from lrp.cli import main
 from lrp.survey import architectures, check, page, run
-from lrp.survey.check import Measurement, measure
+from lrp.survey.check import Measurement, measure_architecture
 
 # One per kind of architecture; with a size where the model takes another than its own.
 SAMPLE = (
@@ -99,7 +99,7 @@ def test_shallow_nets_of_other_kinds_are_too(name):
             1, 3, size, size
         )
 
-    expect_explained(measure(name, make, repeats=0))
+    expect_explained(measure_architecture(name, make, repeats=0))
 
 
 def fresh(day: date) -> list[str]:
@@ -181,7 +181,7 @@ def tiny(*last: nn.Module) -> tuple[nn.Module, torch.Tensor]:
 
 
 def test_a_tiny_model_measured():
-    result = measure("tiny", tiny)
+    result = measure_architecture("tiny", tiny)
     assert result.ok and result.name == "tiny" and result.family == "torchvision"
     assert result.parameters == sum(p.numel() for p in tiny()[0].parameters())
     assert result.shape == (3, 8, 8) and result.dtype == "float64" and result.free_batch
@@ -202,7 +202,7 @@ def test_a_tiny_model_measured():
 
 def test_measuring_twice_gives_the_same_and_leaves_the_random_state():
     state = torch.get_rng_state()
-    one, two = (measure("tiny", tiny, repeats=0) for _ in range(2))
+    one, two = (measure_architecture("tiny", tiny, repeats=0) for _ in range(2))
     assert replace(one, seconds=None) == replace(two, seconds=None)
     assert one.times is None and one.gradient is None
     assert torch.equal(torch.get_rng_state(), state)
@@ -248,7 +248,7 @@ IMAGE = torch.randn(1, 3, 8, 8)
     ],
 )  # fmt: skip
 def test_what_fails_is_a_reason_on_one_line(make, reason):
-    result = measure("tiny", make, repeats=0)
+    result = measure_architecture("tiny", make, repeats=0)
     assert not result.ok and "\n" not in result.reason
     assert reason.fullmatch(result.reason) if isinstance(reason, re.Pattern) else result.reason == reason
     json.dumps(result.to_dict(), allow_nan=False)

@@ -10,7 +10,7 @@ from lrp.classes import class_index
 from lrp.errors import CompositeError, ImageError, TargetError
 from lrp.html_report import encode, select
 from lrp.pictures.photos import open_photo
-from lrp.study.heatmaps import class_index_in_row
+from lrp.study.explain_rows import class_index_in_row
 from lrp.study.predictions import Prediction
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import lrp
-from lrp.data.data_set import DataSet, Sample, match_classes
+from lrp.data.data_set import DataSet, Sample, match_folders
 from lrp.data.prefetch import read_ahead
 from lrp.errors import DataError, ImageError, ModelError, PredictionsError
 from lrp.models.loading import LoadedModel
@@ -215,7 +215,7 @@ def evaluate(
     output, device, name = Path(output), resolve_device(device), name or model_name(model)
     data = data if isinstance(data, DataSet) else DataSet.open(data)
     loaded = resolve_model(model, size, arch, labels)
-    matched = match_classes(data.categories, loaded.class_names)
+    matched = match_folders(data.categories, loaded.class_names)
     net = loaded.model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     classifier = Classifier(
         loaded._replace(model=net), matched.indices, name, weights_fingerprint(net)[:16], classes == "data", device,

@@ -238,7 +238,7 @@ def _explained_mistakes(
     advance: Advance,
 ) -> Iterator[Result]:
     from lrp.gallery.options import ExplainOptions  # torch, only where it is needed
-    from lrp.study.heatmaps import explain_mistakes
+    from lrp.study.explain_rows import explain_mistakes
     from lrp.study.table_model import table_gallery
 
     gallery = table_gallery(results, rows, model, options or ExplainOptions())
@@ -348,7 +348,7 @@ def _explained_changes(
     if not any(groups.values()):
         return
     from lrp.gallery.options import ExplainOptions  # torch, only where it is needed
-    from lrp.study.heatmaps import explain_changes
+    from lrp.study.explain_rows import explain_changes
     from lrp.study.table_model import table_gallery
 
     each = [

@@ -125,7 +125,9 @@ def check(name: str, *, size: int | None = None, composite: Any = None, repeats:
         composite: an argument for `Explainer`; None: the preset that fits the architecture.
         repeats: number of timings, of which the median is used. 0: no timing.
     """
-    return measure(name, lambda: build_for_check(name, size), composite=composite, repeats=repeats)
+    return measure_architecture(
+        name, lambda: build_for_check(name, size), composite=composite, repeats=repeats
+    )
 
 
 def build_for_check(name: str, size: int | None = None) -> tuple[nn.Module, Tensor]:
@@ -193,7 +195,7 @@ def with_realistic_weights(model: nn.Module, x: Tensor) -> nn.Module:
     return model.eval()
 
 
-def measure(name: str, make: Make, *, composite: Any = None, repeats: int = 3) -> Measurement:
+def measure_architecture(name: str, make: Make, *, composite: Any = None, repeats: int = 3) -> Measurement:
     """Like `check`, for the result of `make`: a model in eval mode, float32, and an image [1, C, H, W] for it."""
     facts: dict[str, Any] = {}
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):

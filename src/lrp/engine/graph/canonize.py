@@ -96,7 +96,9 @@ def _recognise(graph: Graph) -> None:
             arguments=ops.arguments_of(node), constants=graph.constants,
             data=[n for n in ops.read_by(node) if n in data],
         )  # fmt: skip
-        operation.family = next((e.family for e in ops.entries(name) if e.when(operation)), "unknown")
+        operation.family = next(
+            (e.family for e in ops.vocabulary_entries(name) if e.when(operation)), "unknown"
+        )
         if operation.family in ("product", "matmul"):
             choose = signal_or_gate if operation.family == "product" else values_or_attention_gate
             operation.signal, operation.note = choose(operation, graph.operations)

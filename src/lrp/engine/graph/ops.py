@@ -67,7 +67,7 @@ class Operation:
     @functools.cached_property
     def algebra(self) -> Algebra:
         """How relevance is mapped back through it; an unknown operation is treated as an elementwise one."""
-        for entry in entries(self.name):
+        for entry in vocabulary_entries(self.name):
             if entry.family == self.family:
                 return as_algebra(entry.lower(self))
         return Activation()
@@ -215,7 +215,7 @@ def known() -> dict[str, str]:
     }
 
 
-def entries(name: str) -> list[Entry]:
+def vocabulary_entries(name: str) -> list[Entry]:
     return _VOCABULARY.get(name, [])
 
 

@@ -23,7 +23,7 @@ from lrp.pictures import heatmap
 from lrp.pictures.photos import Found, Geometry, find_photos
 from lrp.study.comparison import compare_predictions
 from lrp.study.evaluate import evaluate
-from lrp.study.heatmaps import explain_changes, explain_mistakes
+from lrp.study.explain_rows import explain_changes, explain_mistakes
 from lrp.study.predictions import read_predictions, write_predictions
 from lrp.values import percent
 
