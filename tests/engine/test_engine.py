@@ -253,7 +253,7 @@ def test_a_branch_on_pixels_cannot_be_captured_and_is_named():
         ),
         (
             lambda: lrp.Explainer(small(), lrp.Composite([(lrp.path("3"), lrp.Pass())]))(X), lrp.CompositeError,
-            "Pass() at 3 (linear): it changes the shape from [N, 144] to [N, 5], and Pass hands relevance on "
+            "Pass at 3 (linear): it changes the shape from [N, 144] to [N, 5], and Pass hands relevance on "
             "element by element; use Epsilon().",
         ),
         (

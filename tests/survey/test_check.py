@@ -358,8 +358,8 @@ def test_the_list():
     assert len(architectures.names()) == 80 + 94
     for family, name in architectures.TIMM.items():
         assert name in timm.list_models(module=family) and not name.startswith("test_")
-        assert architectures.family(f"timm:{name}") == family
-    assert architectures.family("resnet50") == "torchvision"
+        assert architectures.family_of(f"timm:{name}") == family
+    assert architectures.family_of("resnet50") == "torchvision"
     assert architectures.names("resnet50") == ["resnet50", "wide_resnet50_2"]
     assert architectures.smallest_of_family("levit") == architectures.TIMM["levit"]
     assert (
@@ -380,7 +380,7 @@ def result(name: str, reason: str = "", **facts) -> Measurement:
         "closing_error": 1e-12,
         "reached": 0.5,
     }
-    return Measurement(name, architectures.family(name), reason, **{
+    return Measurement(name, architectures.family_of(name), reason, **{
         **known, "operations": 7, "finite": True, "versions": check.package_versions(), "date": "2026-01-02", **facts,
     })  # fmt: skip
 
