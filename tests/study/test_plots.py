@@ -319,7 +319,7 @@ def test_nothing_global_is_changed_and_a_users_settings_do_not_matter(tmp_path):
 
 def test_no_pyplot_and_no_matplotlib_before_it_is_needed():
     code = (
-        "import sys, lrp.study.plots; early = 'matplotlib' in sys.modules; from lrp.study.analysis import accuracy; "
+        "import sys, lrp.study.plots; early = 'matplotlib' in sys.modules; from lrp.study.analysis import accuracy_of; "
         "from lrp.study.predictions import Prediction; "
         "lrp.study.plots.plot_accuracy({'m': accuracy_of([Prediction('p', 'a', 'a', 1.0, 1.0, True)])}); "
         "print(early, 'matplotlib.pyplot' in sys.modules)"
