@@ -149,9 +149,10 @@ def fraction(relevance: Any, d: Any, rule: Any, dims: int = 2, all_d: Any = None
     return quotient, total(quotient * (s - d)), total(torch.where(d == 0, relevance, 0.0))
 
 
-def wrong_sign(d: Any, sign: int) -> Any:
-    """The part of Σ|D| whose sign is not the declared one."""
-    return total((-sign * d).clamp(min=0)) / total(abs(d)).clamp(min=torch.finfo(torch.float64).tiny)
+def wrong_sign(d: Any, sign: int, rule: Any) -> Any:
+    """The part of Σ|D| with another sign than declared. ε counts as part of |D|: below it, a sign is rounding."""
+    least = 0.0 if rule.relative else rule.epsilon
+    return total((-sign * d).clamp(min=0)) / total(abs(d) + least).clamp(min=torch.finfo(torch.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def hand_down(
             received = received + branch.factor * share
         epsilon, dropped = epsilon + branch.factor * by_epsilon, dropped + branch.factor * by_zero
         bias = bias if c is None else bias + branch.factor * total(s * c)
-        wrong = wrong + wrong_sign(here, branch.sign) if branch.sign else wrong
+        wrong = wrong + wrong_sign(here, branch.sign, rule) if branch.sign else wrong
     return Flow((received,), bias, epsilon, dropped, wrong)
 
 

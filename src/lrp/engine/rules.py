@@ -192,7 +192,7 @@ class SumRule(AnyStabilised):
         bias = sum(
             (total(torch.where(d == 0, 0.0, share)) for share, is_data in shares if not is_data), start=0.0
         )
-        wrong = 0.0 if self.signed else wrong_sign(d, 1)
+        wrong = 0.0 if self.signed else wrong_sign(d, 1, self)
         return Flow(tuple(share for share, is_data in shares if is_data), bias, epsilon, dropped, wrong)
 
 

@@ -88,7 +88,7 @@ def _everywhere(
         if c is not None:
             bias = bias + factor * total(torch.where(d == shift, 0.0, s * c))
         if branch.sign:
-            wrong = wrong + wrong_sign(d - shift, branch.sign)
+            wrong = wrong + wrong_sign(d - shift, branch.sign, rule)
     if received is None:
         received = torch.zeros_like(a)
     return Flow((received,), bias, epsilon, dropped, wrong)
