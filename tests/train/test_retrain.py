@@ -541,7 +541,7 @@ def test_a_photo_that_is_gone_while_training(data, workers):
 def test_photos_larger_than_usual(data, monkeypatch):
     """What was let in is let in to the end: each photo counts as one of 120 megapixels here."""
     asked = []
-    for name in ("lrp.data.splits", "lrp.train.retrain", "lrp.train.fit_all"):
+    for name in ("lrp.data.splits", "lrp.train.retrain", "lrp.train.batches"):
         monkeypatch.setattr(
             f"{name}.open_photo",
             lambda file, max_megapixels=100.0: asked.append(max_megapixels) or lrp.open_photo(file),
