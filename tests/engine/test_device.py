@@ -65,7 +65,7 @@ def test_only_a_cpu_branches(monkeypatch):
     kinds = {}
     for compile in (False, True):
         explainer = lrp.Explainer(model, "epsilon_alpha2_beta1", compile=compile)
-        kinds[compile] = explainer.prepare(x).builder.data_dependent
+        kinds[compile] = explainer.prepare(x).builder.speed.data_dependent
     assert kinds == {False: True, True: False}
 
 
