@@ -20,11 +20,7 @@ ROOT = TESTS.parents[1]
 PACKAGE = ROOT / "src" / "lrp"
 LAYERS, NORMS, POOLS = (f"engine/graph/vocabulary/{name}.py" for name in ("layers", "norms", "pools"))
 ELEMENTWISE, MOVEMENT = (f"engine/graph/vocabulary/{name}.py" for name in ("elementwise", "movement"))
-ALGEBRA, WRITTEN_OUT, GATES = (
-    "engine/graph/algebra.py",
-    "engine/graph/decompositions.py",
-    "engine/graph/gates.py",
-)
+GATES = "engine/graph/gates.py"
 RULE, OLD = "test_rules_oracle.py::test_rule_on_operation", "test_rules_oracle.py"
 NEW, MOVES = "test_vocabulary.py", "test_movement.py"
 

@@ -345,3 +345,10 @@ def test_size(tiny, capsys):
 def test_an_unknown_class(tiny, capsys):
     assert main(["export", "--target", "aa"]) == 2
     assert "--target: no class 'aa'" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("errors", "worst"), [((0.1, 0.3), 0.3), ((0.3, 0.1), 0.3)])
+def test_the_worst_of_all_batches_counts(errors, worst):
+    assert module._worse(*errors) == worst
+    nan = float("nan")
+    assert all(np.isnan(module._worse(*pair)) for pair in ((nan, 0.1), (0.1, nan), (nan, nan)))

@@ -321,3 +321,29 @@ def test_a_version_that_is_no_function_of_structured_weights_is_explained(net):
         "<lambda> cannot be taken of the weights of 5 (avg_pool2d), a Uniform matrix: build it from lrp.positive, lrp.negative, "
         "lrp.square, lrp.ones, sums and factors, or give the rule to other operations."
     )
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("name", ["epsilon_plus_flat", "epsilon_gamma_box", "epsilon_alpha2_beta1"])
+def test_check_in_one_two_and_three_dimensions(name, dims):
+    conv, norm = (getattr(nn, f"{kind}{dims}d") for kind in ("Conv", "BatchNorm"))
+    pool, transposed = (getattr(nn, f"{kind}{dims}d") for kind in ("AvgPool", "ConvTranspose"))
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        conv(2, 4, 3, padding=1), norm(4), nn.ReLU(), transposed(4, 4, 2, 2), pool(2), conv(4, 4, 3, groups=2), nn.GELU(),
+        nn.Flatten(), nn.Linear(4 * 4**dims, 3),
+    ).eval()  # fmt: skip
+    explainer = lrp.Explainer(net, lrp.preset(name, low=-4.0, high=4.0))
+    for images in (1, 2, 3):
+        found = explainer.check(torch.randn(images, 2, *[6] * dims), quiet=True)
+        assert found.ok, found
+        assert sum(row.difference is not None for row in found.rows) == 5
+
+
+def test_check_of_a_layer_whose_outputs_are_all_below_zero():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
+    with torch.no_grad():
+        net[0].bias.fill_(-100.0)
+    found = lrp.Explainer(net, "epsilon_gamma_wsquare").check(torch.randn(1, 3, 6, 6), quiet=True)
+    assert found.ok and found.rows[0].difference is None, found

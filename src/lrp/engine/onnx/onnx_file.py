@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -211,9 +212,13 @@ def _errors(
             _relative_error(its_relevance, relevance, torch.linalg.vector_norm),
             _relative_error(its_relevance, relevance, lambda t: t.abs().amax()),
         )
-        # NaN counts as larger.
-        worst = [old if new <= old else new for old, new in zip(worst, errors, strict=True)]
+        worst = [_worse(old, new) for old, new in zip(worst, errors, strict=True)]
     return tuple(worst)
+
+
+def _worse(a: float, b: float) -> float:
+    """The larger error; NaN is larger than all others."""
+    return a if math.isnan(a) or b <= a else b
 
 
 def _relative_error(found: Tensor, expected: Tensor, size: Callable[[Tensor], Tensor]) -> float:
