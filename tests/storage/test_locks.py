@@ -20,7 +20,7 @@ HOLDER = """if True:
     from lrp.storage.locks import Lock
     lock = Lock(Path(sys.argv[1]))
     worker = os.fork() if "fork" in sys.argv else 0
-    print(worker, flush=True)
+    os.write(1, f"{worker}\\n".encode())  # at once: two processes write here
     time.sleep(60)"""
 
 
