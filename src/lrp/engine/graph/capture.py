@@ -154,7 +154,7 @@ def capture(model: nn.Module, example: Tensor, output: Output = None) -> Capture
                 free = False
             except Exception as error:
                 raise _capture_error(chosen, example, error) from error
-    return _without_head(_to_graph(program, free))
+    return _without_head(_to_graph(program, free), len(example))
 
 
 @contextlib.contextmanager
@@ -301,8 +301,11 @@ def _inline(
     raise CaptureError("a region without output")
 
 
-def _without_head(captured: Captured) -> Captured:
-    """Make the logits the output, as [N, K]: without a softmax or sigmoid at the end of the model."""
+def _without_head(captured: Captured, images: int) -> Captured:
+    """Make the logits the output, as [N, K]: without a softmax or sigmoid at the end of the model.
+
+    images: N of a graph that is captured for a fixed number of images.
+    """
     graph = captured.graph
     output = graph.output_node()
     last: Any = output.args[0]
@@ -317,12 +320,14 @@ def _without_head(captured: Captured) -> Captured:
         node.replace_all_uses_with(node.args[0])
         last = output.args[0]
         graph.erase_node(node)
-    if len(last.meta["shape"] or ()) == 1:  # one logit per image
+    if len(last.meta["shape"] or ()) == 1:  # the images' logits one after the other; often one per image
+        (size,) = last.meta["shape"]
+        each = size.times if isinstance(size, Batch) else size // images
         with graph.inserting_before(output):
-            column = graph.call_function(torch.ops.aten.unsqueeze.default, (last, 1))
-        column.meta = {**last.meta, "shape": (*last.meta["shape"], 1)}
-        column.meta["shapes"] = [column.meta["shape"]]
-        output.args = (column,)
+            rows = graph.call_function(torch.ops.aten.reshape.default, (last, [-1, each]))
+        shape: Shape = (Batch() if isinstance(size, Batch) else images, each)
+        rows.meta = {**last.meta, "shape": shape, "shapes": [shape]}
+        output.args = (rows,)
     return captured
 
 
@@ -342,7 +347,9 @@ def _meta(node: fx.Node) -> dict[str, Any]:
     path = "" if path == "model" else path.removeprefix("model.")
     value = node.meta.get("val")
     tensors = _tensors(value)
+    size = {"size": _size(value)} if isinstance(value, torch.SymInt) else {}
     return {
+        **size,
         "shape": tuple(_size(s) for s in tensors[0].shape) if tensors else None,
         "shapes": [tuple(_size(s) for s in t.shape) for t in tensors],
         "dtype": tensors[0].dtype if tensors else None,

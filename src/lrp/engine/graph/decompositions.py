@@ -32,7 +32,13 @@ def decomposes(*names: str) -> Callable[[Decomposition], Decomposition]:
 
 
 def decompose(graph: Graph) -> None:
-    """Replace each compound operation that has a decomposition by its parts."""
+    """Replace each compound operation that has a decomposition by its parts, which may have one themselves."""
+    while _decompose_once(graph):
+        pass
+
+
+def _decompose_once(graph: Graph) -> bool:
+    changed = False
     for node in list(graph.fx.nodes):
         if node.op != "call_function":
             continue
@@ -40,6 +46,7 @@ def decompose(graph: Graph) -> None:
         made = decomposition(graph, node, ops.arguments_of(node)) if decomposition else None
         if made is None:
             continue
+        changed = True
         if isinstance(made, list):
             for user in [u for u in node.users if u.target is operator.getitem]:
                 user.replace_all_uses_with(made[user.args[1]])
@@ -47,6 +54,7 @@ def decompose(graph: Graph) -> None:
         else:
             node.replace_all_uses_with(made)
         graph.fx.erase_node(node)
+    return changed
 
 
 def _shape(value: Any) -> Shape:
