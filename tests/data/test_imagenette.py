@@ -31,7 +31,7 @@ import lrp.storage.archives
 import lrp.storage.download
 from helpers.server import Server
 from lrp.classes import imagenet_names, imagenet_wnids
-from lrp.cli.common import guarded
+from lrp.cli.common import guarded_command
 from lrp.cli.data import data as command
 from lrp.data.data_set import DataSet
 from lrp.data.imagenette import ARCHIVES, Archive, obtain
@@ -776,7 +776,7 @@ def test_the_classes_are_those_that_the_comments_say(name):
 @pytest.fixture
 def run(server, monkeypatch) -> Callable[..., Any]:
     app = typer.Typer()
-    app.command(epilog=f"Example: {command.example}")(guarded(command))
+    app.command(epilog=f"Example: {command.example}")(guarded_command(command))
 
     def run(*arguments: str) -> Any:
         monkeypatch.setitem(ARCHIVES, ("imagenette", "160px"), published(server))

@@ -501,7 +501,7 @@ def test_a_table_on_a_terminal_is_never_cut(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("TERM", "xterm")
-    tables.show("T", ("name", ">number"), [["photos/n01440764/some_long_name.jpg", "87.8 % (84.6 to 90.4)"]])
+    tables.print_table("T", ("name", ">number"), [["photos/n01440764/some_long_name.jpg", "87.8 % (84.6 to 90.4)"]])
     out = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
     assert max(map(len, out.splitlines())) <= 40, out
     letters = "".join(out.split())
@@ -510,7 +510,7 @@ def test_a_table_on_a_terminal_is_never_cut(monkeypatch, capsys):
 
 
 def test_a_table_in_a_pipe_is_plain(capsys):
-    tables.show("T", ("name", ">number"), [["a\x1b[31m", "1"], ["bb", "22"]])
+    tables.print_table("T", ("name", ">number"), [["a\x1b[31m", "1"], ["bb", "22"]])
     assert capsys.readouterr().out == "T\nname    number\na?[31m       1\nbb          22\n\n"
 
 

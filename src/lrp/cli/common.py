@@ -22,11 +22,11 @@ class Skipped(Exception):
     """The command finished, but skipped files: exit code 3."""
 
 
-def complain(sentence: str) -> None:
+def print_message(sentence: str) -> None:
     print(f"lrp: {sentence}", file=sys.stderr)
 
 
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
+def guarded_command(command: Callable[..., None]) -> Callable[..., None]:
     """Wrap a command: an `LrpError` is printed as one line and sets the exit code; bugs keep their traceback."""
 
     @functools.wraps(command)
@@ -37,12 +37,12 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except OptionError as error:
             raise typer.BadParameter(f"--{error}") from error
         except LrpError as error:
-            complain(str(error))
+            print_message(str(error))
             raise typer.Exit(1) from error
         except Skipped as skipped:
             raise typer.Exit(3) from skipped
         except KeyboardInterrupt as stop:
-            complain("interrupted; what is finished is whole, and the same command goes on from there.")
+            print_message("interrupted; what is finished is whole, and the same command goes on from there.")
             raise typer.Exit(130) from stop
         except BrokenPipeError as gone:  # the reader of the pipe closed it, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -52,7 +52,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextmanager
-def usage(*kinds: type[LrpError]) -> Iterator[None]:
+def as_wrong_arguments(*kinds: type[LrpError]) -> Iterator[None]:
     """Treat errors of these types, and always `CompositeError` and `TargetError`, as wrong arguments: exit code 2.
     Errors caused by an OSError keep exit code 1, except if a path does not exist, which is a wrong argument too.
     """
@@ -69,7 +69,7 @@ def usage(*kinds: type[LrpError]) -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
-def example(text: str) -> Callable[[Any], Any]:
+def command_example(text: str) -> Callable[[Any], Any]:
     """Set the example shown in a command's help."""
 
     def add(command: Any) -> Any:
@@ -113,20 +113,20 @@ def explain_options(
         return None
     from lrp.gallery.options import ExplainOptions
 
-    with usage():
+    with as_wrong_arguments():
         return ExplainOptions(composite=composite, size=size, device=device)
 
 
-def complain_about(results: Iterable[Result]) -> None:
+def print_result_warnings(results: Iterable[Result]) -> None:
     """Warn about skipped photos, unhealthy explanations, and predictions that differ from the table's."""
     for result in results:
         if result.status == "skipped":
-            complain(f"skipped {result.path}: {result.error}")
+            print_message(f"skipped {result.path}: {result.error}")
         for facts in (result.facts, result.facts.get("a") or {}, result.facts.get("b") or {}):
             if "differs" in facts:
-                complain(facts["differs"])
+                print_message(facts["differs"])
             if facts.get("health") and not facts["health"]["ok"]:
-                complain(f"{result.path}: NOT TRUSTWORTHY: {facts['health']['problems'][0]}")
+                print_message(f"{result.path}: NOT TRUSTWORTHY: {facts['health']['problems'][0]}")
 
 
 class progress:

@@ -28,7 +28,7 @@ CLASSES = 30
 ROOT = typer.Option(help="Where the photos are now, if they have moved.", exists=True, file_okay=False)
 
 
-@common.example("lrp confidence vgg19_results.csv --count 5 --copy-to input")
+@common.command_example("lrp confidence vgg19_results.csv --count 5 --copy-to input")
 def confidence(
     results: Annotated[Path, RESULTS],
     count: Annotated[
@@ -51,8 +51,8 @@ def confidence(
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
         overall = found.picks.overall
-        show("Correct and surest", overall.highest)
-        show("Correct and least sure", overall.lowest)
+        _show("Correct and surest", overall.highest)
+        _show("Correct and least sure", overall.lowest)
         if len(found.picks.classes) > 1:
             every = [one for one in found.picks.classes if one.correct]
             shown = sorted(every, key=lambda one: one.lowest[0].predicted_confidence or 0)[:CLASSES]
@@ -62,7 +62,7 @@ def confidence(
                     f": the {CLASSES} of {len(every)} classes with the least sure; confidence.csv has all"
                 )
             columns = "class", ">images", ">surest", ">least sure", "the least sure"
-            tables.show(
+            tables.print_table(
                 title, columns, [_class(one) for one in (shown if len(shown) < len(every) else every)]
             )
         if copy_to is not None:
@@ -70,10 +70,10 @@ def confidence(
     end(found.written, as_json or quiet)
 
 
-def show(title: str, rows: Sequence[Prediction]) -> None:
+def _show(title: str, rows: Sequence[Prediction]) -> None:
     from lrp.values import percent
 
-    tables.show(
+    tables.print_table(
         title,
         (">", ">confidence", "class", "photo"),
         [
@@ -100,6 +100,6 @@ def end(written: Written, silent: bool, pictures: Sequence[Result] = ()) -> None
         for folder, group in groupby(p.output.parent for p in pictures if p.output):
             print(f"-> {folder}: {len(list(group)):,} pictures")
     for note in written.notes:
-        common.complain(note)
+        common.print_message(note)
     if written.notes or any(p.status == "skipped" for p in pictures):
         raise common.Skipped

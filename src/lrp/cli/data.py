@@ -24,7 +24,7 @@ class Size(StrEnum):
     px160 = "160px"
 
 
-@common.example("lrp data imagenette --size 160px --root data")
+@common.command_example("lrp data imagenette --size 160px --root data")
 def data(
     name: Annotated[
         Name,

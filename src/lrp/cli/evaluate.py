@@ -36,7 +36,7 @@ JSON = typer.Option("--json", help="One JSON object on stdout.")
 QUIET = typer.Option("--quiet", "-q", help="Print only what went wrong.")
 
 
-@common.example("lrp evaluate data/imagenette2-320 --model vgg19 -o vgg19_results_original.csv")
+@common.command_example("lrp evaluate data/imagenette2-320 --model vgg19 -o vgg19_results_original.csv")
 def evaluate(
     data: Annotated[Path, DATA],
     model: Annotated[str, common.MODEL] = "efficientnet_lite0",
@@ -61,7 +61,7 @@ def evaluate(
     from lrp.study.evaluate import evaluate
 
     read = opened(data, split, follow_links)
-    with common.usage(DataError, PredictionsError), common.progress(file_name(model), quiet) as advance:
+    with common.as_wrong_arguments(DataError, PredictionsError), common.progress(file_name(model), quiet) as advance:
         found = evaluate(
             read, model, output or table_paths([model], ".")[0], classes=classes.value, size=size, arch=arch, labels=labels,
             batch_size=batch_size, device=device, max_megapixels=max_megapixels, overwrite=overwrite, advance=advance,
@@ -70,7 +70,7 @@ def evaluate(
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
-        print(summary(found))
+        print(_summary(found))
     if found.counts.get("unreadable") or found.counts.get("unmatched"):
         raise common.Skipped
 
@@ -78,21 +78,21 @@ def evaluate(
 def opened(data: Path, split: str | None, follow_links: bool) -> DataSet:
     from lrp.data.data_set import DataSet
 
-    with common.usage(DataError):
+    with common.as_wrong_arguments(DataError):
         found = DataSet.open(data, split, follow_links)
     if split is None and len(found.splits) > 1:
         others = ", ".join(s for s in found.splits if s != found.split)
-        common.complain(f"{data}: reading {found.split}/; --split takes {others} or all.")
+        common.print_message(f"{data}: reading {found.split}/; --split takes {others} or all.")
     return found
 
 
 def warn_unmatched(model: str, unmatched: Mapping[str, Sequence[str]]) -> None:
     for folder, similar in unmatched.items():
         hint = f"; near it: {', '.join(similar)}" if similar else ""
-        common.complain(f"the folder {folder!r} is no class of {model}{hint}.")
+        common.print_message(f"the folder {folder!r} is no class of {model}{hint}.")
 
 
-def summary(found: Evaluation) -> str:
+def _summary(found: Evaluation) -> str:
     """The summary of a run, in two lines."""
     counts = {name: found.counts.get(name, 0) for name in ("ok", "unreadable", "unmatched")}
     line = f"{found.total:,} files = " + " + ".join(f"{n:,} {name}" for name, n in counts.items())
