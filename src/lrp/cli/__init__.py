@@ -58,7 +58,9 @@ def _print_version(show: bool) -> None:
 
 @app.callback()
 def _root(
-    show: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+    show: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     pass
 

@@ -73,7 +73,7 @@ def accuracy(
     files = [name for name in names if is_file(name)]
     if (arch or labels) and not files:
         raise typer.BadParameter("--arch and --labels are for files of weights, and no --model is a file.")
-    opened = evaluate.opened(data, split, follow_links)
+    opened = common.data_set_from_arguments(data, split, follow_links)
     found: list[Measured] = []
     with common.progress("loading", quiet) as advance:
         for one in study.accuracy(
@@ -84,7 +84,7 @@ def accuracy(
             found.append(one)
             if one.error:
                 common.print_message(f"{one.model}: {one.error}")
-            evaluate.warn_unmatched(one.model, one.unmatched or {})
+            common.print_unmatched_folders(one.model, one.unmatched or {})
             if one.accuracy and one.accuracy.unreadable:
                 common.print_message(
                     f"{one.model}: {one.accuracy.unreadable:,} files could not be read: see {one.output}."
@@ -109,7 +109,9 @@ def _show(found: list[Measured]) -> None:
         if a := one.accuracy:
             speed = tables.number_cell(one.images_per_second, ".1f")
             top5 = str(a.top5) if a.top5 else ""
-            rows.append([one.model, f"{a.counted:,}", str(a.top1 or ""), top5, tables.number_cell(a.loss), speed])
+            rows.append(
+                [one.model, f"{a.counted:,}", str(a.top1 or ""), top5, tables.number_cell(a.loss), speed]
+            )
     columns = (
         "model",
         ">images",

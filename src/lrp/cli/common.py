@@ -1,21 +1,25 @@
-"""Shared by the commands: options, error handling, warnings, a progress bar."""
+"""Shared by the commands: options, error handling, messages, a progress bar."""
 
 from __future__ import annotations
 
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lrp.errors import CompositeError, LrpError, OptionError, TargetError
+from lrp.errors import CompositeError, DataError, LrpError, OptionError, TargetError
 
 if TYPE_CHECKING:
+    from lrp.data.data_set import DataSet
     from lrp.gallery.options import ExplainOptions
     from lrp.gallery.results import Result
+    from lrp.study.written import Written
 
 
 class Skipped(Exception):
@@ -127,6 +131,37 @@ def print_result_warnings(results: Iterable[Result]) -> None:
                 print_message(facts["differs"])
             if facts.get("health") and not facts["health"]["ok"]:
                 print_message(f"{result.path}: NOT TRUSTWORTHY: {facts['health']['problems'][0]}")
+
+
+def data_set_from_arguments(data: Path, split: str | None, follow_links: bool) -> DataSet:
+    """The data set that a command's arguments name; says which split is read if the user has chosen none."""
+    from lrp.data.data_set import DataSet
+
+    with as_wrong_arguments(DataError):
+        found = DataSet.open(data, split, follow_links)
+    if split is None and len(found.splits) > 1:
+        others = ", ".join(s for s in found.splits if s != found.split)
+        print_message(f"{data}: reading {found.split}/; --split takes {others} or all.")
+    return found
+
+
+def print_unmatched_folders(model: str, unmatched: Mapping[str, Sequence[str]]) -> None:
+    """Say which class folders are no class of the model, and which class names are near."""
+    for folder, similar in unmatched.items():
+        hint = f"; near it: {', '.join(similar)}" if similar else ""
+        print_message(f"the folder {folder!r} is no class of {model}{hint}.")
+
+
+def print_written_files(written: Written, silent: bool, pictures: Sequence[Result] = ()) -> None:
+    """Print the paths of all files and what is missing; exit code 3 if something is missing."""
+    if not silent:
+        print(f"-> {written.folder}: {', '.join(written.files)}")
+        for folder, group in groupby(p.output.parent for p in pictures if p.output):
+            print(f"-> {folder}: {len(list(group)):,} pictures")
+    for note in written.notes:
+        print_message(note)
+    if written.notes or any(p.status == "skipped" for p in pictures):
+        raise Skipped
 
 
 class progress:

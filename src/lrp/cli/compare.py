@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrp.cli import common, tables
-from lrp.cli.confidence import ROOT, end
+from lrp.cli.confidence import ROOT
 from lrp.cli.evaluate import JSON, QUIET
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def compare(
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
         _show(found.comparison, count)
-    end(found.written, as_json or quiet, found.explained)
+    common.print_written_files(found.written, as_json or quiet, found.explained)
 
 
 def _show(c: Comparison, count: int) -> None:

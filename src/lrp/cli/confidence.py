@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,10 +14,8 @@ from lrp.cli.evaluate import JSON, QUIET
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lrp.gallery.results import Result
     from lrp.study.analysis import Surest
     from lrp.study.predictions import Prediction
-    from lrp.study.written import Written
 
 RESULTS = typer.Argument(
     help="A table that `lrp evaluate` wrote.", metavar="RESULTS.csv", exists=True, dir_okay=False
@@ -67,7 +64,7 @@ def confidence(
             )
         if copy_to is not None:
             print(f"{len(found.copied):,} photos copied to {copy_to}: `lrp explain {copy_to}` runs next")
-    end(found.written, as_json or quiet)
+    common.print_written_files(found.written, as_json or quiet)
 
 
 def _show(title: str, rows: Sequence[Prediction]) -> None:
@@ -91,15 +88,3 @@ def _class(one: Surest) -> list[str]:
         one.label, f"{one.correct:,}", percent(high.predicted_confidence or 0), percent(low.predicted_confidence or 0),
         low.path,
     ]  # fmt: skip
-
-
-def end(written: Written, silent: bool, pictures: Sequence[Result] = ()) -> None:
-    """Print the paths of all files and what is missing; exit code 3 if something is missing."""
-    if not silent:
-        print(f"-> {written.folder}: {', '.join(written.files)}")
-        for folder, group in groupby(p.output.parent for p in pictures if p.output):
-            print(f"-> {folder}: {len(list(group)):,} pictures")
-    for note in written.notes:
-        common.print_message(note)
-    if written.notes or any(p.status == "skipped" for p in pictures):
-        raise common.Skipped

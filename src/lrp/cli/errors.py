@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrp.cli import common, tables
-from lrp.cli.confidence import OUTPUT, RESULTS, ROOT, end
+from lrp.cli.confidence import OUTPUT, RESULTS, ROOT
 from lrp.cli.evaluate import JSON, QUIET
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def errors(
         _show(found, count)
     if not (as_json or quiet):
         print(f"A page to look through: lrp report {shlex.quote(str(results))}")
-    end(found.written, as_json or quiet, found.explained)
+    common.print_written_files(found.written, as_json or quiet, found.explained)
 
 
 def _show(found: Mistakes, count: int) -> None:
@@ -83,7 +83,10 @@ def _show(found: Mistakes, count: int) -> None:
         tables.print_table(
             "Most often taken for another",
             ("true", "predicted", ">images", ">of the class"),
-            [[p.true, p.predicted, f"{p.count:,}", tables.percent_cell(p.share)] for p in confusion.pairs[:PAIRS]],
+            [
+                [p.true, p.predicted, f"{p.count:,}", tables.percent_cell(p.share)]
+                for p in confusion.pairs[:PAIRS]
+            ],
         )
         tables.print_table(
             "Most confident mistakes",

@@ -123,7 +123,9 @@ def _not_found(message: str, given: list[Path]) -> str:
     )
 
 
-def print_explained_files(results: Iterable[Result], json_lines: bool = False, quiet: bool = False) -> Counter[str]:
+def print_explained_files(
+    results: Iterable[Result], json_lines: bool = False, quiet: bool = False
+) -> Counter[str]:
     """Print each result when it is ready, then the totals; returns the number of files per status."""
     counts: Counter[str] = Counter()
     for result in results:

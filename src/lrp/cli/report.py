@@ -16,7 +16,9 @@ from lrp.cli.evaluate import QUIET
 OUTPUT = typer.Option("--output", "-o", help="The HTML file; none: RESULTS_report.html beside the table.")
 
 
-@common.command_example("lrp report vgg19_results_original.csv --compare vgg19_results_retrained.csv -o report.html")
+@common.command_example(
+    "lrp report vgg19_results_original.csv --compare vgg19_results_retrained.csv -o report.html"
+)
 def report(
     results: Annotated[Path, RESULTS],
     output: Annotated[Path | None, OUTPUT] = None,
