@@ -97,7 +97,7 @@ def _torchvision_names() -> tuple[str, ...]:
     return tuple(torchvision.models.VGG19_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def clear_names(class_names: Sequence[str]) -> tuple[str, ...]:
+def clear_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     """The names unchanged; or `imagenet_names`, if they are torchvision's names of ImageNet-1k."""
     return imagenet_names() if _of_imagenet(class_names) else tuple(class_names)
 

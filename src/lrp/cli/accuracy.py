@@ -63,14 +63,14 @@ def accuracy(
     quiet: Annotated[bool, evaluate.QUIET] = False,
 ) -> None:
     """How often models are right: top-1, top-5, loss, images/s; each with its table of predictions."""
-    from lrp.models.checkpoints import is_file
+    from lrp.models.checkpoints import is_checkpoint
     from lrp.study import accuracy as study
 
     for file in (csv, plot):
         if file and file.is_dir():
             raise typer.BadParameter(f"{file} is a folder: --csv and --plot take a file's name, or none.")
     names = list(dict.fromkeys(model or study.MODELS))
-    files = [name for name in names if is_file(name)]
+    files = [name for name in names if is_checkpoint(name)]
     if (arch or labels) and not files:
         raise typer.BadParameter("--arch and --labels are for files of weights, and no --model is a file.")
     opened = common.data_set_from_arguments(data, split, follow_links)
@@ -146,13 +146,13 @@ def _show(found: list[Measured]) -> None:
 
 def _write(found: list[Measured], csv: Path | None, plot: Path | None) -> list[Path]:
     from lrp.study import plots
-    from lrp.study.accuracy import COLUMNS, table
+    from lrp.study.accuracy import COLUMNS, accuracy_table
     from lrp.study.written import write_table
 
     measured = {one.model: one.accuracy for one in found if one.accuracy and one.accuracy.counted}
     files: list[Path] = []
     if csv:
-        write_table(csv, COLUMNS, table(found))
+        write_table(csv, COLUMNS, accuracy_table(found))
         files.append(csv)
     if plot and measured:
         per_class = plot.with_name(f"{plot.stem}_classes{plot.suffix}")

@@ -60,7 +60,7 @@ def _measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
 
     from lrp.survey import architectures, page, run
 
-    names = architectures.names(part)
+    names = architectures.surveyed_architectures(part)
     console = Console(stderr=True)
     bar = Progress(
         "measuring", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -73,7 +73,7 @@ def _measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
             results.append(result)
             print(_line(result, kept), flush=True)
             bar.advance(task)
-    if unlisted := architectures.unlisted():
+    if unlisted := architectures.unlisted_families():
         common.print_message(
             f"timm has families that lrp.survey.architectures does not list: {', '.join(unlisted)}."
         )
@@ -81,7 +81,7 @@ def _measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
     for miss in (r for r in results if not r.ok):
         print(f"missed: {miss.name}: {textwrap.shorten(miss.reason, 200)}")
     print(f"-> {output / 'models.md'}, {output / 'models.json'}")
-    if not run.met(results, everything=not part):
+    if not run.survey_meets_goal(results, everything=not part):
         raise common.Skipped
 
 

@@ -136,15 +136,15 @@ def download_data(
         say: called with one sentence for each step, for example `print`.
 
     Raises:
-        DataError: there is no such data set; or what `obtain` raises.
+        DataError: there is no such data set; or what `obtain_imagenette` raises.
     """
     if (name, size) not in ARCHIVES:
         known = ", ".join(f"{n} {s}" for n, s in ARCHIVES)
         raise DataError(f"no data set {name!r} of size {size!r}: expected one of {known}.")
-    return obtain(ARCHIVES[name, size], Path(root), say=say).folder
+    return obtain_imagenette(ARCHIVES[name, size], Path(root), say=say).folder
 
 
-def obtain(
+def obtain_imagenette(
     archive: Archive,
     root: Path,
     *,

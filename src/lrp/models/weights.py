@@ -24,7 +24,7 @@ PREFIXES = ("module.", "_orig_mod.")
 LISTED = 20
 
 
-def sha256_of(path: Path) -> str:
+def weights_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content."""
     try:
         with open(path, "rb") as file:
@@ -86,7 +86,7 @@ def read_labels(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def save(content: Any, path: Path) -> None:
+def write_tensors(content: Any, path: Path) -> None:
     """`torch.save`; a failure of the disk raises OSError, as everywhere else."""
     try:
         with open(path, "wb") as file:
@@ -106,7 +106,7 @@ def write_weights(path: Path, model: nn.Module, suffix: str) -> None:
     ) in state.items():  # on the CPU and contiguous, whatever the model's device and memory format
         state[name] = tensor.detach().cpu().contiguous()
     if suffix != ".safetensors":
-        save(state, path)
+        write_tensors(state, path)
         return
     import safetensors.torch
 
@@ -119,7 +119,7 @@ def write_weights(path: Path, model: nn.Module, suffix: str) -> None:
         raise
 
 
-def fill_weights(model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, path: Path) -> None:
+def load_weights_into(model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, path: Path) -> None:
     """Load the tensors of `path` into `model`; all of them fit, or ModelError lists those that do not."""
     expected = model.state_dict()
     # Batch norm's step counter is missing in old files; only training would use it.

@@ -20,7 +20,7 @@ def path_beside(output: Path, ending: str) -> Path:
     return output.parent / f"{output.name}.{ending}"
 
 
-def identity_differs(output: Path, before: Mapping[str, str], now: Mapping[str, str]) -> str:
+def begun_by_another_run(output: Path, before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """The message about what has changed in a run's identity since the output was begun, and what to do."""
     names = [*now, *(name for name in before if name not in now)]
     changes = (

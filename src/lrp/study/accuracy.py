@@ -10,7 +10,7 @@ from typing import Any
 
 from lrp.data.data_set import DataSet
 from lrp.errors import DataError, LrpError, PredictionsError
-from lrp.models.checkpoints import is_file
+from lrp.models.checkpoints import is_checkpoint
 from lrp.models.loading import LoadedModel
 from lrp.study.analysis import Accuracy
 from lrp.study.evaluate import evaluate
@@ -88,7 +88,7 @@ def accuracy(
     def measured() -> Iterator[Measured]:
         for name, place in zip(names, table_paths(names, folder), strict=True):
             bare: dict[str, Any] = (
-                {"arch": arch, "labels": labels} if name not in given and is_file(name) else {}
+                {"arch": arch, "labels": labels} if name not in given and is_checkpoint(name) else {}
             )
             try:
                 found = evaluate(
@@ -125,7 +125,7 @@ def file_name(model: str) -> str:
     return Path(model).name.replace(":", "_")
 
 
-def table(measured: Iterable[Measured]) -> Iterator[tuple[Any, ...]]:
+def accuracy_table(measured: Iterable[Measured]) -> Iterator[tuple[Any, ...]]:
     """Rows of `COLUMNS`: for each model one row for all classes together, with class "(all)", then one per class."""
     for one in measured:
         if (found := one.accuracy) is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lrp.errors import PredictionsError
 from lrp.study.predictions import Prediction
-from lrp.study.statistics import Share, share
+from lrp.study.statistics import Share, share_interval
 from lrp.values import Plain
 
 _FLOOR = sys.float_info.epsilon
@@ -96,7 +96,7 @@ class Accuracy(Plain):
     """The true classes of the counted rows, sorted as in `in_order`."""
 
 
-def accuracy_of(predictions: Sequence[Prediction]) -> Accuracy:
+def analyse_accuracy(predictions: Sequence[Prediction]) -> Accuracy:
     """Top-1, top-5, loss and mean confidence over all images; precision and recall per class."""
     rows = counted(predictions)
     status = Counter(row.status for row in predictions)
@@ -115,14 +115,16 @@ def _measures(rows: Sequence[Prediction]) -> tuple[Share | None, Share | None, f
     n = len(rows)
     true = [row.true_confidence for row in rows if row.true_confidence is not None]
     return (
-        share(sum(bool(row.correct) for row in rows), n),
-        share(sum(row.true_label in row.top5 for row in rows), n) if all(row.top5 for row in rows) else None,
-        mean([-math.log(max(value, _FLOOR)) for value in true]) if len(true) == n else None,
-        mean([row.predicted_confidence or 0.0 for row in rows]),
+        share_interval(sum(bool(row.correct) for row in rows), n),
+        share_interval(sum(row.true_label in row.top5 for row in rows), n)
+        if all(row.top5 for row in rows)
+        else None,
+        _mean([-math.log(max(value, _FLOOR)) for value in true]) if len(true) == n else None,
+        _mean([row.predicted_confidence or 0.0 for row in rows]),
     )
 
 
-def mean(values: Sequence[float]) -> float | None:
+def _mean(values: Sequence[float]) -> float | None:
     """The arithmetic mean; None for an empty sequence."""
     return math.fsum(values) / len(values) if values else None
 
@@ -165,7 +167,7 @@ class Picks(Plain):
     """Every true class, sorted as in `in_order`; also those without a correct prediction."""
 
 
-def picks(predictions: Sequence[Prediction], count: int = 10) -> Picks:
+def analyse_confidence(predictions: Sequence[Prediction], count: int = 10) -> Picks:
     """The `count` correct predictions with the highest confidence and the `count` with the lowest, over all
     and per class; fewer if there are fewer. Equal confidences are sorted by path."""
     rows = counted(predictions)
@@ -368,7 +370,13 @@ def calibration(predictions: Sequence[Prediction], bins: int = 15) -> Calibratio
 
 def _bin(low: float, high: float, rows: Sequence[tuple[float, bool]]) -> Bin:
     correct = sum(correct for _, correct in rows)
-    return Bin(low, high, len(rows), mean([confidence for confidence, _ in rows]), share(correct, len(rows)))
+    return Bin(
+        low,
+        high,
+        len(rows),
+        _mean([confidence for confidence, _ in rows]),
+        share_interval(correct, len(rows)),
+    )
 
 
 def _adaptive(rows: Sequence[tuple[float, bool]], bins: int) -> float | None:

@@ -137,7 +137,7 @@ def write_predictions(path: Path | str, rows: Iterable[Prediction]) -> None:
     would run as a formula is prefixed with an apostrophe, which reading removes.
 
     Raises:
-        PredictionsError: a row is inconsistent (see `fault`), or the file cannot be written. A previous file at
+        PredictionsError: a row is inconsistent (see `prediction_fault`), or the file cannot be written. A previous file at
             `path` is then unchanged. Repeated paths are detected only by reading.
     """
     path = Path(path)
@@ -146,11 +146,11 @@ def write_predictions(path: Path | str, rows: Iterable[Prediction]) -> None:
 
 
 def read_predictions(path: Path | str) -> list[Prediction]:
-    """All rows of a table, in its order. See `iterate_predictions` for the accepted format and the errors."""
-    return list(iterate_predictions(path))
+    """All rows of a table, in its order. See `read_prediction_rows` for the accepted format and the errors."""
+    return list(read_prediction_rows(path))
 
 
-def iterate_predictions(path: Path | str) -> Iterator[Prediction]:
+def read_prediction_rows(path: Path | str) -> Iterator[Prediction]:
     """Yield the rows of a table, each validated. Keeps about 80 bytes per row to detect a repeated path.
 
     The first six columns are required, in their order; the others are optional and in any order; unknown ones are

@@ -123,7 +123,7 @@ def _cell(value: object) -> str:
     return spreadsheet_safe(value) if isinstance(value, str) else str(value)
 
 
-def names_of_written_files(labels: Sequence[str]) -> list[str]:
+def written_file_names(labels: Sequence[str]) -> list[str]:
     """A file name for each label; all different, also on file systems that ignore case."""
     names: list[str] = []
     taken: set[str] = set()

@@ -16,7 +16,7 @@ import lrp
 from lrp.data.data_set import Sample
 from lrp.data.splits import TrainingData, split
 from lrp.errors import CaptureError, ModelError, TrainingError
-from lrp.models.catalogue import PACKAGED, build_model
+from lrp.models.catalogue import PACKAGED, build_from_catalogue
 from lrp.models.checkpoints import SUFFIXES
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.resolve import resolve_device
@@ -179,7 +179,7 @@ def retrain(
         assert fabric is not None
         if not first:  # Fabric copies the weights from the first process
             model_ = _on_device(
-                build_model(task.architecture, len(task.data.classes), task.preprocessing), where
+                build_from_catalogue(task.architecture, len(task.data.classes), task.preprocessing), where
             )
         history = fit_all(
             model_, task.heads, task.preprocessing, task.data.train, task.data.val, settings, fabric,
