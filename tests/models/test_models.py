@@ -30,10 +30,10 @@ import lrp.models.downloads
 import lrp.models.loading
 from helpers.disks import small_disk
 from helpers.server import Server
-from lrp.classes import class_index, imagenet_names, imagenet_wnids, timm_class_names
+from lrp.classes import class_index, imagenet_names, imagenet_wnids
 from lrp.cli import main
 from lrp.errors import ModelError, TargetError
-from lrp.models.catalogue import model_names
+from lrp.models.catalogue import model_names, timm_class_names
 from lrp.models.checkpoints import checkpoint_architecture, is_checkpoint, save_checkpoint
 from lrp.models.downloads import download_checkpoint, download_weights
 from lrp.models.loading import load_model

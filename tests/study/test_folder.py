@@ -21,9 +21,14 @@ from lrp.errors import PredictionsError
 from lrp.study import folder as study
 from lrp.study import written
 from lrp.study.accuracy import accuracy as measured
-from lrp.study.accuracy import file_name, table_paths
 from lrp.study.locate import copy_located_photos, locate_class_folders, locate_photos
-from lrp.study.predictions import Prediction, read_predictions, write_predictions
+from lrp.study.predictions import (
+    Prediction,
+    prediction_table_paths,
+    prediction_table_stem,
+    read_predictions,
+    write_predictions,
+)
 from lrp.values import percent
 
 LABELS = ("cat", "dog", "fish")
@@ -467,8 +472,8 @@ def test_csv_and_plot_with_and_without_a_name(checkpoints, capsys):
 
 
 def test_models_share_no_table():
-    assert file_name("timm:resnet18.a1_in1k") == "timm_resnet18.a1_in1k"
-    assert [str(p) for p in table_paths(["vgg19", "timm:vgg19", "a/m.pth", "b/m.pth"], "out")] == [
+    assert prediction_table_stem("timm:resnet18.a1_in1k") == "timm_resnet18.a1_in1k"
+    assert [str(p) for p in prediction_table_paths(["vgg19", "timm:vgg19", "a/m.pth", "b/m.pth"], "out")] == [
         "out/vgg19_results.csv", "out/timm_vgg19_results.csv", "out/a_m.pth_results.csv", "out/b_m.pth_results.csv",
     ]  # fmt: skip
 

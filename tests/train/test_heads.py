@@ -17,10 +17,9 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from lrp.errors import ModelError
-from lrp.models.catalogue import class_tensors
 from lrp.models.checkpoints import checkpoint_architecture, save_checkpoint
 from lrp.models.loading import load_model
-from lrp.models.weights import weights_fingerprint
+from lrp.models.weights import weights_fingerprint, weights_with_class_axis
 from lrp.survey.check import set_check_weights
 from lrp.train.heads import REMEDY, find_heads, model_with_new_head, split_head
 
@@ -61,7 +60,7 @@ def test_heads_are_found_and_cut_off(name):
             module.blocks = blocks[:1]
     if name == "timm:volo_d1_224":
         model.network = nn.ModuleList(m[:1] if isinstance(m, nn.Sequential) else m for m in model.network)
-    own = {path.rpartition(".")[0] for path in class_tensors(name, preprocessing)}
+    own = {path.rpartition(".")[0] for path in weights_with_class_axis(name, preprocessing)}
     size = (64, 64) if name in TORCHVISION else preprocessing.geometry.crop
     images = torch.randn(3, 3, *size)
     set_check_weights(model, images)  # or all logits would be equal

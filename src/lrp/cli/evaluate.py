@@ -55,17 +55,17 @@ def evaluate(
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Predict every photo of a data set: one CSV row per file. Stopped, the same command goes on."""
-    from lrp.study.accuracy import file_name, table_paths
     from lrp.study.evaluate import evaluate
+    from lrp.study.predictions import prediction_table_paths, prediction_table_stem
 
     read = common.data_set_from_arguments(data, split, follow_links)
     with (
         common.as_wrong_arguments(DataError, PredictionsError),
-        common.progress(file_name(model), quiet) as advance,
+        common.progress(prediction_table_stem(model), quiet) as advance,
     ):
         found = evaluate(
-            read, model, output or table_paths([model], ".")[0], classes=classes.value, size=size, arch=arch, labels=labels,
-            batch_size=batch_size, device=device, max_megapixels=max_megapixels, overwrite=overwrite, advance=advance,
+            read, model, output or prediction_table_paths([model], ".")[0], classes=classes.value, size=size, arch=arch,
+            labels=labels, batch_size=batch_size, device=device, max_megapixels=max_megapixels, overwrite=overwrite, advance=advance,
         )  # fmt: skip
     common.print_unmatched_folders(model, found.unmatched)
     if as_json:

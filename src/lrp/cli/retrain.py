@@ -14,8 +14,7 @@ import typer
 
 from lrp.cli import common, tables
 from lrp.cli.evaluate import JSON, LINKS, MEGAPIXELS, OVERWRITE, QUIET
-from lrp.errors import DataError, TrainingError
-from lrp.storage.atomic import os_errors
+from lrp.errors import DataError, TrainingError, os_errors
 
 if TYPE_CHECKING:
     from lrp.data.splits import TrainingData

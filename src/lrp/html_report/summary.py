@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from lrp.study.analysis import analyse_accuracy, calibration, confusion, counted, labels_in_order
+from lrp.study.analysis import analyse_accuracy, calibration, confusion
 from lrp.study.comparison import Comparison
-from lrp.study.predictions import Prediction
+from lrp.study.predictions import Prediction, counted_predictions, prediction_labels
 from lrp.values import plain
 
 BARS = 20  # number of bars in the histogram of confidences
@@ -27,7 +27,7 @@ class Table:
 def summary_labels(tables: Sequence[Table]) -> list[str]:
     """All class labels that occur; those of true and predicted classes first."""
     rows = [row for table in tables for row in table.rows.values()]
-    found = dict.fromkeys(labels_in_order(counted(rows)))
+    found = dict.fromkeys(prediction_labels(counted_predictions(rows)))
     for row in rows:
         found.update(dict.fromkeys((row.true_label, row.predicted_label, *row.top5)))
     found.pop("", None)

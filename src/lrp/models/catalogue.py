@@ -2,12 +2,12 @@
 
 import difflib
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
-from lrp.classes import clear_class_names, imagenet_names, timm_class_names
+from lrp.classes import clear_class_names, imagenet_names
 from lrp.errors import ModelError
 from lrp.models.preprocessing import Preprocessing
 from lrp.pictures.photos import Geometry
@@ -99,6 +99,19 @@ def timm_catalogue_entry(name: str) -> Any:
     raise unknown_model(name)
 
 
+def timm_class_names(count: int, label_names: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The class names of a timm model: its own, or those of the part of ImageNet that has `count` classes."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    if label_names and len(label_names) == count:
+        return tuple(label_names)
+    if count == 1000:
+        return imagenet_names()
+    if subset := infer_imagenet_subset({"num_classes": count}):
+        return tuple(words.split(",")[0] for words in ImageNetInfo(subset).label_descriptions())
+    return tuple(f"class {index}" for index in range(count))
+
+
 def torchvision_names() -> list[str]:
     import torchvision.models
 
@@ -144,27 +157,3 @@ def build_from_catalogue(
     if architecture.startswith(("googlenet", "inception_v3", "vgg")):
         options["init_weights"] = not filled_later
     return torchvision.models.get_model(architecture, weights=None, num_classes=classes, **options)
-
-
-def class_tensors(architecture: str, preprocessing: Preprocessing) -> dict[str, int]:
-    """The parameters whose shape depends on the number of classes -> the axis of the classes: usually 0.
-
-    {"classifier.6.weight": 0, "classifier.6.bias": 0} for "vgg19".
-    """
-
-    def shapes(classes: int) -> dict[str, torch.Size]:
-        try:
-            with torch.device("meta"):  # allocates no memory, which is fast
-                model = build_from_catalogue(architecture, classes, preprocessing)
-        except RuntimeError:  # its constructor computes with values, as in torchvision's regnets
-            model = build_from_catalogue(architecture, classes, preprocessing)
-        return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-    with torch.random.fork_rng(devices=[]):
-        two, three = shapes(2), shapes(3)
-    return {
-        name: axis
-        for name, shape in two.items()
-        for axis, sizes in enumerate(zip(shape, three[name], strict=True))
-        if sizes == (2, 3)
-    }

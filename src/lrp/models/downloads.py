@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from lrp.errors import ModelError
+from lrp.errors import ModelError, error_reason
 from lrp.models.weights import weights_sha256
-from lrp.storage.download import MEGABYTE, TIMEOUT, DownloadError, fetch, reason
+from lrp.storage.download import MEGABYTE, TIMEOUT, DownloadError, fetch
 
 Progress = Callable[[str], None]
 
@@ -109,4 +109,4 @@ def _tenths(progress: Progress) -> Callable[[int, int | None], None]:
 
 
 def _failure(name: str, size: str, url: str, error: Exception, remedy: str) -> str:
-    return f"{name}: its weights ({size}) could not be fetched from {url} ({reason(error)}); {remedy}."
+    return f"{name}: its weights ({size}) could not be fetched from {url} ({error_reason(error)}); {remedy}."

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from torch import nn
 
+from lrp.classes import read_class_names
 from lrp.errors import ModelError
 from lrp.models.catalogue import (
     PACKAGED,
     build_from_catalogue,
     catalogue_preprocessing,
-    class_tensors,
     timm_catalogue_entry,
     torchvision_names,
     unknown_model,
@@ -23,7 +23,7 @@ from lrp.models.catalogue import (
 from lrp.models.checkpoints import SUFFIXES, is_checkpoint, read_sidecar, sidecar_of
 from lrp.models.downloads import Progress, download_checkpoint, download_from_hub
 from lrp.models.preprocessing import Preprocessing
-from lrp.models.weights import load_weights_into, read_labels, read_weights, weights_sha256
+from lrp.models.weights import load_weights_into, read_weights, weights_sha256, weights_with_class_axis
 
 # torchvision, timm and safetensors are imported where they are used: together they take seconds.
 
@@ -149,7 +149,7 @@ def _from_file(
     of, class_names, preprocessing, sha256 = read_sidecar(sidecar)
     if arch is not None and arch != of:
         raise ModelError(f"{path} is {of}, says {sidecar}, not {arch}: leave the architecture (--arch) out.")
-    if labels is not None and read_labels(labels) != class_names:
+    if labels is not None and read_class_names(labels) != class_names:
         raise ModelError(f"{sidecar} names other classes for {path}: leave the labels (--labels) out.")
     if pretrained and sha256 not in (None, weights_sha256(path)):
         raise ModelError(f"{sidecar} was written for another file than {path}: their SHA-256 differ.")
@@ -165,11 +165,11 @@ def _without_sidecar(
     """Load a file of weights that has no sidecar."""
     preprocessing, own_names = catalogue_preprocessing(arch)
     tensors = read_weights(path)
-    axes = class_tensors(arch, preprocessing)
+    axes = weights_with_class_axis(arch, preprocessing)
     sizes = [tensors[n].shape[a] for n, a in axes.items() if n in tensors and tensors[n].dim() > a]
     classes = sizes[0] if sizes else len(own_names)  # if they disagree, `load_weights_into` raises
     if labels is not None:
-        class_names = read_labels(labels)
+        class_names = read_class_names(labels)
         if len(class_names) != classes:
             where = labels if isinstance(labels, str | Path) else "labels"
             raise ModelError(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lrp.errors import PredictionsError
-from lrp.study.predictions import Prediction
+from lrp.study.predictions import Prediction, counted_predictions, prediction_labels
 from lrp.study.statistics import Share, share_interval
 from lrp.values import Plain
 
@@ -19,37 +19,10 @@ _FLOOR = sys.float_info.epsilon
 """Lower bound of a confidence in the loss, as in scikit-learn's log_loss: a single 0 would make the mean infinite."""
 
 
-def counted(predictions: Iterable[Prediction]) -> list[Prediction]:
-    """The rows that count in averages: those with status "ok".
-
-    Raises:
-        PredictionsError: such a row has no class, no confidence, or no value for `correct`.
-    """
-    rows = [row for row in predictions if row.counted]
-    for row in rows:
-        for column in ("true_label", "predicted_label", "predicted_confidence", "correct"):
-            if getattr(row, column) in ("", None):
-                raise PredictionsError(
-                    f"{row.path}: expected a row with status ok to have all of true_label, predicted_label, "
-                    f"predicted_confidence and correct, got no {column}; make the file again with `lrp evaluate`."
-                )
-    return rows
-
-
-def labels_in_order(predictions: Iterable[Prediction]) -> list[str]:
-    """The true and predicted labels of these rows, sorted by index if known, then by name."""
-    index: dict[str, float] = {}
-    for row in predictions:
-        for label, number in ((row.true_label, row.true_index), (row.predicted_label, row.predicted_index)):
-            index[label] = min(index.get(label, math.inf), math.inf if number is None else number)
-    index.pop("", None)
-    return sorted(index, key=lambda label: (index[label], label))
-
-
 def rows_by_class(rows: Iterable[Prediction]) -> dict[str, list[Prediction]]:
     """True class -> its rows; classes sorted as in `in_order`."""
     rows = list(rows)
-    groups: dict[str, list[Prediction]] = {label: [] for label in labels_in_order(rows)}
+    groups: dict[str, list[Prediction]] = {label: [] for label in prediction_labels(rows)}
     for row in rows:
         groups[row.true_label].append(row)
     return {label: group for label, group in groups.items() if group}
@@ -98,7 +71,7 @@ class Accuracy(Plain):
 
 def analyse_accuracy(predictions: Sequence[Prediction]) -> Accuracy:
     """Top-1, top-5, loss and mean confidence over all images; precision and recall per class."""
-    rows = counted(predictions)
+    rows = counted_predictions(predictions)
     status = Counter(row.status for row in predictions)
     return Accuracy(
         len(predictions),
@@ -170,7 +143,7 @@ class Picks(Plain):
 def analyse_confidence(predictions: Sequence[Prediction], count: int = 10) -> Picks:
     """The `count` correct predictions with the highest confidence and the `count` with the lowest, over all
     and per class; fewer if there are fewer. Equal confidences are sorted by path."""
-    rows = counted(predictions)
+    rows = counted_predictions(predictions)
     return Picks(
         _surest("", rows, count),
         tuple(_surest(label, group, count) for label, group in rows_by_class(rows).items()),
@@ -269,8 +242,8 @@ class ConfusionView(Plain):
 
 def confusion(predictions: Sequence[Prediction]) -> Confusion:
     """The confusion matrix, the most frequent confusions, and the most confident mistakes."""
-    rows = counted(predictions)
-    labels = labels_in_order(rows)
+    rows = counted_predictions(predictions)
+    labels = prediction_labels(rows)
     place = {label: i for i, label in enumerate(labels)}
     matrix = [[0] * len(labels) for _ in labels]
     for row in rows:
@@ -348,7 +321,7 @@ def calibration(predictions: Sequence[Prediction], bins: int = 15) -> Calibratio
     """
     if bins < 1:
         raise PredictionsError(f"expected at least one bin of confidences, got bins={bins}")
-    rows = [(row.predicted_confidence or 0.0, bool(row.correct)) for row in counted(predictions)]
+    rows = [(row.predicted_confidence or 0.0, bool(row.correct)) for row in counted_predictions(predictions)]
     groups: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
     for confidence, correct in rows:
         millionths = round(confidence * 1_000_000)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrp.errors import PredictionsError
-from lrp.study.analysis import counted, rows_by_class
-from lrp.study.predictions import Prediction
+from lrp.study.analysis import rows_by_class
+from lrp.study.predictions import Prediction, counted_predictions
 from lrp.study.statistics import Paired, Share, paired_interval, share_interval
 from lrp.values import Plain, plain
 
@@ -134,7 +134,7 @@ def compare_predictions(
         if (other := compared_path(path, folders)) is not None and other in rows_b
     ]
     _expect_same_classes(pairs, names)
-    counted([row for pair in pairs for row in (pair.a, pair.b)])  # raises for incomplete rows
+    counted_predictions([row for pair in pairs for row in (pair.a, pair.b)])  # raises for incomplete rows
     twins = tuple(pair for pair in pairs if pair.a.counted and pair.b.counted)
     seen_a, seen_b = _seen(a), _seen(b)
     return Comparison(

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from lrp.errors import PredictionsError
+from lrp.errors import PredictionsError, os_errors
 from lrp.storage.append import append, line_to_append, read_appended_line
-from lrp.storage.atomic import os_errors, remove_drafts, write_whole
-from lrp.storage.locks import START_OVER, Lock, begun_by_another_run, path_beside
+from lrp.storage.atomic import path_beside, remove_drafts, write_whole
+from lrp.storage.locks import START_OVER, Lock, begun_by_another_run
 from lrp.study.predictions import Prediction, prediction_fault
 
 _FORMAT = 1  # version of the line format: a row is the columns of `Prediction`, in their order

@@ -23,11 +23,10 @@ from torch import Tensor
 
 from lrp.data.data_set import Sample
 from lrp.data.prefetch import read_ahead
-from lrp.errors import ImageError, TrainingError
+from lrp.errors import ImageError, TrainingError, os_errors
 from lrp.models.preprocessing import Preprocessing
 from lrp.pictures.photos import Photo, PhotoError, open_photo
 from lrp.storage.append import append, line_to_append, read_appended_line
-from lrp.storage.atomic import os_errors
 from lrp.storage.locks import Lock
 
 VIEWS: Mapping[str, Callable[[Tensor], Tensor]] = {"plain": lambda x: x, "mirrored": lambda x: x.flip(-1)}

@@ -23,7 +23,7 @@ from lrp.errors import TrainingError
 from lrp.models.preprocessing import Preprocessing
 from lrp.train.batches import Order, Photos, batch_loader
 from lrp.train.devices import shared_by_devices
-from lrp.train.fit_head import Facts, best_epoch
+from lrp.train.epochs import Facts, best_epoch
 from lrp.values import Plain
 
 if TYPE_CHECKING:

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 import lrp
 from lrp.data.data_set import Sample
 from lrp.data.splits import TrainingData, split
-from lrp.errors import CaptureError, ModelError, TrainingError
+from lrp.errors import CaptureError, ModelError, TrainingError, os_errors
 from lrp.models.catalogue import PACKAGED, build_from_catalogue
 from lrp.models.checkpoints import SUFFIXES
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.resolve import resolve_device
 from lrp.models.weights import weights_fingerprint
 from lrp.pictures.photos import Photo, open_photo
-from lrp.storage.atomic import os_errors
 from lrp.storage.locks import Lock
 from lrp.train.devices import launch_devices, shared_by_devices
+from lrp.train.epochs import Facts
 from lrp.train.features import Store, features
 from lrp.train.fit_all import NetSettings, fit_all
-from lrp.train.fit_head import Facts, HeadSettings, fit_head
+from lrp.train.fit_head import HeadSettings, fit_head
 from lrp.train.heads import model_with_new_head, split_head
 from lrp.train.training_run import OnEpoch, Retrained, Run
 

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from lrp.data.splits import TrainingData
-from lrp.errors import TrainingError
+from lrp.errors import TrainingError, os_errors
 from lrp.models.checkpoints import save_checkpoint, sidecar_facts, sidecar_of, update_facts
 from lrp.models.loading import LoadedModel
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.weights import write_tensors
-from lrp.storage.atomic import os_errors, remove_drafts, replacing, write_whole
-from lrp.storage.locks import START_OVER, begun_by_another_run, path_beside
-from lrp.train.fit_head import Facts, best_epoch
+from lrp.storage.atomic import path_beside, remove_drafts, replacing, write_whole
+from lrp.storage.locks import START_OVER, begun_by_another_run
+from lrp.train.epochs import Facts, best_epoch
 from lrp.values import Plain
 
 OnEpoch = Callable[[Facts, LoadedModel], None]

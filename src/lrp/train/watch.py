@@ -12,12 +12,11 @@ from PIL import Image
 
 from lrp.classes import classes_meant
 from lrp.engine.explainer import Explainer
-from lrp.errors import TrainingError
+from lrp.errors import TrainingError, os_errors
 from lrp.models.loading import LoadedModel
 from lrp.pictures import heatmap
 from lrp.pictures.contact_sheet import Entry, contact_sheet
 from lrp.pictures.photos import open_photo
-from lrp.storage.atomic import os_errors
 
 
 class Watch:
