@@ -47,7 +47,7 @@ DEFAULTS: dict[str, Rule] = {
 ATTENTION = ("cp", "attnlrp")
 
 
-def default_rule(operation: Operation, attention: str) -> Rule:
+def _default_rule(operation: Operation, attention: str) -> Rule:
     """The rule of an operation that no pair matches; `Halves` where the graph does not show which operand is the gate."""
     if operation.family in ("product", "matmul") and operation.signal is None:
         return Halves()
@@ -117,7 +117,7 @@ class Composite:
             CompositeError: a pair names a path that does not exist, or its rule has no equation for what it matches.
         """
         rules = {
-            node: default_rule(o, self.attention)
+            node: _default_rule(o, self.attention)
             for node, o in graph.operations.items()
             if o.family in DEFAULTS
         }
