@@ -68,14 +68,6 @@ def forms_of(line: tuple[Form, ...], kind: str, x: torch.Tensor, dtype: torch.dt
 # ---------------------------------------------------------------- parts
 
 
-def norm(cls: type[nn.Module], p: Any, **options: Any) -> nn.Module:
-    """A norm with statistics, in eval mode, made of the parameters of FROZEN."""
-    module = cls(4, eps=1e-3, **options).double().eval()
-    module.weight, module.bias = nn.Parameter(p("w", 4)), nn.Parameter(p("b", 4))
-    module.running_mean, module.running_var = p("m", 4).detach(), p("v", 4, positive=True).detach()
-    return module
-
-
 class Norm(nn.Module):
     """conv, then a norm of torch."""
 
@@ -86,12 +78,14 @@ class Norm(nn.Module):
     def forward(self, z: torch.Tensor, p: Any) -> torch.Tensor:
         z = conv(z, p) if self.after else z.relu()
         if self.cls is nn.BatchNorm2d:
-            return F.relu(F.batch_norm(z, p("m", 4), p("v", 4, positive=True), p("w", 4), p("b", 4), eps=1e-3))
+            return F.relu(F.batch_norm(z, *statistics(p), p("w", 4), p("b", 4), eps=1e-3))
         return F.relu(
-            F.instance_norm(
-                z, p("m", 4), p("v", 4, positive=True), p("w", 4), p("b", 4), use_input_stats=False, eps=1e-3
-            )
+            F.instance_norm(z, *statistics(p), p("w", 4), p("b", 4), use_input_stats=False, eps=1e-3)
         )
+
+
+def statistics(p: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return p("m", 4).detach(), p("v", 4, positive=True).detach()
 
 
 def conv(z: torch.Tensor, p: Any, **options: Any) -> torch.Tensor:
@@ -273,7 +267,7 @@ SPELLINGS: dict[str, tuple[Form, ...]] = {
         ).relu(),
         lambda z, p: F.batch_norm(
             F.conv_transpose2d(z, p("t", 4, 2, 2, 2), stride=2, groups=2), torch.zeros(4, dtype=z.dtype),
-            p("v", 4, positive=True), p("w", 4), None,
+            p("v", 4, positive=True).detach(), p("w", 4), None,
         ).relu(),
     ),
     "layer_scale": (
@@ -288,7 +282,7 @@ SPELLINGS: dict[str, tuple[Form, ...]] = {
     "scaled_branch": (
         lambda z, p: z + 0.3 * conv(z.relu(), p),
         lambda z, p: z + F.conv2d(z.relu(), 0.3 * (p("k", 4, 4, 3, 3) / 3), 0.3 * p("kb", 4), padding=1),
-        lambda z, p: torch.add(z, conv(z.relu(), p), alpha=0.3) if False else z + conv(z.relu(), p) * 0.3,
+        lambda z, p: torch.add(z, conv(z.relu(), p), alpha=0.3),
     ),
     "scale_before_conv": (
         lambda z, p: F.conv2d(z.relu() * p("w", 4).reshape(-1, 1, 1), p("k", 4, 4, 3, 3), padding=1).relu(),
@@ -311,8 +305,7 @@ SPELLINGS: dict[str, tuple[Form, ...]] = {
     "one_position": (
         lambda z, p: F.conv2d(z.relu().mean((2, 3), keepdim=True), p("k", 7, 4, 1, 1), p("kb", 7)).flatten(1).relu(),
         lambda z, p: F.linear(z.relu().mean((2, 3)), p("k", 7, 4, 1, 1).flatten(1), p("kb", 7)).relu(),
-        lambda z, p: F.linear(F.adaptive_avg_pool2d(z.relu(), 1).squeeze(), p("k", 7, 4, 1, 1).flatten(1), p("kb", 7)).relu()
-        if len(z) > 1 or True else z,
+        lambda z, p: F.linear(F.adaptive_avg_pool2d(z.relu(), 1).squeeze(), p("k", 7, 4, 1, 1).flatten(1), p("kb", 7)).relu(),
     ),
     "depthwise": (
         lambda z, p: F.conv2d(z, p("k", 4, 1, 3, 3), p("kb", 4), padding=1, groups=4).relu(),
@@ -344,9 +337,7 @@ SPELLINGS: dict[str, tuple[Form, ...]] = {
     ),
     "max_unpool": (
         lambda z, p: F.max_unpool2d(*F.max_pool2d(z, 2, return_indices=True), 2),
-        lambda z, p: torch.where(
-            F.interpolate(F.max_pool2d(z, 2), scale_factor=2) == z, F.interpolate(F.max_pool2d(z, 2), scale_factor=2), 0.0
-        ) if False else F.max_unpool2d(*F.max_pool2d(z, 2, return_indices=True), 2, output_size=(6, 6)),
+        lambda z, p: F.max_unpool2d(*F.max_pool2d(z, 2, return_indices=True), 2, output_size=(6, 6)),
     ),
     # selections
     "sorted": (

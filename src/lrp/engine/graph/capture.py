@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, export
 from torch.export.graph_signature import InputKind, OutputKind
 
+from lrp.engine.graph.any_batch import FIRST, SECOND, generalise
 from lrp.engine.graph.facts import facts
 from lrp.engine.graph.outputs import HEADS, Output, logits_among
 from lrp.errors import CaptureError, InputError, LrpError
@@ -146,15 +147,25 @@ def capture(model: nn.Module, example: Tensor, output: Output = None) -> Capture
         chosen = _Chosen(model, output)
         chosen.__dict__["training"] = False
         try:
-            program = _export(chosen, pair, ({0: Dim("N", min=1)},))
-            free = True
+            captured = _to_graph(_export(chosen, pair, ({0: Dim("N", min=1)},)), True)
         except Exception:
             try:
-                program = _export(chosen, example, None)
-                free = False
+                captured = _for_any_batch(chosen, example) or _to_graph(_export(chosen, example, None), False)
             except Exception as error:
                 raise _capture_error(chosen, example, error) from error
-    return _without_head(_to_graph(program, free), len(example))
+    return _without_head(captured, len(example))
+
+
+def _for_any_batch(chosen: nn.Module, example: Tensor) -> Captured | None:
+    """The graph for any number of images, from those for two numbers; None: there is no such graph."""
+    ones = [1] * (example.dim() - 1)
+    try:
+        first, second = (
+            _to_graph(_export(chosen, example[:1].repeat(n, *ones), None), False) for n in (FIRST, SECOND)
+        )
+        return generalise(first, second, Batch)
+    except Exception:
+        return None
 
 
 @contextlib.contextmanager

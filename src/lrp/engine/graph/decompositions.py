@@ -206,6 +206,24 @@ def _fused_product(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     )
 
 
+@decomposes("add", "sub", "rsub")
+def _weighted_sum(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
+    """x ± α y, with the product written out; rsub is y − α x."""
+    if "alpha" not in a or a["alpha"] == 1 or not isinstance(a["other"], Node):
+        return None
+    x, y = (a["other"], a["self"]) if ops.operation_name(node) == "rsub" else (a["self"], a["other"])
+    target = aten.add.Tensor if ops.operation_name(node) == "add" else aten.sub.Tensor
+    return graph.insert(node, target, (x, _times(graph, node, y, a["alpha"])), _shape(node))
+
+
+@decomposes("broadcast_tensors")
+def _broadcast(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
+    """Each tensor expanded to the shape of all."""
+    shape = ops.broadcast_shape(*map(_shape, a["tensors"]))
+    size = ops.sizes_for_reshape(shape)
+    return [graph.insert(node, aten.expand.default, (value, size), shape) for value in a["tensors"]]
+
+
 def _times(graph: Graph, node: Node, x: Node, factor: Any) -> Node:
     return x if factor == 1 else graph.insert(node, aten.mul.Tensor, (x, factor), _shape(x))
 

@@ -17,6 +17,7 @@ from torch.fx import Node
 
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.capture import Size
 from lrp.engine.graph.ops import Operation, one, one_per_dimension
 
 CONVS = frozenset({"conv1d", "conv2d", "conv3d", "padded_conv"})
@@ -29,7 +30,7 @@ def unify_layers(graph: Graph) -> None:
     for node, operation in operations.items():
         if _whole_window(operation):
             operation.family = "linear"
-        elif _pointwise(operation):
+        elif _pointwise(operation, graph.image.meta["shape"][0]):
             near = {mixers[m] for m in _next_to(node, mixers, graph)}
             operation.family = "conv" if near == {"conv"} else "linear"
 
@@ -51,10 +52,11 @@ def _whole_window(operation: Operation) -> bool:
     return _kernel(operation) == one(operation.input_shape())[2:]
 
 
-def _pointwise(operation: Operation) -> bool:
+def _pointwise(operation: Operation, images: Size) -> bool:
     """Whether the same layer is applied to the channels of each of several positions."""
     if operation.name == "linear":
-        return math.prod(one(operation.shape)[:-1]) > 1
+        rows = math.prod(one(operation.shape)[:-1])  # of all images, where their number is fixed
+        return rows > (images if isinstance(images, int) else 1)
     if operation.name not in CONVS or operation.family != "conv" or _pads(operation):
         return False
     return set(_kernel(operation)) <= {1}

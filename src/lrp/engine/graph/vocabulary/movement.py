@@ -257,7 +257,13 @@ def _cat(op: Operation) -> Movement:
     dim = op["dim"] % len(op.shape)
     lengths = [one(value.meta["shape"])[dim] for value in values]
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    return Movement(*pieces(op, values, lambda r, i: r.narrow(dim, starts[i], lengths[i])))
+    images = isinstance(op.shape[dim], Batch)  # then the lengths count batches
+
+    def take(r: Any, i: int) -> Any:
+        unit = r.shape[dim] // sum(lengths) if images else 1
+        return r.narrow(dim, starts[i] * unit, lengths[i] * unit)
+
+    return Movement(*pieces(op, values, take))
 
 
 @register("stack", family="movement", nonnegative="kept")
