@@ -202,19 +202,6 @@ def _times(graph: Graph, node: Node, x: Node, factor: Any) -> Node:
     return x if factor == 1 else graph.insert(node, aten.mul.Tensor, (x, factor), _shape(x))
 
 
-@decomposes("max_pool1d")
-def _max_pool1d(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
-    """As a 2-d max pool over one row, which returns the indices of the maxima."""
-    row = (*_shape(a["self"])[:-1], 1, _shape(a["self"])[-1])
-    given = (a["kernel_size"], a["stride"] or a["kernel_size"], a["padding"], a["dilation"])
-    kernel, stride, padding, dilation = (ops.one_per_dimension(value, 1)[0] for value in given)
-    image = graph.insert(node, aten.unsqueeze.default, (a["self"], -2), row)
-    windows = ([1, kernel], [1, stride], [0, padding], [1, dilation], a["ceil_mode"])
-    pooled = (*_shape(node)[:-1], 1, _shape(node)[-1])
-    taken = graph.insert(node, aten.max_pool2d.default, (image, *windows), pooled)
-    return graph.insert(node, aten.squeeze.dim, (taken, -2), _shape(node))
-
-
 @decomposes("addmm", "baddbmm")
 def _fused_matmul(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     """β · self + α · x @ y; a linear layer where self and y are the model's weights."""
