@@ -1,4 +1,4 @@
-"""src/lrp/engine/graph/known_operations.json from the tables that the tests run, tests/helpers/known.py.
+"""src/lrp/engine/results/known_operations.json from the tables that the tests run, tests/helpers/known.py.
 
 python tools/known_operations.py    # two minutes
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from helpers.known import tried
-from lrp.engine.graph.known import TRIED
+from lrp.engine.results.known import TRIED
 
 
 def as_text(content: dict[str, dict[str, list[str]]]) -> str:

@@ -30,8 +30,7 @@ def rules(
 ) -> None:
     """Print the table operation -> rule: module path, operation, output's shape, rule, sign of its input."""
     if known:
-        import lrp.engine.graph.vocabulary  # noqa: F401  (registers the supported operations)
-        from lrp.engine.graph.known import known_operations
+        from lrp.engine.results.known import known_operations
 
         for name, families, dimensions in known_operations():
             print(f"{name:<28} {families:<22} {', '.join(f'{d}-d' for d in dimensions)}")

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from lrp.engine.graph import vocabulary as vocabulary  # registers it
 from lrp.engine.graph.ops import registered
 
 TRIED = Path(__file__).with_name("known_operations.json")
