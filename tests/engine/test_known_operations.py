@@ -19,7 +19,7 @@ import lrp
 from helpers import oracle, oracle_data
 from helpers.checks import TERMS, TOLERANCE, Alone, agrees, explain_alone, images, total
 from helpers.known import CASES, Net, operations_of, subject
-from helpers.layers import LAYERS, MAX_POOLS
+from helpers.layers import FRACTIONAL, LAYERS, MAX_POOLS
 from helpers.rules import RULES, SOME
 from lrp.engine.graph import ops
 from lrp.engine.graph.decompositions import DECOMPOSITIONS
@@ -176,6 +176,29 @@ def test_a_dilated_max_pool_has_no_average(name):
     assert str(error.value) == (
         f"Proportional at op (max_pool{MAX_POOLS[name].dimensions}d): a dilated max pool has no average pool; "
         "use WinnerTakesAll()."
+    )
+
+
+@pytest.mark.parametrize("name", FRACTIONAL)
+def test_fractional_windows_that_are_fixed_have_no_average(name):
+    model, x = subject_of(name)
+    d = FRACTIONAL[name].dimensions
+    with pytest.raises(lrp.LrpError) as error:
+        lrp.Explainer(model, lrp.Composite([(lrp.family("maxpool"), lrp.Proportional())]))(x)
+    assert str(error.value) == (
+        f"Proportional at layer (fractional_max_pool{d}d): a fractional max pool has no average pool; use WinnerTakesAll()."
+    )
+
+
+@pytest.mark.parametrize("kind", [nn.FractionalMaxPool2d, nn.FractionalMaxPool3d])
+def test_fractional_windows_drawn_at_each_call_are_refused(kind):
+    d = 2 if kind is nn.FractionalMaxPool2d else 3
+    model = nn.Sequential(kind(2, output_size=2), nn.Flatten(), nn.Linear(3 * 2**d, 4)).eval()
+    with pytest.raises(lrp.UnsupportedError) as error:
+        lrp.Explainer(model)(torch.randn(2, 3, *[6] * d))
+    assert str(error.value) == (
+        f"0 (fractional_max_pool{d}d) draws its windows at random, other ones at each call: there is no one function to "
+        "explain; give it fixed windows (_random_samples=), or take an adaptive max pool."
     )
 
 

@@ -7,6 +7,7 @@ One table: the tests of `tests/engine/test_known_operations.py` run each of its 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -77,6 +78,25 @@ MAX_POOLS = table({
     "adaptive_max_pool_global": line("AdaptiveMaxPool{d}d", 1),
     "adaptive_max_pool_upwards": line("AdaptiveMaxPool{d}d", 8),
 }) | table({"adaptive_max_pool_one_side": line("AdaptiveMaxPool{d}d", per_side(None, 2, None))}, (2, 3))  # fmt: skip
+
+
+class FixedFractions(nn.Module):
+    """A fractional max pool whose windows do not change from call to call."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.pool = F.fractional_max_pool2d if d == 2 else F.fractional_max_pool3d
+        self.size = (2, 3, 2)[-d:]
+        self.register_buffer("samples", torch.rand(1, CHANNELS, d))
+
+    def forward(self, x):
+        samples = self.samples.expand(x.shape[0], -1, -1)
+        return self.pool(x, (2,) * len(self.size), output_size=self.size, _random_samples=samples)
+
+
+FRACTIONAL = {
+    f"fractional_max_pool_{d}d": Layer(lambda d=d: FixedFractions(d), (CHANNELS, *[6] * d)) for d in (2, 3)
+}
 
 AVERAGE_POOLS = table({
     "avg_pool": line("AvgPool{d}d", 2),
@@ -280,4 +300,4 @@ OTHERS = table({
 })  # fmt: skip
 
 
-LAYERS = MAX_POOLS | AVERAGE_POOLS | CONVOLUTIONS | NORMS | PADS | UPSAMPLING | OTHERS
+LAYERS = MAX_POOLS | FRACTIONAL | AVERAGE_POOLS | CONVOLUTIONS | NORMS | PADS | UPSAMPLING | OTHERS

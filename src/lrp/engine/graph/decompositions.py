@@ -15,6 +15,7 @@ from torch.fx import Node
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.capture import Shape
+from lrp.errors import UnsupportedError
 
 aten = torch.ops.aten
 Decomposition = Callable[[Graph, Node, dict[str, Any]], Any]
@@ -200,6 +201,25 @@ def _fused_product(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
 
 def _times(graph: Graph, node: Node, x: Node, factor: Any) -> Node:
     return x if factor == 1 else graph.insert(node, aten.mul.Tensor, (x, factor), _shape(x))
+
+
+@decomposes("fractional_max_pool2d", "fractional_max_pool3d")
+def _fractional_max_pool(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
+    """Has a rule of its own, where its windows are fixed."""
+    if _drawn(a["random_samples"]):
+        name = ops.operation_name(node)
+        raise UnsupportedError(
+            f"{node.meta['path'] or 'the model'} ({name}) draws its windows at random, other ones at each call: there is no one "
+            "function to explain; give it fixed windows (_random_samples=), or take an adaptive max pool."
+        )
+    return None
+
+
+def _drawn(node: Node) -> bool:
+    """Whether random numbers enter its value."""
+    return node.op == "call_function" and (
+        ops.operation_name(node).startswith("rand") or any(map(_drawn, node.all_input_nodes))
+    )
 
 
 @decomposes("addmm", "baddbmm")

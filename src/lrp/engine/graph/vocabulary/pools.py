@@ -248,6 +248,18 @@ def _adaptive_max_pool(op: Operation) -> MaxPool:
 
 
 @register(
+    "fractional_max_pool2d", "fractional_max_pool3d", family="maxpool", nonnegative="kept", allocates=True
+)
+def _fractional_max_pool(op: Operation) -> MaxPool:
+    def own() -> Affine:
+        raise RuleError(
+            f"Proportional at {op}: a fractional max pool has no average pool; use WinnerTakesAll()."
+        )
+
+    return _of_windows(op, own)
+
+
+@register(
     "amax",
     "max",
     family="maxpool",
