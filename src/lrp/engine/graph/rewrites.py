@@ -129,26 +129,38 @@ def _symbolic(node: Node) -> bool:
     return node.meta.get("shape") is None or any(isinstance(s, Batch) for s in node.meta["shape"])
 
 
+MAX_POOLS = {
+    aten.max_pool1d.default: aten.max_pool1d_with_indices.default,
+    aten.max_pool2d.default: aten.max_pool2d_with_indices.default,
+    aten.max_pool3d.default: aten.max_pool3d_with_indices.default,
+}
+MEANS = {
+    "adaptive_avg_pool1d": aten.avg_pool1d.default,
+    "adaptive_avg_pool2d": aten.avg_pool2d.default,
+    "adaptive_avg_pool3d": aten.avg_pool3d.default,
+}
+
+
 def plain_pools(graph: Graph) -> None:
     """A max pool also returns indices; an adaptive pool that divides evenly becomes an average pool or a mean."""
     for node in list(graph.fx.nodes):
         if node.op != "call_function":
             continue
         name = ops.operation_name(node)
-        if node.target is aten.max_pool2d.default:
+        if node.target in MAX_POOLS:
             args = tuple(ops.arguments_of(node).values())
             with graph.fx.inserting_before(node):
-                both = graph.fx.call_function(aten.max_pool2d_with_indices.default, args)
+                both = graph.fx.call_function(MAX_POOLS[node.target], args)
             both.meta = {**node.meta, "shapes": [node.meta["shape"]] * 2}
             graph.replace(node, operator.getitem, (both, 0))
-        elif name == "adaptive_avg_pool2d":
-            height, width = node.args[0].meta["shape"][-2:]
-            out = node.meta["shape"][-2:]
-            if out == (1, 1):
-                graph.replace(node, aten.mean.dim, (node.args[0], [-2, -1], True))
-            elif height % out[0] == 0 and width % out[1] == 0:
-                kernel = [height // out[0], width // out[1]]
-                graph.replace(node, aten.avg_pool2d.default, (node.args[0], kernel, kernel))
+        elif name in MEANS:
+            source, n = node.args[0], int(name[-2])
+            before, after = source.meta["shape"][-n:], node.meta["shape"][-n:]
+            if all(out == 1 for out in after):
+                graph.replace(node, aten.mean.dim, (source, list(range(-n, 0)), True))
+            elif all(size % out == 0 for size, out in zip(before, after, strict=True)):
+                kernel = [size // out for size, out in zip(before, after, strict=True)]
+                graph.replace(node, MEANS[name], (source, kernel, kernel))
 
 
 def plain_batch_norms(graph: Graph) -> None:
