@@ -482,13 +482,6 @@ def test_train_mode_is_said_once_and_put_back():
     assert all(m.training for m in model.modules())
 
 
-def test_hooks_are_left_out_and_that_is_said():
-    model = small()
-    model[1].register_forward_hook(lambda module, args, output: output * 2)
-    with pytest.warns(UserWarning, match="the model has forward hooks: it is explained without them"):
-        lrp.Explainer(model, "epsilon")(X)
-
-
 def test_compiled_program_gives_the_same():
     pytest.importorskip("torch._inductor")
     model = small()

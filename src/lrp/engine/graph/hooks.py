@@ -56,10 +56,15 @@ def hooks_that_change(model: nn.Module, images: Tensor, run: Callable[[nn.Module
     found = set[Hook]()
     with hooked(copy_of(model, own_tensors=True), lambda at, hook: _Watched(hook, at, found)) as watched:
         expected = run(watched, images)
-    if found and found != set(forward_hooks(model)):
-        with hooked(copy_of(model, own_tensors=True), only(found)) as without:
-            if _differ(run(without, images), expected):  # one hook reads what another noted
-                return set(forward_hooks(model))
+    every = set(forward_hooks(model))
+    if found and found != every:
+        try:
+            with hooked(copy_of(model, own_tensors=True), only(found)) as without:
+                matters = _differ(run(without, images), expected)
+        except Exception:
+            matters = True
+        if matters:  # one hook reads what another noted
+            return every
     return found
 
 

@@ -10,7 +10,7 @@ import copy
 import functools
 import types
 import weakref
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -187,7 +187,7 @@ class Copier:
         else:
             copied = self._kept(value, type(value)())
         if isinstance(value, dict):
-            copied.update((self.copy(k), self.copy(v)) for k, v in list(value.items()))
+            dict.update(copied, [(self.copy(k), self.copy(v)) for k, v in list(value.items())])
         elif isinstance(value, set):
             copied.update(map(self.copy, list(value)))
         else:
@@ -215,7 +215,7 @@ COPIERS: dict[type, Callable[[Copier, Any], Any]] = {
     weakref.ref: Copier.reference,
     RemovableHandle: Copier.handle,
     tuple: Copier.tuple,
-    **dict.fromkeys((list, set, dict, OrderedDict, defaultdict, deque), Copier.container),
+    **dict.fromkeys((list, set, dict, OrderedDict, defaultdict, Counter, deque), Copier.container),
 }
 
 
