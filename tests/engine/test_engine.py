@@ -148,8 +148,7 @@ def test_an_operation_without_a_rule_is_an_error_that_says_where():
     assert str(error.value) == (
         "no rule for 1 of 4 operations:\n"
         f"  (model)   special_erf   [N, 4, 6, 6]   test_engine.py:{line}\n"
-        'Give them one: Composite([(op("special_erf"), Pass())]) where they act element by element, '
-        "`lrp.register` otherwise; `lrp rules --known` lists what has one."
+        'Give them one: Composite([(op("special_erf"), Pass())]); `lrp rules --known` lists what has one.'
     )
 
 

@@ -89,6 +89,14 @@ class Captured:
         return all(name in own and torch.equal(own[name], then) for name, then in self.answers.items())
 
 
+def _call(model: nn.Module, image: Tensor) -> Any:
+    """The model's output. A graph's nodes keep the paths of the modules of which it was made, if they have any."""
+    if isinstance(model, fx.GraphModule) and any("nn_module_stack" in n.meta for n in model.graph.nodes):
+        with fx.traceback.preserve_node_meta():
+            return fx.Interpreter(model).run(image)
+    return model(image)
+
+
 def as_module(model: Any) -> Any:
     """A module that computes what an exported program does; anything else as it is."""
     return model.module() if isinstance(model, ExportedProgram) else model
@@ -113,7 +121,7 @@ class _Chosen(nn.Module):
         if self.constants is not None:
             self.constants.begin(self.model)
         with self._taken_off(), self.constants or contextlib.nullcontext():
-            return logits_among(self.model(image), self.output)
+            return logits_among(_call(self.model, image), self.output)
 
     @contextlib.contextmanager
     def _taken_off(self) -> Iterator[None]:
@@ -216,6 +224,8 @@ def _attempt(
     with hooked(_exportable(copy_of(model), images), only(hooks)) as copied:
         chosen = _Chosen(copied, output, ConstantBranches(own) if answers else None)
         program = _export(chosen, images, ({0: Dim("N", min=1)},) if free else None)
+        if not answers and any(node.target in NUMBERS for node in program.graph.nodes):
+            raise CaptureError(SIZE_OF_VALUES)  # a number out of a tensor: a constant, if the tensor is one
     captured = _to_graph(program, free, own)
     captured.written = frozenset(chosen.written)
     if chosen.constants is not None:
@@ -226,13 +236,15 @@ def _attempt(
 def _asks_for_values(error: BaseException | None) -> bool:
     """Whether an export failed because a trace has no values."""
     while error is not None:
-        if type(error).__name__ in ASKS or str(error) == SIZE_OF_VALUES:
+        if type(error).__name__ in ASKS or str(error).startswith((SIZE_OF_VALUES, NO_NUMPY)):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 ASKS = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
+NUMBERS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
+NO_NUMPY = ".numpy() is not supported for tensor subclasses"
 SIZE_OF_VALUES = "a size depends on values, as that of x[mask] does"
 
 
@@ -316,11 +328,16 @@ def _allocates(node: fx.Node) -> bool:
     return name.startswith("aten::") and facts(name.removeprefix("aten::")).allocates
 
 
-def _check_sizes(program: Any) -> None:
+def _check_sizes(program: ExportedProgram) -> None:
+    """Raise for sizes that are neither numbers nor multiples of the number of images, with the line that makes them."""
     for node in program.graph.nodes:
         for value in _tensors(node.meta.get("val")):
-            for size in value.shape:
-                _size(size)
+            try:
+                for size in value.shape:
+                    _size(size)
+            except CaptureError as error:
+                at = _source(node.meta.get("stack_trace") or "")
+                raise CaptureError(f"{error}, at {at}" if at else str(error)) from None
 
 
 def _tensors(value: Any) -> list[Tensor]:

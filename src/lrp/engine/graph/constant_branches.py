@@ -6,6 +6,7 @@ from parameters, buffers and constants alone, the same is computed beside it wit
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -68,8 +69,9 @@ class ConstantBranches(TorchFunctionMode):
         elif name == "__getitem__":
             args = (args[0], self._without_masks(args[1]))
         result = func(*args, **kwargs)
-        if any(isinstance(made, FakeTensor) for made in tree_leaves(result)):
-            self._follow(func, name, args, kwargs, result)
+        written = _written(name, args, kwargs)
+        if written is not None or any(isinstance(made, FakeTensor) for made in tree_leaves(result)):
+            self._follow(func, name, args, kwargs, result, written)
         return result
 
     def _is_constant(self, leaves: list[Any]) -> bool:
@@ -80,7 +82,8 @@ class ConstantBranches(TorchFunctionMode):
     def _answer(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         for name in self._names((args, kwargs)):
             self.answers[name] = _really(torch.clone, (self.real[name],), {})
-        return _really(func, *self._values((args, kwargs)))
+        result = _really(func, *self._values((args, kwargs)))
+        return result if isinstance(result, (bool, Tensor, tuple)) else copy.copy(result)  # an array's memory is the model's
 
     def _without_masks(self, index: Any) -> Any:
         """A constant mask selects what its indices do; their number depends on its values."""
@@ -92,18 +95,24 @@ class ConstantBranches(TorchFunctionMode):
                 parts.append(part)
         return tuple(parts) if isinstance(index, tuple) or len(parts) > 1 else parts[0]
 
-    def _follow(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, result: Any) -> None:
+    def _follow(
+        self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, result: Any, written: Tensor | None
+    ) -> None:
         """Compute the same with real values."""
         if name in MADE_LIKE:
             empty = _really(torch.empty, (0,), {"dtype": args[0].dtype, "device": args[0].device})
             args = (empty, *args[1:])
-        written = _written(name, args, kwargs)
         constant = self._is_constant(tree_leaves((args, kwargs))) and name not in RANDOM
         if constant and (written is None or not self._is_the_models(written)):
             value = _really(func, *self._values((args, kwargs)))
             names = frozenset(self._names((args, kwargs)))
+            if written is not None and id(written) in self._known:
+                memory = _memory(self._known[id(written)].value)
+                for key, known in self._known.items():
+                    if _memory(known.value) == memory:
+                        self._known[key] = known._replace(names=known.names | names)
             for traced, real in zip(tree_leaves(result), tree_leaves(value), strict=True):
-                if isinstance(traced, Tensor):
+                if isinstance(traced, FakeTensor):
                     self._known[id(traced)] = _Known(traced, real, names)
         elif written is not None:
             self._forget(written)
@@ -138,7 +147,7 @@ def _written(name: str, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
     """The tensor that a function writes into."""
     if isinstance(kwargs.get("out"), Tensor):
         return kwargs["out"]
-    in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
+    in_place = name in ("__setitem__", "__set__") or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
     in_place = in_place and name not in ("__invert__", "__index__", "__int__", "__iter__")
     return args[0] if in_place and args and isinstance(args[0], Tensor) else None
 
