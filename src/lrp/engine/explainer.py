@@ -20,6 +20,7 @@ from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.canonize import canonize
 from lrp.engine.graph.capture import Captured, as_module, capture, own_output, plain_numbers
 from lrp.engine.graph.isolation import LOCK
+from lrp.engine.graph.model_copy import in_train_mode
 from lrp.engine.graph.outputs import HEADS, Output
 from lrp.engine.graph.writer import TERMS, Program
 from lrp.engine.model_state import ModelState, tensor_version
@@ -226,7 +227,7 @@ class Explainer:
             found = _last_used(known, candidate)
             if found is not None and found[1].fits(self.model) and found[0].decides_as(self.model):
                 return found[0]
-        if self.model.training or any(m.training for m in self.model.modules()):
+        if in_train_mode(self.model):
             _warn_once(self, "the model is in train mode: it is explained in eval mode, and left as it was.")
         captured = capture(self.model, self._as_model_takes(x), self.output)
         if not captured.free_batch:

@@ -221,7 +221,7 @@ def _attempt(
         answers: answer questions about the values of constants, which costs more than it does to trace.
     """
     own = _tensors_of(model)
-    with hooked(_exportable(copy_of(model), images), only(hooks)) as copied:
+    with _dense_products(model), hooked(_exportable(copy_of(model), images), only(hooks)) as copied:
         chosen = _Chosen(copied, output, ConstantBranches(own) if answers else None)
         program = _export(chosen, images, ({0: Dim("N", min=1)},) if free else None)
         if not answers and any(node.target in NUMBERS for node in program.graph.nodes):
@@ -231,6 +231,17 @@ def _attempt(
     if chosen.constants is not None:
         captured.answers = chosen.constants.answers
     return captured, program
+
+
+def _dense_products(model: nn.Module) -> Any:
+    """Sparse tensors are dense in the graph: then torch.sparse.mm is torch.mm."""
+    return replaced_here(torch.sparse, "mm", torch.mm) if _sparse(model) else contextlib.nullcontext()
+
+
+def _sparse(model: nn.Module) -> list[str]:
+    """The names of parameters and buffers that are sparse."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return [name for name, t in named if t.layout is not torch.strided]
 
 
 def _asks_for_values(error: BaseException | None) -> bool:
@@ -260,7 +271,8 @@ def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
 def _exportable(copied: nn.Module, images: Tensor) -> nn.Module:
     """The copy with only such tensors and modules as torch.export takes."""
     if isinstance(copied, torch.jit.ScriptModule):
-        return _from_script(copied, images)
+        return _from_script(copied, (images,))
+    _replace_scripts(copied, images)
     made: dict[int, Tensor] = {}
     for module in copied.modules():
         for table in (module._parameters, module._buffers):
@@ -272,7 +284,39 @@ def _exportable(copied: nn.Module, images: Tensor) -> nn.Module:
     return copied
 
 
-def _from_script(script: torch.jit.ScriptModule, images: Tensor) -> nn.Module:
+class _Recording(nn.Module):
+    """A TorchScript module that notes what it is called with."""
+
+    def __init__(self, script: nn.Module) -> None:
+        super().__init__()
+        self.script, self.received = script, tuple[Any, ...]()
+
+    def forward(self, *received: Any) -> Any:
+        self.received = received
+        return self.script(*received)
+
+
+def _replace_scripts(copied: nn.Module, images: Tensor) -> None:
+    """Replace the TorchScript modules inside a model; one run tells what they are called with."""
+    outer = [m for m in copied.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    places = [
+        (module._modules, name)
+        for module in outer
+        for name, child in module._modules.items()
+        if isinstance(child, torch.jit.ScriptModule)
+    ]
+    if not places:
+        return
+    for table, name in places:
+        table[name] = _Recording(table[name])  # type: ignore[arg-type]
+    copied(images.clone())
+    for table, name in places:
+        recording: Any = table[name]
+        used = recording.received != ()
+        table[name] = _from_script(recording.script, recording.received) if used else recording.script
+
+
+def _from_script(script: torch.jit.ScriptModule, received: tuple[Any, ...]) -> nn.Module:
     """A TorchScript model as a module that runs the same operations from Python, with the same names of tensors."""
 
     class Converter(TS2EPConverter):
@@ -282,7 +326,7 @@ def _from_script(script: torch.jit.ScriptModule, images: Tensor) -> nn.Module:
             self.made = gm
             return SimpleNamespace(state_dict={})
 
-    converter = Converter(script, (images,))
+    converter = Converter(script, received)
     converter.convert()
     return converter.made
 
@@ -416,11 +460,9 @@ def _to_graph(program: Any, free: bool, own: dict[str, Tensor]) -> Captured:
 
 
 def _in_usual_form(node: fx.Node) -> fx.Node:
-    """TorchScript's convolution of any kind as torch.export writes it; a product with a sparse matrix, dense here."""
+    """TorchScript's convolution, one operation for all kinds, as torch.export writes it."""
     aten = torch.ops.aten
-    if node.target is aten._sparse_mm.default:
-        node.target = aten.mm.default
-    elif node.target is aten.convolution.default:
+    if node.target is aten.convolution.default:
         *tensors, stride, padding, dilation, transposed, output_padding, groups = node.args
         name = f"conv{'_transpose' if transposed else ''}{len(stride)}d"  # type: ignore[arg-type]
         if transposed:
@@ -570,9 +612,11 @@ def _capture_error(
         return CaptureError(_hooks_text(model, hooks, _line(error)))
     where = [line for line in _frames(error) if not line.startswith(TORCH)]
     at = f" at {os.path.basename(where[-1])}" if where else ""
-    sparse = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.layout is not torch.strided]
-    if sparse:
-        return CaptureError(f"{name} could not be captured{at}: {sparse[0]} is sparse, and torch.export takes dense tensors.")
+    if sparse := _sparse(model):
+        return CaptureError(
+            f"{name} could not be captured for an input of shape {shape}{at}: {sparse[0]} is sparse, and a graph holds "
+            "it as a dense tensor: use it in products only."
+        )
     because = ": no branch may depend on pixel values" if _asks_for_values(error) else ""
     return CaptureError(
         f"{name} could not be captured for an input of shape {shape}{at}: {_line(error)} "

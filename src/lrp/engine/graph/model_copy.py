@@ -53,6 +53,11 @@ def copy_of(model: nn.Module, *, own_tensors: bool = False) -> nn.Module:
     return copied
 
 
+def in_train_mode(model: nn.Module) -> bool:
+    """Whether any module is; a frozen script has no mode."""
+    return any(getattr(module, "training", False) for module in model.modules())
+
+
 class _Nothing(nn.Module):
     def forward(self, *_: Any) -> None:
         return None
@@ -221,7 +226,7 @@ COPIERS: dict[type, Callable[[Copier, Any], Any]] = {
 
 def _script_in_eval_mode(script: torch.jit.ScriptModule) -> Any:
     """Its flags lie in C++: one in train mode can only be copied with its weights."""
-    return copy.deepcopy(script).eval() if any(m.training for m in script.modules()) else script
+    return copy.deepcopy(script).eval() if in_train_mode(script) else script
 
 
 @functools.cache
