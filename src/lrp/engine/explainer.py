@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,10 @@ from lrp.engine.composite import Composite
 from lrp.engine.default_preset import default_preset
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.canonize import canonize
-from lrp.engine.graph.capture import Captured, capture, eval_mode
-from lrp.engine.graph.outputs import HEADS, Output, logits_among
+from lrp.engine.graph.capture import Captured, as_module, capture, own_output, plain_numbers
+from lrp.engine.graph.isolation import LOCK
+from lrp.engine.graph.model_copy import in_train_mode
+from lrp.engine.graph.outputs import HEADS, Output
 from lrp.engine.graph.writer import TERMS, Program
 from lrp.engine.model_state import ModelState, tensor_version
 from lrp.engine.program import SEEDS, Builder
@@ -35,8 +38,11 @@ from lrp.errors import CaptureError, CompositeError, InputError, LrpError
 if TYPE_CHECKING:
     from lrp.engine.results.display import Geometrical
 
+SIZES = 16
+"""How many input sizes are kept for a model, and for an explainer: those used last."""
+
 # Captured graphs are shared by all explainers of a model: fifteen presets need one capture.
-_Captures = dict[Any, tuple[Captured, ModelState]]
+_Captures = OrderedDict[Any, tuple[Captured, ModelState]]
 _CAPTURES: weakref.WeakKeyDictionary[nn.Module, _Captures] = weakref.WeakKeyDictionary()
 
 
@@ -100,6 +106,7 @@ class Explainer:
         optimise: bool = True,
         preprocessing: Geometrical | None = None,
     ) -> None:
+        model = as_module(model)
         if not isinstance(model, nn.Module):
             raise LrpError(f"Explainer takes a torch.nn.Module, got {type(model).__name__}.")
         if dtype not in (None, torch.float32, torch.float64):
@@ -128,7 +135,7 @@ class Explainer:
         self.dtype = dtype or (own if own in (torch.float32, torch.float64) else torch.float32)
         self.optimise = optimise
         self.low_precision = optimise and precision == "mixed" and self.dtype == torch.float32
-        self._prepared: dict[Any, Prepared] = {}
+        self._prepared: OrderedDict[Any, Prepared] = OrderedDict()
 
     # ------------------------------------------------------------ explaining
 
@@ -146,8 +153,8 @@ class Explainer:
         """
         prepared = self.prepare(x)
         request = self._request(target, x, prepared)
-        image = x.detach().to(self.dtype)
-        relevance, logits, start = prepared.program(image, *request)[:3]
+        with plain_numbers(x.device):
+            relevance, logits, start = prepared.program(x.detach().to(self.dtype), *request)[:3]
         return self._explanation(x, prepared, request, relevance, logits, start)
 
     def many(self, x: Tensor, targets: Sequence[Any]) -> Explanations:
@@ -164,7 +171,7 @@ class Explainer:
             raise InputError(f"targets={targets!r}: expected a sequence of at least one target.")
         prepared = self.prepare(x)
         requests = [self._request(target, x, prepared) for target in targets]
-        with torch.no_grad():
+        with plain_numbers(x.device):
             shared, one_target = prepared.halves
             kept = shared(x.detach().to(self.dtype))
             results = [one_target(*request, *kept)[:3] for request in requests]
@@ -204,31 +211,31 @@ class Explainer:
     # ------------------------------------------------------------ preparing
 
     def prepare(self, x: Tensor) -> Prepared:
-        """Capture the model for images like `x`, assign rules, write the program; everything is cached."""
+        """Capture the model for images like `x`, assign rules, write the program; cached for the last `SIZES` sizes."""
         self._check(x)
         key = (tuple(x.shape[1:]), x.device)
-        found = self._prepared.get(key) or self._prepared.get((*key, len(x)))
-        if found is not None and found.state.holds(self.model):
-            return found
-        captured = self._capture(x, key)
-        prepared = self._prepare(captured, self._state(captured), x.device)
-        self._prepared[key if captured.free_batch else (*key, len(x))] = prepared
+        with LOCK:
+            found = _last_used(self._prepared, key) or _last_used(self._prepared, (*key, len(x)))
+            if found is not None and found.state.holds(self.model):
+                return found
+            captured = self._capture(x, key)
+            prepared = self._prepare(captured, self._state(captured), x.device)
+            _remember(self._prepared, key if captured.free_batch else (*key, len(x)), prepared)
         return prepared
 
     def _state(self, captured: Captured) -> ModelState:
-        return ModelState.of(self.model, captured.parameters.values())
+        return ModelState.of(self.model, captured.reads(), captured.written)
 
     def _capture(self, x: Tensor, key: Any) -> Captured:
         """The model's graph; that of an earlier capture if only weights have changed since."""
-        known = _CAPTURES.setdefault(self.model, {})
+        known = _CAPTURES.setdefault(self.model, OrderedDict())
         key = (*key, self.output)
         for candidate in (key, (*key, len(x))):
-            if candidate in known and known[candidate][1].fits(self.model):
-                return known[candidate][0]
-        if self.model.training or any(m.training for m in self.model.modules()):
+            found = _last_used(known, candidate)
+            if found is not None and found[1].fits(self.model) and found[0].decides_as(self.model):
+                return found[0]
+        if in_train_mode(self.model):
             _warn_once(self, "the model is in train mode: it is explained in eval mode, and left as it was.")
-        if any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules()):
-            _warn_once(self, "the model has forward hooks: it is explained without them.")
         captured = capture(self.model, self._as_model_takes(x), self.output)
         if not captured.free_batch:
             _warn_once(
@@ -237,11 +244,13 @@ class Explainer:
             )
         if captured.head:
             _warn_once(self, f"the model ends in a {captured.head}: its input, the logits, is explained.")
-        known[key if captured.free_batch else (*key, len(x))] = (captured, self._state(captured))
+        _remember(
+            known, key if captured.free_batch else (*key, len(x)), (captured, self._state(captured))
+        )
         return captured
 
     def _prepare(self, captured: Captured, state: ModelState, device: torch.device) -> Prepared:
-        with torch.no_grad():
+        with plain_numbers(device):
             graph = canonize(captured, captured.values(self.model), self.dtype, device, self.optimise)
             shape = graph.logits.meta["shape"]
             if shape is None or len(shape) != 2:
@@ -311,7 +320,7 @@ class Explainer:
             self.model, self.composite, self.seed, torch.float64, output=self.output, optimise=self.optimise
         )  # fmt: skip
         prepared = exact.prepare(x)
-        with torch.no_grad():
+        with plain_numbers(x.device):
             found = check_rules(prepared.graph, prepared.builder, x[:1].detach().to(torch.float64))
         if not quiet:
             print(found)
@@ -328,10 +337,7 @@ class Explainer:
 
     def _own_output(self, x: Tensor) -> Tensor:
         """What the model itself returns, [N, K]; after a softmax or sigmoid, if it ends in one."""
-        with eval_mode(self.model), torch.no_grad():
-            # On a copy, because the model may write into its input.
-            own = logits_among(self.model(self._as_model_takes(x).clone()), self.output)
-        return own.detach().reshape(len(x), -1)
+        return own_output(self.model, self._as_model_takes(x), self.output).reshape(len(x), -1)
 
     def _as_output(self, logits: Tensor) -> Tensor:
         """The logits, after the softmax or sigmoid at the end of the model if it has one."""
@@ -345,15 +351,16 @@ class Explainer:
             prepared = self._prepare(
                 capture(self.model, self._as_model_takes(x[:1]), self.output), prepared.state, x.device
             )
-        if prepared.ledger_program is None:
-            with torch.no_grad():
+        with LOCK, plain_numbers(x.device):
+            if prepared.ledger_program is None:
                 prepared.ledger_program = prepared.builder.program(ledger=True)
         program = prepared.ledger_program
         images, tables, alone, ends = x.detach().to(self.dtype), [], [], []
         for i in range(len(x)):
-            relevance, logits, start, table = program(
-                images[i : i + 1], *(part[i : i + 1] for part in request)
-            )
+            with plain_numbers(x.device):
+                relevance, logits, start, table = program(
+                    images[i : i + 1], *(part[i : i + 1] for part in request)
+                )
             tables.append(table)
             alone.append(logits)
             ends.append(
@@ -391,6 +398,20 @@ def _unwrapped(model: nn.Module) -> nn.Module:
             inner = inner._orig_mod
         else:
             return inner
+
+
+def _last_used(cache: OrderedDict[Any, Any], key: Any) -> Any:
+    """The entry, now the one used last; None if there is none."""
+    if key in cache:
+        cache.move_to_end(key)
+    return cache.get(key)
+
+
+def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    cache[key] = value
+    cache.move_to_end(key)
+    while len(cache) > SIZES:
+        cache.popitem(last=False)
 
 
 def _warn_once(explainer: Explainer, message: str) -> None:

@@ -2,29 +2,34 @@
 
 `torch.export` runs the model once with fake tensors and records every operation, whether the code uses
 modules, functions, operators or in-place writes. The resulting graph is functional: no operation changes its
-input. The model itself is not changed.
+input. It runs a copy: the model itself is not touched.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import operator
 import os
 import re
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, export
+from torch._export.converter import TS2EPConverter
+from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.nn.parameter import UninitializedParameter
 
 from lrp.engine.graph.any_batch import FIRST, SECOND, generalise
+from lrp.engine.graph.constant_branches import ConstantBranches
 from lrp.engine.graph.facts import facts
+from lrp.engine.graph.hooks import Hook, forward_hooks, hooked, hooks_that_change, only
+from lrp.engine.graph.isolation import isolated, replaced_here
+from lrp.engine.graph.model_copy import copy_of
 from lrp.engine.graph.outputs import HEADS, Output, logits_among
 from lrp.errors import CaptureError, InputError, LrpError
 
@@ -58,6 +63,8 @@ class Captured:
         constants: constants that belong to the graph, not to the model.
         free_batch: whether the graph accepts any batch size; else only the captured one.
         head: the function at the end of the model that the graph leaves out: "softmax", "sigmoid", ...; or "".
+        written: (module's path, name) of the attributes that the forward pass itself sets: counters, flags, tables.
+        answers: values of parameters and buffers that decided which operations the graph has.
     """
 
     graph: fx.Graph
@@ -65,121 +72,280 @@ class Captured:
     constants: dict[str, Tensor] = field(default_factory=dict)
     free_batch: bool = True
     head: str = ""
+    written: frozenset[tuple[str, str]] = frozenset()
+    answers: dict[str, Tensor] = field(default_factory=dict)
 
     def values(self, model: nn.Module) -> dict[str, Tensor]:
         """The constants as they are now: the model's own storage, detached."""
-        own = {
-            **dict(model.named_parameters(remove_duplicate=False)),
-            **dict(model.named_buffers(remove_duplicate=False)),
-        }
-        return {**self.constants, **{name: own[path].detach() for name, path in self.parameters.items()}}
+        own = _tensors_of(model)
+        return {**self.constants, **{name: own[path] for name, path in self.parameters.items()}}
+
+    def reads(self) -> set[str]:
+        """The model's parameters and buffers that the graph depends on."""
+        return {*self.parameters.values(), *self.answers}
+
+    def decides_as(self, model: nn.Module) -> bool:
+        """Whether branches on constants are taken as when the model was captured."""
+        own = _tensors_of(model) if self.answers else {}
+        return all(name in own and torch.equal(own[name], then) for name, then in self.answers.items())
 
 
-@contextlib.contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode and has no hooks; afterwards it is restored, also after an error.
-
-    Hooks are removed because they would run on fake tensors, and need not be part of the function. Attributes that
-    the forward pass sets on modules (caches, counters, tables for this input size) are removed afterwards.
-    """
-    kept: list[tuple[nn.Module, dict[str, Any], list[tuple[Any, Any]]]] = []
-    hooks = (
-        "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
-    )  # fmt: skip
-    try:
-        for module in model.modules():
-            holders = [v for v in module.__dict__.values() if type(v) in (dict, OrderedDict, list, set)]
-            kept.append((module, dict(module.__dict__), [(holder, holder.copy()) for holder in holders]))
-            for name in hooks:
-                if module.__dict__.get(name):
-                    module.__dict__[name] = type(module.__dict__[name])()
-            # Not module.eval(): models override train() and eval(), and change more than a flag there.
-            module.__dict__["training"] = False
-        yield
-    finally:
-        for module, attributes, held in kept:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for holder, content in held:  # buffers, modules, and tables of the model's own
-                holder.clear()
-                (holder.extend if isinstance(holder, list) else holder.update)(content)
+def _call(model: nn.Module, image: Tensor) -> Any:
+    """The model's output. A graph's nodes keep the paths of the modules of which it was made, if they have any."""
+    if isinstance(model, fx.GraphModule) and any("nn_module_stack" in n.meta for n in model.graph.nodes):
+        with fx.traceback.preserve_node_meta():
+            return fx.Interpreter(model).run(image)
+    return model(image)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without logs and warnings: torch.export logs pages about an error that it raises as well."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+def as_module(model: Any) -> Any:
+    """A module that computes what an exported program does; anything else as it is."""
+    return model.module() if isinstance(model, ExportedProgram) else model
 
 
 class _Chosen(nn.Module):
-    """The model with one output: the one that holds the logits."""
+    """The model with one output: the one that holds the logits.
 
-    def __init__(self, model: nn.Module, output: Output) -> None:
+    Attributes:
+        written: (module's path, name) of the attributes that a forward pass sets. They are taken off again.
+    """
+
+    def __init__(self, model: nn.Module, output: Output, constants: ConstantBranches | None = None) -> None:
         super().__init__()
-        self.model, self.output = model, output
+        self.model, self.output, self.constants = model, output, constants
+        self.__dict__["training"] = False
+        self.written = set[tuple[str, str]]()
+        # Not `self.modules()` later: torch.fx puts proxies in the place of modules.
+        self.__dict__["paths"] = {id(m.__dict__): (path, m) for path, m in model.named_modules()}
 
     def forward(self, image: Tensor) -> Any:
-        return logits_among(self.model(image), self.output)
+        if self.constants is not None:
+            self.constants.begin(self.model)
+        with self._taken_off(), self.constants or contextlib.nullcontext():
+            return logits_among(_call(self.model, image), self.output)
+
+    @contextlib.contextmanager
+    def _taken_off(self) -> Iterator[None]:
+        original, kept = nn.Module.__setattr__, []
+        for path, module in self.paths.values():
+            holders = [v for v in module.__dict__.values() if type(v) in (dict, OrderedDict, list, set)]
+            kept.append((path, module.__dict__, dict(module.__dict__), [(h, h.copy()) for h in holders]))
+
+        def note(module: nn.Module, name: str, value: Any) -> None:
+            path, _ = self.paths.get(id(module.__dict__), (None, None))
+            if path is not None:
+                self.written.add((path, name))
+            original(module, name, value)
+
+        try:
+            with replaced_here(nn.Module, "__setattr__", note):
+                yield
+        finally:
+            for path, now, before, held in kept:
+                self.written.update((path, name) for name in now if now[name] is not before.get(name, now))
+                now.clear()
+                now.update(before)
+                for holder, content in held:  # buffers, modules, and tables of the model's own
+                    holder.clear()
+                    (holder.extend if isinstance(holder, list) else holder.update)(content)
 
 
 def capture(model: nn.Module, example: Tensor, output: Output = None) -> Captured:
-    """Record what `model` computes from images of `example`'s shape.
+    """Record what `model` computes from images of `example`'s shape, in eval mode.
 
     Args:
-        model: any module that takes one tensor. Not changed.
-        example: [N, C, H, W] on the model's device and in its dtype. Only shape, dtype and device are used.
+        model: any module that takes one tensor. Not changed, not even meanwhile: a copy is traced.
+        example: [N, C, H, W] on the model's device and in its dtype. Its values are used only where hooks or branches
+            must be run to be known.
         output: which of the model's outputs holds the logits, as `logits_among` takes it.
 
     Raises:
         CaptureError: torch.export cannot trace the model; names the line of the model's code.
         InputError: the model's first convolution expects another number of channels.
     """
-    example = example.detach()
-    pair = example[:1].repeat(2, *[1] * (example.dim() - 1))  # a free batch needs an example of two
-    with eval_mode(model), torch.no_grad(), _quiet(), _no_fused_attention():
-        chosen = _Chosen(model, output)
-        chosen.__dict__["training"] = False
+    _refuse(model)
+    with isolated(), plain_numbers(example.device):
+        example, hooks = example.detach().clone(), set[Hook]()
         try:
-            captured = _to_graph(_export(chosen, pair, ({0: Dim("N", min=1)},)), True)
-        except Exception:
-            try:
-                captured = _for_any_batch(chosen, example) or _to_graph(_export(chosen, example, None), False)
-            except Exception as error:
-                raise _capture_error(chosen, example, error) from error
+            if forward_hooks(model):
+                hooks = hooks_that_change(model, example, lambda m, x: _own(m, x, output))
+            captured, program = _traced(model, example, output, hooks)
+        except Exception as error:
+            raise _capture_error(model, example, output, hooks, error) from error
+        if hooks:
+            _compare(model, example, output, hooks, program)
     return _without_head(captured, len(example))
 
 
-def _for_any_batch(chosen: nn.Module, example: Tensor) -> Captured | None:
-    """The graph for any number of images, from those for two numbers; None: there is no such graph."""
-    ones = [1] * (example.dim() - 1)
-    try:
-        first, second = (
-            _to_graph(_export(chosen, example[:1].repeat(n, *ones), None), False) for n in (FIRST, SECOND)
-        )
-        return generalise(first, second, Batch)
-    except Exception:
-        return None
-
-
 @contextlib.contextmanager
-def _no_fused_attention() -> Iterator[None]:
-    """Without torch's fused transformer layer, which would hide the model's operations in one."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
+def plain_numbers(device: torch.device) -> Iterator[None]:
+    """Without gradients, and whatever mode the caller is in: autocast, inference mode."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-def _export(model: nn.Module, example: Tensor, dynamic: Any) -> Any:
+def own_output(model: nn.Module, images: Tensor, output: Output = None) -> Tensor:
+    """What the model itself returns as logits in eval mode, hooks included; it is not changed."""
+    with plain_numbers(images.device), hooked(copy_of(model, own_tensors=True), lambda _, hook: hook) as run:
+        return _own(run, images, output).detach()
+
+
+def _own(run: nn.Module, images: Tensor, output: Output) -> Tensor:
+    found: Tensor = logits_among(run(images.clone()), output)  # it may write into its input
+    return found
+
+
+def _traced(
+    model: nn.Module, example: Tensor, output: Output, hooks: set[Hook]
+) -> tuple[Captured, ExportedProgram]:
+    """The graph for any number of images if possible, else for that of the example; and the exported program."""
+
+    def of(images: int) -> Tensor:
+        return example[:1].repeat(images, *[1] * (example.dim() - 1))
+
+    def symbolic(answers: bool) -> tuple[Captured, ExportedProgram]:
+        return _attempt(model, of(2), True, output, hooks, answers)  # a free batch needs an example of two
+
+    def from_two(answers: bool) -> tuple[Captured, ExportedProgram]:
+        first, second = (_attempt(model, of(n), False, output, hooks, answers) for n in (FIRST, SECOND))
+        return generalise(first[0], second[0], Batch), first[1]
+
+    def fixed(answers: bool) -> tuple[Captured, ExportedProgram]:
+        return _attempt(model, example, False, output, hooks, answers)
+
+    failed: Exception | None = None
+    for attempt in (symbolic, from_two, fixed):
+        for answers in (False, True):
+            try:
+                return attempt(answers)
+            except Exception as error:
+                failed = error
+                if not _asks_for_values(error):
+                    break
+    assert failed is not None
+    raise failed
+
+
+def _attempt(
+    model: nn.Module, images: Tensor, free: bool, output: Output, hooks: set[Hook], answers: bool
+) -> tuple[Captured, ExportedProgram]:
+    """One export of a copy that is thrown away afterwards.
+
+    Args:
+        answers: answer questions about the values of constants, which costs more than it does to trace.
+    """
+    own = _tensors_of(model)
+    with _dense_products(model), hooked(_exportable(copy_of(model), images), only(hooks)) as copied:
+        chosen = _Chosen(copied, output, ConstantBranches(own) if answers else None)
+        program = _export(chosen, images, ({0: Dim("N", min=1)},) if free else None)
+        if not answers and any(node.target in NUMBERS for node in program.graph.nodes):
+            raise CaptureError(SIZE_OF_VALUES)  # a number out of a tensor: a constant, if the tensor is one
+    captured = _to_graph(program, free, own)
+    captured.written = frozenset(chosen.written)
+    if chosen.constants is not None:
+        captured.answers = chosen.constants.answers
+    return captured, program
+
+
+def _dense_products(model: nn.Module) -> Any:
+    """Sparse tensors are dense in the graph: then torch.sparse.mm is torch.mm."""
+    return replaced_here(torch.sparse, "mm", torch.mm) if _sparse(model) else contextlib.nullcontext()
+
+
+def _sparse(model: nn.Module) -> list[str]:
+    """The names of parameters and buffers that are sparse."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return [name for name, t in named if t.layout is not torch.strided]
+
+
+def _asks_for_values(error: BaseException | None) -> bool:
+    """Whether an export failed because a trace has no values."""
+    while error is not None:
+        if type(error).__name__ in ASKS or str(error).startswith((SIZE_OF_VALUES, NO_NUMPY)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+ASKS = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
+NUMBERS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
+NO_NUMPY = ".numpy() is not supported for tensor subclasses"
+SIZE_OF_VALUES = "a size depends on values, as that of x[mask] does"
+
+
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers, dense."""
+    own = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    return {name: t.detach() if t.layout is torch.strided else t.detach().to_dense() for name, t in own.items()}
+
+
+def _exportable(copied: nn.Module, images: Tensor) -> nn.Module:
+    """The copy with only such tensors and modules as torch.export takes."""
+    if isinstance(copied, torch.jit.ScriptModule):
+        return _from_script(copied, (images,))
+    _replace_scripts(copied, images)
+    made: dict[int, Tensor] = {}
+    for module in copied.modules():
+        for table in (module._parameters, module._buffers):
+            for name, t in table.items():
+                if t is not None and (t.is_inference() or t.layout is not torch.strided):
+                    dense = t.detach().clone() if t.layout is torch.strided else t.detach().to_dense()
+                    plain = nn.Parameter(dense, requires_grad=False) if table is module._parameters else dense
+                    table[name] = made.setdefault(id(t), plain)  # type: ignore[index]
+    return copied
+
+
+class _Recording(nn.Module):
+    """A TorchScript module that notes what it is called with."""
+
+    def __init__(self, script: nn.Module) -> None:
+        super().__init__()
+        self.script, self.received = script, tuple[Any, ...]()
+
+    def forward(self, *received: Any) -> Any:
+        self.received = received
+        return self.script(*received)
+
+
+def _replace_scripts(copied: nn.Module, images: Tensor) -> None:
+    """Replace the TorchScript modules inside a model; one run tells what they are called with."""
+    outer = [m for m in copied.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    places = [
+        (module._modules, name)
+        for module in outer
+        for name, child in module._modules.items()
+        if isinstance(child, torch.jit.ScriptModule)
+    ]
+    if not places:
+        return
+    for table, name in places:
+        table[name] = _Recording(table[name])  # type: ignore[arg-type]
+    copied(images.clone())
+    for table, name in places:
+        recording: Any = table[name]
+        used = recording.received != ()
+        table[name] = _from_script(recording.script, recording.received) if used else recording.script
+
+
+def _from_script(script: torch.jit.ScriptModule, received: tuple[Any, ...]) -> nn.Module:
+    """A TorchScript model as a module that runs the same operations from Python, with the same names of tensors."""
+
+    class Converter(TS2EPConverter):
+        made: nn.Module
+
+        def retrace_as_exported_program(self, gm: nn.Module, name_to_constant: Any) -> Any:
+            self.made = gm
+            return SimpleNamespace(state_dict={})
+
+    converter = Converter(script, received)
+    converter.convert()
+    return converter.made
+
+
+def _export(model: nn.Module, example: Tensor, dynamic: Any) -> ExportedProgram:
     program = export(model, (example,), dynamic_shapes=dynamic, strict=False)
     if not _without_writes(program.graph):
         program = program.run_decompositions(
@@ -220,11 +386,16 @@ def _allocates(node: fx.Node) -> bool:
     return name.startswith("aten::") and facts(name.removeprefix("aten::")).allocates
 
 
-def _check_sizes(program: Any) -> None:
+def _check_sizes(program: ExportedProgram) -> None:
+    """Raise for sizes that are neither numbers nor multiples of the number of images, with the line that makes them."""
     for node in program.graph.nodes:
         for value in _tensors(node.meta.get("val")):
-            for size in value.shape:
-                _size(size)
+            try:
+                for size in value.shape:
+                    _size(size)
+            except CaptureError as error:
+                at = _source(node.meta.get("stack_trace") or "")
+                raise CaptureError(f"{error}, at {at}" if at else str(error)) from None
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -241,15 +412,21 @@ def _size(size: Any) -> Size:
     if not symbols:
         return int(expression)
     if str(symbols[0]).startswith(("u", "zu")):
-        raise CaptureError("a size depends on values, as that of x[mask] does")
+        raise CaptureError(SIZE_OF_VALUES)
     times = expression / symbols[0]
     if len(symbols) > 1 or not times.is_Integer:
         raise CaptureError(f"a size depends on the number of images as {expression}")
     return Batch(int(times))
 
 
-def _to_graph(program: Any, free: bool) -> Captured:
-    """The exported program as a plain graph: parameters become `get_attr`, only the image is a placeholder."""
+def _to_graph(program: Any, free: bool, own: dict[str, Tensor]) -> Captured:
+    """The exported program as a plain graph: parameters become `get_attr`, only the image is a placeholder.
+
+    Args:
+        own: the model's parameters and buffers. A constant in their memory is one of them.
+    """
+    places = {_place(t): name for name, t in own.items() if t.numel()}
+    held = {**program.state_dict, **program.constants}
     graph, new = fx.Graph(), dict[fx.Node, fx.Node]()
     inlined: dict[fx.Node, list[fx.Node]] = {}
     captured = Captured(graph, {}, free_batch=free)
@@ -262,10 +439,14 @@ def _to_graph(program: Any, free: bool) -> Captured:
             else:
                 name = re.sub(r"\W", "_", spec.target or node.name)
                 made = graph.create_node("get_attr", name, name=name)
-                if spec.kind is InputKind.CONSTANT_TENSOR or spec.target in program.constants:
-                    captured.constants[name] = program.constants[spec.target].detach()
-                else:
-                    captured.parameters[name] = spec.target.removeprefix("model.")
+                path = spec.target.removeprefix("model.")
+                if path not in own:
+                    value = held[spec.target].detach()
+                    path = places.get(_place(value), "")
+                    captured.constants[name] = value
+                if path:
+                    captured.constants.pop(name, None)
+                    captured.parameters[name] = path
         elif node.op == "output":
             wanted = {
                 s.arg.name for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT
@@ -281,7 +462,7 @@ def _to_graph(program: Any, free: bool) -> Captured:
             new[node] = inlined[node.args[0]][node.args[1]]
             continue
         else:
-            made = graph.node_copy(node, lambda n: new[n])
+            made = _in_usual_form(graph.node_copy(node, lambda n: new[n]))
         made.meta = _meta(node)
         new[node] = made
     for node in reversed(list(graph.nodes)):
@@ -290,6 +471,26 @@ def _to_graph(program: Any, free: bool) -> Captured:
             captured.constants.pop(str(node.target), None)
             graph.erase_node(node)
     return captured
+
+
+def _in_usual_form(node: fx.Node) -> fx.Node:
+    """TorchScript's convolution, one operation for all kinds, as torch.export writes it."""
+    aten = torch.ops.aten
+    if node.target is aten.convolution.default:
+        *tensors, stride, padding, dilation, transposed, output_padding, groups = node.args
+        name = f"conv{'_transpose' if transposed else ''}{len(stride)}d"  # type: ignore[arg-type]
+        if transposed:
+            node.target = getattr(aten, name).input if len(stride) > 1 else getattr(aten, name).default  # type: ignore[arg-type]
+            node.args = (*tensors, stride, padding, output_padding, groups, dilation)
+        else:
+            node.target = getattr(aten, name).default
+            node.args = (*tensors, stride, padding, dilation, groups)
+    return node
+
+
+def _place(t: Tensor) -> Any:
+    """Where a tensor lies in memory."""
+    return t.data_ptr(), t.shape, t.stride(), t.dtype
 
 
 def _inline(
@@ -377,26 +578,80 @@ def _source(trace: str) -> str:
     return f"{os.path.basename(own[-1][0])}:{own[-1][1]}" if own else ""
 
 
-def _capture_error(chosen: _Chosen, example: Tensor, error: Exception) -> LrpError:
+def _refuse(model: nn.Module) -> None:
+    """Raise for modules that cannot be captured, whatever their code is."""
+    for path, module in model.named_modules():
+        at, kind = path or "the model", type(module)
+        if ".quantized" in kind.__module__ and kind.__module__.startswith(("torch.ao.nn", "torch.nn")):
+            raise CaptureError(
+                f"{at} is a quantised {kind.__name__}, whose weights are integers: explain the model from which "
+                "it was made."
+            )
+        if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
+            raise CaptureError(
+                f"{at} ({kind.__name__}) has no weights yet: call the model once, so that it makes them."
+            )
+
+
+def _compare(
+    model: nn.Module, example: Tensor, output: Output, hooks: set[Hook], program: ExportedProgram
+) -> None:
+    """Raise if a graph with hooks in it does not compute what the model does with them."""
+    expected = own_output(model, example, output)
+    found = program.module()(example)
+    limit = 10 * torch.finfo(expected.dtype).eps ** 0.5 * float(expected.abs().max())
+    if not float((found - expected).abs().max()) <= limit:
+        raise CaptureError(_hooks_text(model, hooks, "the traced graph gives other logits than the model"))
+
+
+def _hooks_text(model: nn.Module, hooks: set[Hook], reason: str) -> str:
+    names = ", ".join(sorted(map(str, hooks)))
+    verb = "changes" if len(hooks) == 1 else "change"
+    return (
+        f"{type(model).__name__} could not be captured: {names} {verb} values in a way that torch.export cannot follow: "
+        f"{reason}. Remove it, or compute the same in forward()."
+    )
+
+
+def _capture_error(
+    model: nn.Module, example: Tensor, output: Output, hooks: set[Hook], error: Exception
+) -> LrpError:
     """The error for a failed capture. The model is run by itself first: its own error is clearer than torch.export's."""
-    shape, name = list(example.shape), type(chosen.model).__name__
+    shape, name = list(example.shape), type(model).__name__
     try:
-        chosen(example.clone())
+        own_output(model, example, output)
     except LrpError as own:
         return own
     except Exception as own:
-        wrong = _wrong_channels(chosen.model, example)
+        wrong = _wrong_channels(model, example)
         if wrong:
             return InputError(wrong)
         return CaptureError(
             f"{name} itself fails on an input of shape {shape}: {type(own).__name__}: {_line(own)}"
         )
+    if hooks and _succeeds(model, example, output):
+        return CaptureError(_hooks_text(model, hooks, _line(error)))
     where = [line for line in _frames(error) if not line.startswith(TORCH)]
     at = f" at {os.path.basename(where[-1])}" if where else ""
+    if sparse := _sparse(model):
+        return CaptureError(
+            f"{name} could not be captured for an input of shape {shape}{at}: {sparse[0]} is sparse, and a graph holds "
+            "it as a dense tensor: use it in products only."
+        )
+    because = ": no branch may depend on pixel values" if _asks_for_values(error) else ""
     return CaptureError(
         f"{name} could not be captured for an input of shape {shape}{at}: {_line(error)} "
-        "(torch.export must be able to follow the forward pass: no branch may depend on pixel values)."
+        f"(torch.export must be able to follow the forward pass{because})."
     )
+
+
+def _succeeds(model: nn.Module, example: Tensor, output: Output) -> bool:
+    """Whether the model can be captured without its hooks."""
+    try:
+        _traced(model, example, output, set())
+    except Exception:
+        return False
+    return True
 
 
 def _line(error: Exception) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.capture import Batch
+from lrp.engine.graph.ops import Operation
 from lrp.engine.rules import Rule
 from lrp.errors import UnsupportedError
 
@@ -48,9 +52,41 @@ def refuse_unknown(graph: Graph, rules: dict[fx.Node, Rule]) -> None:
     lines = [
         "  " + "   ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in columns
     ]
-    names = ", ".join(f'"{name}"' for name in sorted({o.name for o in without}))
     raise UnsupportedError(
         f"no rule for {len(without)} of {len(graph.operations)} operations:\n" + "\n".join(lines) + "\n"
-        f"Give them one: Composite([(op({names}), Pass())]) where they act element by element, "
-        "`lrp.register` otherwise; `lrp rules --known` lists what has one."
+        f"{_advice(without)}; `lrp rules --known` lists what has one."
     )
+
+
+def _advice(without: list[Operation]) -> str:
+    """How to give them rules: `Pass` only where it is one, as a trial shows."""
+    passing = {o.name for o in without if _element_by_element(o)}
+    passing -= {o.name for o in without if not _element_by_element(o)}
+    if not passing:
+        return "Give them one with `lrp.register`"
+    names = ", ".join(f'"{name}"' for name in sorted(passing))
+    others = ", the others one with `lrp.register`" if {o.name for o in without} - passing else ""
+    return f"Give them one: Composite([(op({names}), Pass())]){others}"
+
+
+def _element_by_element(operation: Operation) -> bool:
+    """Whether each element of the output depends on that of the input in its place alone: run with some elements changed."""
+    if len(operation.data) != 1 or operation.shape != operation.input_shape():
+        return False
+    (data,), node, random = operation.data, operation.node, torch.Generator().manual_seed(0)
+    shape = [max(2 * s, 2) if isinstance(given, Batch) else s
+             for s, given in zip(ops.one(operation.shape), operation.shape, strict=True)]  # fmt: skip
+    before, other = (torch.rand(shape, generator=random, dtype=torch.float64) * 0.6 + 0.2 for _ in range(2))
+    changed = torch.rand(shape, generator=random) < 0.5
+
+    def run(x: Tensor) -> Any:
+        def value(n: fx.Node) -> Any:
+            return x.to(**operation.meta) if n is data else operation.constants[str(n.target)]
+
+        return node.target(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))  # type: ignore[operator]
+
+    try:
+        first, second = run(before), run(torch.where(changed, other, before))
+        return bool((first == second).cpu()[~changed].all()) and first.shape == before.shape
+    except Exception:
+        return False

@@ -1,0 +1,114 @@
+"""What capturing replaces in the whole process, replaced for its own thread only; other threads go on as before."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.fx._symbolic_trace import _Patcher
+
+LOCK = threading.RLock()
+"""Held while a model is captured or a program written: torch.export and torch.fx keep their state for the whole process."""
+
+
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """Everything below, for the time of one capture."""
+    with LOCK, _quiet(), _traced_here(), _no_fused_attention():
+        yield
+
+
+@contextlib.contextmanager
+def replaced_here(owner: Any, name: str, new: Callable[..., Any]) -> Iterator[None]:
+    """Replace a function of a module or class; other threads that call it get the original."""
+    original = getattr(owner, name)
+    setattr(owner, name, here(new, original))
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def here(new: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is `new` in this thread and `original` in the others."""
+    thread = threading.get_ident()
+
+    @functools.wraps(original)
+    def either(*args: Any, **kwargs: Any) -> Any:
+        return (new if threading.get_ident() == thread else original)(*args, **kwargs)
+
+    return either
+
+
+@contextlib.contextmanager
+def _traced_here() -> Iterator[None]:
+    """torch.fx puts itself in the place of nn.Module.__call__ and __getattr__ while it traces, for all threads."""
+    patch_method = _Patcher.patch_method
+
+    def patch(self: Any, owner: type, name: str, new: Callable[..., Any], *rest: Any, **options: Any) -> None:
+        patch_method(self, owner, name, here(new, getattr(owner, name)), *rest, **options)
+
+    with replaced_here(_Patcher, "patch_method", patch):
+        yield
+
+
+@contextlib.contextmanager
+def _no_fused_attention() -> Iterator[None]:
+    """Without torch's fused transformer layer, which would hide the model's operations in one."""
+    with replaced_here(torch.backends.mha, "get_fastpath_enabled", lambda: False):
+        yield
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without logs, warnings and prints: torch.export writes pages about an error that it raises as well."""
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_SilentHere, streams)  # type: ignore[assignment]
+    try:
+        with _no_warnings(), replaced_here(logging.Logger, "isEnabledFor", lambda *_: False):
+            yield
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Not warnings.catch_warnings, which loses filters if two threads are inside it at once."""
+    thread = threading.get_ident()
+
+    class Here(type):
+        def __subclasscheck__(cls, other: type) -> bool:
+            return threading.get_ident() == thread
+
+    class AnyWarning(Warning, metaclass=Here):
+        """Any warning of this thread."""
+
+    filters: Any = warnings.filters
+    warnings.simplefilter("ignore", AnyWarning)
+    entry = filters[0]
+    try:
+        yield
+    finally:
+        for held in (filters, warnings.filters):
+            if entry in held:
+                held.remove(entry)  # type: ignore[attr-defined]
+
+
+class _SilentHere:
+    """A stream that drops what this thread writes and passes on what others do."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
