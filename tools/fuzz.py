@@ -1,6 +1,6 @@
 """Explain many random nets, and print the seeds of those for which something that must hold does not.
 
-    python tools/fuzz.py 10000 --processes 2
+python tools/fuzz.py 10000 --processes 2
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def one(seed: int) -> tuple[int, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("count", type=int, nargs="?", default=10_000, help="how many nets")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--processes", type=int, default=2)

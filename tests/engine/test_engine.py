@@ -44,7 +44,7 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     size = {"inception_v3": 96, "alexnet": 96}.get(name, 64)
     options = (
-        {"init_weights": False, "aux_logits": False, "transform_input": True}
+        {"init_weights": False, "aux_logits": False, "transform_input": False}
         if name in ("googlenet", "inception_v3")
         else {}
     )

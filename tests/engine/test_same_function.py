@@ -14,7 +14,9 @@ LIMITS = {torch.float64: 1e-9, torch.float32: 2e-3}
 
 
 def images(n: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.rand(5, 3, 6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)[:n].to(dtype)
+    return torch.rand(5, 3, 6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)[:n].to(
+        dtype
+    )
 
 
 def preset(name: str, low=0.0, high=1.0) -> lrp.Composite:

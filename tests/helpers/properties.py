@@ -26,7 +26,11 @@ def check_net(net: nn.Module, x: torch.Tensor, name: str, piecewise_linear: bool
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # maps of zeros occur
         explainer = lrp.Explainer(net, preset(name), dtype=torch.float64)
-        together = explainer(x, 1)
+        try:
+            together = explainer(x, 1)
+        except lrp.CompositeError:
+            assert name == "kaifishr"  # its average pools do not fit every max pool
+            return
         health = together.health
         assert health.ok, health.problems
         scale = together.relevance.abs().amax().clamp(min=1e-30)

@@ -74,7 +74,14 @@ def _conv(pick: Pick, c: int, d: int) -> Built:
         return layer("Conv", d)(c, out, 3, padding="same", dilation=pick.choice([1, 2]), groups=groups), out
     mode = pick.choice(["zeros", "zeros", "circular", "replicate"])
     made = layer("Conv", d)(
-        c, out, kernel, pick.choice([1, 1, 2]), padding, groups=groups, bias=pick.random() < 0.7, padding_mode=mode
+        c,
+        out,
+        kernel,
+        pick.choice([1, 1, 2]),
+        padding,
+        groups=groups,
+        bias=pick.random() < 0.7,
+        padding_mode=mode,
     )
     return made, out
 
@@ -95,7 +102,11 @@ def _max_pool(pick: Pick, c: int, d: int) -> Built:
 def _avg_pool(pick: Pick, c: int, d: int) -> Built:
     kernel = pick.choice([2, 3])
     return layer("AvgPool", d)(
-        kernel, pick.choice([1, 2]), kernel // 2, ceil_mode=pick.random() < 0.3, count_include_pad=pick.random() < 0.5
+        kernel,
+        pick.choice([1, 2]),
+        kernel // 2,
+        ceil_mode=pick.random() < 0.3,
+        count_include_pad=pick.random() < 0.5,
     ), c
 
 
@@ -168,15 +179,16 @@ def random_net(seed: int, dims: int, piecewise_linear: bool) -> tuple[nn.Module,
     pick = Pick(seed)
     torch.manual_seed(seed)
     x = torch.randn(3, 2, *[SIDE[dims]] * dims, dtype=torch.float64)
-    layers: list[nn.Module] = []
-    c = 2
-    for _ in range(pick.randint(3, 6)):
+    first = layer("Conv", dims)(2, 3, 3, padding=1)  # scales in front of it would be no layers
+    layers: list[nn.Module] = [first]
+    c = 3
+    for _ in range(pick.randint(2, 6)):
         part, c_next = pick.choice(LINEAR_PARTS if piecewise_linear else ALL_PARTS)(pick, c, dims)
         trial = nn.Sequential(*layers, part).double().eval()
         try:
             with torch.no_grad():
                 out = trial(x)
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             continue  # it does not fit here: too small, mostly
         if out[0].numel() > 2000 or min(out.shape[2:]) < 1:
             continue

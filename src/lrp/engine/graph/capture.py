@@ -279,7 +279,9 @@ def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
-    return {name: t.detach() if t.layout is torch.strided else t.detach().to_dense() for name, t in own.items()}
+    return {
+        name: t.detach() if t.layout is torch.strided else t.detach().to_dense() for name, t in own.items()
+    }
 
 
 def _exportable(copied: nn.Module, images: Tensor) -> nn.Module:

@@ -29,7 +29,9 @@ def fold_scale_into_producer(graph: Graph) -> None:
         if node.target is not scale_shift:
             continue
         parts = _parts(graph, node)
-        axis = next((axis_of(v, len(node.meta["shape"])) for v in parts if v is not None and v.numel() > 1), None)
+        axis = next(
+            (axis_of(v, len(node.meta["shape"])) for v in parts if v is not None and v.numel() > 1), None
+        )
         layer, axis = _producer(node, axis)
         if layer is None or not _constant_weights(graph, layer):
             continue

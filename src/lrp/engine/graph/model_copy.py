@@ -48,7 +48,9 @@ def copy_of(model: nn.Module, *, own_tensors: bool = False) -> nn.Module:
         # Not module.eval(): models override train() and eval(), and change more than a flag there.
         if not isinstance(module, torch.jit.ScriptModule):
             module.__dict__["training"] = False
-        if "_guards_fn" in module._modules:  # of an exported program: refuses other batch sizes than its example's
+        if (
+            "_guards_fn" in module._modules
+        ):  # of an exported program: refuses other batch sizes than its example's
             module._modules["_guards_fn"] = _Nothing()
     return copied
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node, map_arg
 
-from lrp.engine.graph import ops
 from lrp.engine.graph import distances as distances  # registers decompositions
+from lrp.engine.graph import ops
 from lrp.engine.graph.affine_forms import (
     normalise_input,
     plain_matmuls,

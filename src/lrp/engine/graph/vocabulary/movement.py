@@ -296,9 +296,7 @@ def _scatter(op: Operation) -> Movement:
 
     whole = isinstance(shape[dim], Batch)
     if whole:  # an assignment to x[:] replaces everything
-        return Movement(
-            *pieces(op, [a["self"], a["src"]], lambda r, i: torch.zeros_like(r) if i == 0 else r)
-        )
+        return Movement(*pieces(op, [a["self"], a["src"]], lambda r, i: torch.zeros_like(r) if i == 0 else r))
     return Movement(*pieces(op, [a["self"], a["src"]], take))
 
 
