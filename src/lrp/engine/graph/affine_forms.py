@@ -116,7 +116,7 @@ def _merged(first: tuple[Part, Part], second: tuple[Part, Part], rank: int) -> t
 def _replace(graph: Graph, node: Node, source: Node, w: Part, b: Part) -> Node:
     """Replace a node by scale_shift(source, w, b); its constants have the shape that broadcasts from the right."""
     rank = len(node.meta["shape"])
-    made = []
+    made: list[Node | None] = []
     for value, suffix in ((w, "weight"), (b, "bias")):
         if value is None:
             made.append(None)
@@ -181,10 +181,12 @@ def scale_products(graph: Graph) -> None:
         if product is None:
             continue
         node.replace_all_uses_with(node.args[0])
+        readers = list(product.users)
         with graph.fx.inserting_after(product):
             scaled = graph.fx.call_function(scale_shift, (product, node.args[1], None))
         scaled.meta = dict(product.meta)
-        product.replace_all_uses_with(scaled, delete_user_cb=lambda user, own=scaled: user is not own)
+        for reader in readers:
+            reader.replace_input_with(product, scaled)
         graph.fx.erase_node(node)
     plain_scales(graph)  # those of both operands, and of the product itself, become one
 

@@ -190,7 +190,8 @@ def _log_softmax(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
 @decomposes("scatter_add", "index_add")
 def _scatter_add(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     """self + zeros with the source added at the indices."""
-    source, index = a.get("src", a.get("source")), a["index"]
+    source: Any = a["src" if "src" in a else "source"]
+    index = a["index"]
     shape, dim = node.meta["shape"], a["dim"] % len(node.meta["shape"])
     size = shape[dim]
     scattered = ops.operation_name(node) == "scatter_add"

@@ -53,7 +53,7 @@ def fold_scale_into_producer(graph: Graph) -> None:
 
 def _producer(node: Node, axis: int | None) -> tuple[Node | None, int | None]:
     """The layer whose outputs a node reads, through permutations that nothing else reads; and where `axis` lies there."""
-    source: Node = node.args[0]  # type: ignore[assignment]
+    source: Any = node.args[0]
     while source.op == "call_function" and len(source.users) == 1:
         name = ops.operation_name(source)
         if name in LAYERS_BY_CHANNEL or name == "linear":
@@ -66,7 +66,7 @@ def _producer(node: Node, axis: int | None) -> tuple[Node | None, int | None]:
             axis = {first: second, second: first}.get(axis, axis) if axis is not None else None
         else:
             break
-        source = source.args[0]  # type: ignore[assignment]
+        source = source.args[0]
     return None, axis
 
 

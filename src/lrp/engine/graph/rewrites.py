@@ -79,9 +79,10 @@ def plain_squeezes(graph: Graph) -> None:
     """squeeze() removes the dimensions that have size 1 for any number of images: not that of one image alone."""
     for node in list(graph.fx.nodes):
         if node.target is aten.squeeze.default:
-            sizes: Shape = node.args[0].meta["shape"]  # type: ignore[union-attr]
+            source: Any = node.args[0]
+            sizes: Shape = source.meta["shape"]
             ones = [d for d, size in enumerate(sizes) if size == 1]
-            graph.replace(node, aten.squeeze.dims, (node.args[0], ones))
+            graph.replace(node, aten.squeeze.dims, (source, ones))
 
 
 def fold_constants(graph: Graph) -> None:
