@@ -97,6 +97,13 @@ TOP_K = typer.Option(
     "--top-k", help="Keep this fraction of the largest relevance at each layer; 0 keeps all."
 )
 DEVICE = typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")
+RANGE = typer.Option(
+    "--range",
+    metavar="LOW HIGH",
+    help="The levels that are black and white in photos deeper than 8 bits, the same for all. None: as the file states; "
+    "else 0 to the largest of the smallest of 8, 10, 12, 14, 16 bits that hold its levels, for each file alone; floats: "
+    "0 to 1.",
+)
 SIZE = typer.Option(
     "--size", min=1, help="Side of the model's input in pixels; none: what it was trained with."
 )
@@ -115,6 +122,23 @@ def explain_options(
 
     with usage():
         return ExplainOptions(composite=composite, size=size, device=device)
+
+
+RANGES = (
+    "the range of grey levels is assumed, for each file by its own levels: where files are to be compared, give all of "
+    "them one with --range LOW HIGH."
+)
+
+
+def checked_range(given: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The range if it is one; else the error of a wrong argument."""
+    from lrp.errors import ImageError
+    from lrp.pictures.levels import check_range
+
+    try:
+        return check_range(given)
+    except ImageError as error:
+        raise OptionError(str(error)) from error
 
 
 def complain_about(results: Iterable[Result]) -> None:

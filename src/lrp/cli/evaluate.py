@@ -52,6 +52,7 @@ def evaluate(
     device: Annotated[str, common.DEVICE] = "auto",
     batch_size: Annotated[int, BATCH] = 32,
     max_megapixels: Annotated[float, MEGAPIXELS] = 100.0,
+    range: Annotated[tuple[float, float] | None, common.RANGE] = None,
     overwrite: Annotated[bool, OVERWRITE] = False,
     as_json: Annotated[bool, JSON] = False,
     quiet: Annotated[bool, QUIET] = False,
@@ -64,9 +65,11 @@ def evaluate(
     with common.usage(DataError, PredictionsError), common.progress(file_name(model), quiet) as advance:
         found = evaluate(
             read, model, output or table_paths([model], ".")[0], classes=classes.value, size=size, arch=arch, labels=labels,
-            batch_size=batch_size, device=device, max_megapixels=max_megapixels, overwrite=overwrite, advance=advance,
+            batch_size=batch_size, device=device, max_megapixels=max_megapixels, range=common.checked_range(range),
+            overwrite=overwrite, advance=advance,
         )  # fmt: skip
     warn_unmatched(model, found.unmatched)
+    warn_notes(found.notes)
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
@@ -90,6 +93,14 @@ def warn_unmatched(model: str, unmatched: Mapping[str, Sequence[str]]) -> None:
     for folder, similar in unmatched.items():
         hint = f"; near it: {', '.join(similar)}" if similar else ""
         common.complain(f"the folder {folder!r} is no class of {model}{hint}.")
+
+
+def warn_notes(notes: Sequence[str]) -> None:
+    """What was assumed about files, each once."""
+    for note in notes:
+        common.complain(f"some files: {note}.")
+    if any("black to white" in note for note in notes):
+        common.complain(common.RANGES)
 
 
 def summary(found: Evaluation) -> str:
