@@ -100,9 +100,8 @@ DEVICE = typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")
 RANGE = typer.Option(
     "--range",
     metavar="LOW HIGH",
-    help="The levels that are black and white in photos deeper than 8 bits, the same for all. None: as the file states; "
-    "else 0 to the largest of the smallest of 8, 10, 12, 14, 16 bits that hold its levels, for each file alone; floats: "
-    "0 to 1.",
+    help="Of photos deeper than 8 bits: which level is black, which white; none: for each file what it states, else 0 to the "
+    "largest level of the smallest of 8, 10, 12, 14, 16 bits that hold all of its levels; floats: 0 to 1.",
 )
 SIZE = typer.Option(
     "--size", min=1, help="Side of the model's input in pixels; none: what it was trained with."

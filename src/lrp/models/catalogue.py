@@ -123,6 +123,8 @@ def build_model(
 ) -> nn.Module:
     """The architecture with random weights, set up as its published weights need it; in training mode.
 
+    Its first convolution takes as many channels as the preprocessing has means: three, or one of grey.
+
     filled_later: True leaves out the slow part of some initialisations, because weights are loaded afterwards.
     """
     if architecture == PACKAGED:
@@ -131,7 +133,10 @@ def build_model(
         import timm
 
         timm_config(architecture)
-        return timm.create_model(architecture.removeprefix("timm:"), num_classes=classes)
+        channels: dict[str, Any] = (
+            {} if len(preprocessing.mean) == 3 else {"in_chans": len(preprocessing.mean)}
+        )
+        return timm.create_model(architecture.removeprefix("timm:"), num_classes=classes, **channels)
     if architecture not in torchvision_names():
         raise unknown_model(architecture)
     import torchvision.models
@@ -140,10 +145,23 @@ def build_model(
     if architecture.startswith("vit_"):  # position embeddings have the size of the input
         options["image_size"] = preprocessing.geometry.crop[0]
     if architecture in ("googlenet", "inception_v3"):  # weights from TensorFlow: inputs from -1 to 1
-        options |= {"transform_input": True, "aux_logits": False}
+        options |= {"transform_input": len(preprocessing.mean) == 3, "aux_logits": False}
     if architecture.startswith(("googlenet", "inception_v3", "vgg")):
         options["init_weights"] = not filled_later
-    return torchvision.models.get_model(architecture, weights=None, num_classes=classes, **options)
+    model = torchvision.models.get_model(architecture, weights=None, num_classes=classes, **options)
+    if len(preprocessing.mean) != 3:
+        _take_channels(model, len(preprocessing.mean))
+    return model
+
+
+def _take_channels(model: nn.Module, channels: int) -> None:
+    """Replace the first convolution by one like it that takes so many channels."""
+    path, old = next((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    new = nn.Conv2d(
+        channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.groups,  # type: ignore[arg-type]
+        old.bias is not None, old.padding_mode,
+    )  # fmt: skip
+    model.set_submodule(path, new)
 
 
 def class_tensors(architecture: str, preprocessing: Preprocessing) -> dict[str, int]:
@@ -152,19 +170,30 @@ def class_tensors(architecture: str, preprocessing: Preprocessing) -> dict[str, 
     {"classifier.6.weight": 0, "classifier.6.bias": 0} for "vgg19".
     """
 
-    def shapes(classes: int) -> dict[str, torch.Size]:
-        try:
-            with torch.device("meta"):  # allocates no memory, which is fast
-                model = build_model(architecture, classes, preprocessing)
-        except RuntimeError:  # its constructor computes with values, as in torchvision's regnets
-            model = build_model(architecture, classes, preprocessing)
-        return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-    with torch.random.fork_rng(devices=[]):
-        two, three = shapes(2), shapes(3)
+    two, three = (
+        {name: tensor.shape for name, tensor in _outline(architecture, n, preprocessing).state_dict().items()}
+        for n in (2, 3)
+    )
     return {
         name: axis
         for name, shape in two.items()
         for axis, sizes in enumerate(zip(shape, three[name], strict=True))
         if sizes == (2, 3)
     }
+
+
+def input_weight(architecture: str, preprocessing: Preprocessing) -> tuple[str, torch.Size]:
+    """The weight of the first convolution, ("features.0.weight", [64, 3, 3, 3]) for "vgg19"; ("", []) if there is none."""
+    modules = _outline(architecture, 2, preprocessing).named_modules()
+    found = ((f"{path}.weight", m.weight.shape) for path, m in modules if isinstance(m, nn.Conv2d))
+    return next(found, ("", torch.Size()))
+
+
+def _outline(architecture: str, classes: int, preprocessing: Preprocessing) -> nn.Module:
+    """The architecture with weights of no memory, or random ones; for the shapes."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):  # allocates no memory, which is fast
+                return build_model(architecture, classes, preprocessing)
+        except RuntimeError:  # its constructor computes with values, as in torchvision's regnets
+            return build_model(architecture, classes, preprocessing)

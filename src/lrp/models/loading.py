@@ -3,18 +3,20 @@
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from lrp.errors import ModelError
 from lrp.models.catalogue import (
     PACKAGED,
     build_model,
     class_tensors,
+    input_weight,
     published_preprocessing,
     timm_config,
     torchvision_names,
@@ -54,7 +56,8 @@ def load_model(
         pretrained: False for random weights: nothing is downloaded.
         progress: called with lines about downloads; None: prints them to stderr.
         arch: for a file without sidecar: the model whose weights it holds ("vgg19"). The file determines the number
-            of classes; the preprocessing is that of the model's own weights.
+            of classes; the preprocessing is that of the model's own weights. If the file's first convolution takes one
+            channel, photos are turned to grey, and mean and std are the averages of the published ones.
         labels: for a file without sidecar: its class names, in order; or a file of them, one per line or a JSON
             list. None: those of the model's own weights if their number fits; else "class 0", "class 1", ...
 
@@ -159,12 +162,22 @@ def _from_file(
     return LoadedModel(model.eval(), preprocessing, class_names)
 
 
+def _channels_of(tensors: Mapping[str, Tensor], arch: str, preprocessing: Preprocessing) -> Preprocessing:
+    """The preprocessing for one channel of grey, if the weights differ from the architecture's by taking one."""
+    name, shape = input_weight(arch, preprocessing)
+    if name not in tensors or tensors[name].shape != (shape[0], 1, *shape[2:]):
+        return preprocessing
+    mean, std = ((sum(values) / len(values),) for values in (preprocessing.mean, preprocessing.std))
+    return replace(preprocessing, mean=mean, std=std)
+
+
 def _without_sidecar(
     path: Path, pretrained: bool, arch: str, labels: str | Path | Sequence[str] | None
 ) -> LoadedModel:
     """Load a file of weights that has no sidecar."""
     preprocessing, own_names = published_preprocessing(arch)
     tensors = read_weights(path)
+    preprocessing = _channels_of(tensors, arch, preprocessing)
     axes = class_tensors(arch, preprocessing)
     sizes = [tensors[n].shape[a] for n, a in axes.items() if n in tensors and tensors[n].dim() > a]
     classes = sizes[0] if sizes else len(own_names)  # if they disagree, `fill` raises
