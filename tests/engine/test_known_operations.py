@@ -10,7 +10,6 @@ import json
 import re
 from functools import cache
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -85,9 +84,7 @@ def alone(name):
     layer = LAYERS[name]
     model = Alone(layer.make()).double().eval()
     x = images(layer.shape, whole=False)
-    matrix = oracle_data.measured(model.op, layer.shape)
-    weight = np.where(np.abs(matrix.weight) < 1e-12, 0.0, matrix.weight)  # rounding is no connection
-    return model, oracle.Affine(weight, matrix.bias, weight != 0), x, torch.randn_like(model(x)).detach()
+    return model, oracle_data.measured(model.op, layer.shape), x, torch.randn_like(model(x)).detach()
 
 
 @pytest.mark.parametrize("rule", SOME)

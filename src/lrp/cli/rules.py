@@ -35,8 +35,6 @@ def rules(
         for name, families, dimensions in known_operations():
             print(f"{name:<28} {families:<22} {', '.join(f'{d}-d' for d in dimensions)}")
         return
-    import torch
-
     from lrp.engine.explainer import Explainer
     from lrp.gallery.options import ExplainOptions
     from lrp.models.loading import load_model
@@ -48,8 +46,4 @@ def rules(
         model or "efficientnet_lite0", pretrained=False, **named
     )  # rules do not depend on weights
     preprocessing = loaded.preprocessing.with_size(size) if size else loaded.preprocessing
-    print(
-        Explainer(loaded.model, options.rules(preprocessing)).rules(
-            torch.zeros(2, 3, *preprocessing.geometry.crop)
-        )
-    )
+    print(Explainer(loaded.model, options.rules(preprocessing)).rules(preprocessing.zeros(2)))

@@ -103,7 +103,7 @@ def explanation_picture(
             )
         geometry = None
     else:
-        pixels, file = _pixels(photo)
+        pixels, file = _pixels(photo, getattr(preprocessing, "range", None))
         name = f"predicted for {file}" if file else "predicted"
         geometry = preprocessing or e._explainer.preprocessing
     best = int(e.logits[i].argmax())
@@ -142,10 +142,10 @@ def _account(e: Explanation, i: int) -> str:
     return account_in_words(relevance, start, e.unit, shares, health.problems)
 
 
-def _pixels(photo: PhotoLike) -> tuple[np.ndarray, str]:
-    """uint8 [H, W, 3], and the file's name where it has one."""
+def _pixels(photo: PhotoLike, range: tuple[float, float] | None) -> tuple[np.ndarray, str]:
+    """uint8 [H, W, 3], and the file's name where it has one. range: black and white of deep grey levels."""
     if isinstance(photo, str | Path):
-        photo = open_photo(photo)
+        photo = open_photo(photo, range=range)
     if isinstance(photo, Photo):
         return photo.pixels, photo.path.name
     if isinstance(photo, Image.Image):
