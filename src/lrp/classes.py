@@ -1,12 +1,14 @@
 """Class names and their indices: which output of the model a word means."""
 
 import difflib
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from pathlib import Path
 
-from lrp.errors import TargetError
+from lrp.errors import ModelError, TargetError, error_reason
 
 
 def class_index(text: str | int, class_names: Sequence[str]) -> int:
@@ -97,7 +99,7 @@ def _torchvision_names() -> tuple[str, ...]:
     return tuple(torchvision.models.VGG19_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def clear_names(class_names: Sequence[str]) -> tuple[str, ...]:
+def clear_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     """The names unchanged; or `imagenet_names`, if they are torchvision's names of ImageNet-1k."""
     return imagenet_names() if _of_imagenet(class_names) else tuple(class_names)
 
@@ -114,17 +116,21 @@ def imagenet_wnids() -> tuple[str, ...]:
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
-def timm_class_names(count: int, label_names: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The class names of a timm model: its own, or those of the part of ImageNet that has `count` classes."""
-    from timm.data import ImageNetInfo, infer_imagenet_subset
-
-    if label_names and len(label_names) == count:
-        return tuple(label_names)
-    if count == 1000:
-        return imagenet_names()
-    if subset := infer_imagenet_subset({"num_classes": count}):
-        return tuple(words.split(",")[0] for words in ImageNetInfo(subset).label_descriptions())
-    return tuple(f"class {index}" for index in range(count))
+def read_class_names(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
+    """Class names as they are, or from a file: one per line, or a JSON list of strings."""
+    if not isinstance(labels, str | Path):
+        return tuple(labels)
+    try:
+        text = Path(labels).read_text(encoding="utf-8-sig")
+        listed = text.lstrip().startswith("[")
+        names = json.loads(text) if listed else [line.strip() for line in text.rstrip().split("\n")]
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the labels {labels} cannot be read: {error_reason(error)}.") from error
+    if not all(isinstance(name, str) and name.strip() for name in names):
+        raise ModelError(
+            f"the labels {labels} hold an empty line, or what is no text: a name each is expected."
+        )
+    return tuple(names)
 
 
 @lru_cache(2**15)  # every folder of a data set is compared with every class

@@ -1,4 +1,12 @@
-"""The exceptions, one class per package. Every message states what was expected, what was received, where, what to do."""
+"""The exceptions, one class per package; and an OSError as one of them, or as a clause.
+
+Every message states what was expected, what was received, where, what to do.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class LrpError(Exception):
@@ -67,3 +75,21 @@ class ReportError(LrpError):
 
 class ExportError(LrpError):
     """The explanation program could not be written as a file that runs elsewhere."""
+
+
+@contextmanager
+def os_errors(path: Path, done: str, error: type[LrpError] | None, advice: str = "") -> Iterator[None]:
+    """An OSError inside is raised as `error`: "PATH: cannot be DONE: REASON"; None: as it is."""
+    try:
+        yield
+    except OSError as os_error:
+        if error is None:
+            raise
+        raise error(f"{path}: cannot be {done}: {os_error.strerror or os_error}{advice}") from os_error
+
+
+def error_reason(error: BaseException) -> str:
+    """An error as a clause on one line: "Name or service not known"."""
+    cause = getattr(error, "reason", error)  # urllib wraps the operating system's error
+    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return re.sub(r"^\[Errno -?\d+\] ", "", text.strip().splitlines()[0]).rstrip(".")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lrp.classes import class_index, imagenet_names, imagenet_wnids
-from lrp.data.data_set import SPLITS, DataSet, Matched, match_folders
+from lrp.data.data_set import SPLITS, DataSet, Matched, match_class_folders
 from lrp.errors import DataError, TargetError
 from lrp.pictures.photos import PhotoError, open_photo
 
@@ -388,15 +388,15 @@ def test_a_data_set_that_cannot_be_listed(tmp_path, monkeypatch, shut):
 
 
 def test_folders_are_wordnet_ids_names_or_indices():
-    assert match_folders(["n02123045", "espresso", "283", "English_springer"], imagenet_names()) == Matched(
-        {"n02123045": 281, "espresso": 967, "283": 283, "English_springer": 217}, {}
-    )
-    assert match_folders(["7", "8"], ["8", "7", "other"]).indices == {"7": 1, "8": 0}
-    assert match_folders(["2", "zero"], ["zero", "one", "two"]).indices == {"2": 2, "zero": 0}
+    assert match_class_folders(
+        ["n02123045", "espresso", "283", "English_springer"], imagenet_names()
+    ) == Matched({"n02123045": 281, "espresso": 967, "283": 283, "English_springer": 217}, {})
+    assert match_class_folders(["7", "8"], ["8", "7", "other"]).indices == {"7": 1, "8": 0}
+    assert match_class_folders(["2", "zero"], ["zero", "one", "two"]).indices == {"2": 2, "zero": 0}
 
 
 def test_folders_that_are_no_class_come_with_the_nearest():
-    matched = match_folders(["tabby", "siamese", "qqqq", "1000", "n00000000"], imagenet_names())
+    matched = match_class_folders(["tabby", "siamese", "qqqq", "1000", "n00000000"], imagenet_names())
     assert matched.indices == {"tabby": 281}
     assert matched.unmatched == {
         "siamese": ["'Siamese cat' (284)"], "qqqq": [], "1000": [], "n00000000": [],
@@ -405,10 +405,10 @@ def test_folders_that_are_no_class_come_with_the_nearest():
 
 def test_names_that_a_model_has_twice_are_not_guessed():
     twice = ["crane", "heron", "crane"]
-    assert match_folders(["heron", "crane"], twice) == Matched(
+    assert match_class_folders(["heron", "crane"], twice) == Matched(
         {"heron": 1}, {"crane": ["'crane' (0)", "'crane' (2)"]}
     )
-    assert match_folders(["0", "2", "heron"], twice).indices == {"0": 0, "2": 2, "heron": 1}
+    assert match_class_folders(["0", "2", "heron"], twice).indices == {"0": 0, "2": 2, "heron": 1}
 
 
 @pytest.mark.parametrize(
@@ -441,11 +441,11 @@ def test_names_that_a_model_has_twice_are_not_guessed():
     ],
 )
 def test_folders_that_fit_no_model(categories, names, expected):
-    assert message(match_folders, categories, names or imagenet_names()) == expected
+    assert message(match_class_folders, categories, names or imagenet_names()) == expected
 
 
 def test_a_thousand_strange_folders_are_matched_in_time():
-    matched = match_folders(["tabby", *(f"tabby {i}" for i in range(1000))], imagenet_names())
+    matched = match_class_folders(["tabby", *(f"tabby {i}" for i in range(1000))], imagenet_names())
     assert len(matched.unmatched) == 1000
     assert [bool(near) for near in matched.unmatched.values()] == [True] * 50 + [False] * 950
 
@@ -453,7 +453,7 @@ def test_a_thousand_strange_folders_are_matched_in_time():
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="needs the imagenet-sample photos beside the checkout")
 def test_real_photos_in_wordnet_folders():
     data = DataSet.open(SAMPLE)
-    matched = match_folders(data.categories, imagenet_names())
+    matched = match_class_folders(data.categories, imagenet_names())
     assert len(list(data)) == len(data.categories) == 500 and not matched.unmatched
     for sample in data:  # files are named n01440764_tench.jpg, after another table than ours
         words = set(re.findall("[a-z]+", sample.file.stem.partition("_")[2].lower()))

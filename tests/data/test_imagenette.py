@@ -31,10 +31,10 @@ import lrp.storage.archives
 import lrp.storage.download
 from helpers.server import Server
 from lrp.classes import imagenet_names, imagenet_wnids
-from lrp.cli.common import guarded
+from lrp.cli.common import guarded_command
 from lrp.cli.data import data as command
 from lrp.data.data_set import DataSet
-from lrp.data.imagenette import ARCHIVES, Archive, obtain
+from lrp.data.imagenette import ARCHIVES, Archive, obtain_imagenette
 from lrp.errors import BusyError, DataError
 from lrp.storage.archives import Limits, UnpackError, unpack
 from lrp.storage.locks import Lock
@@ -130,7 +130,7 @@ BESIDE = {f"{FOLDER}.tgz", f"{FOLDER}.json"}
 def test_a_data_set_is_downloaded_proven_and_unpacked(server, tmp_path, md5):
     root, told, said = tmp_path / "new" / "data", [], []
     archive = published(server, md5=md5)
-    obtained = obtain(archive, root, progress=lambda *step: told.append(step), say=said.append)
+    obtained = obtain_imagenette(archive, root, progress=lambda *step: told.append(step), say=said.append)
     assert {n: c for n, c in files(root).items() if n not in BESIDE} == FILES
     assert set(files(root)) == set(FILES) | BESIDE and sorted(p.name for p in root.iterdir()) == sorted(
         {FOLDER} | BESIDE
@@ -151,28 +151,28 @@ def test_a_data_set_is_downloaded_proven_and_unpacked(server, tmp_path, md5):
 
 
 def test_what_is_there_and_complete_is_left_alone(server, tmp_path):
-    first = obtain(published(server), tmp_path)
+    first = obtain_imagenette(published(server), tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    again = obtain(published(server), tmp_path, say=pytest.fail)
+    again = obtain_imagenette(published(server), tmp_path, say=pytest.fail)
     assert again == replace(first, fresh=False)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before and len(server.asked) == 1
     (tmp_path / f"{FOLDER}.tgz").unlink()  # both are dispensable
     (tmp_path / f"{FOLDER}.json").unlink()
-    assert obtain(published(server), tmp_path).sha256 == ""
+    assert obtain_imagenette(published(server), tmp_path).sha256 == ""
 
 
 def test_what_is_there_but_not_complete_is_not_touched_unless_asked(server, tmp_path):
-    obtain(published(server), tmp_path)
+    obtain_imagenette(published(server), tmp_path)
     lost = tmp_path / FOLDER / "train" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG"
     lost.unlink()
     note = tmp_path / FOLDER / "my notes.txt"
     note.write_text("")
-    assert message(obtain, published(server), tmp_path) == (
+    assert message(obtain_imagenette, published(server), tmp_path) == (
         f"tiny (160px): {tmp_path / FOLDER} is there but not complete: train/ has 5 files instead of 6. "
         "Move it away, or have it unpacked anew with --overwrite."
     )
     said: list[str] = []
-    assert obtain(published(server), tmp_path, overwrite=True, say=said.append).fresh
+    assert obtain_imagenette(published(server), tmp_path, overwrite=True, say=said.append).fresh
     assert lost.exists() and not note.exists() and len(server.asked) == 1
     assert said == [f"tiny (160px): from {tmp_path / FOLDER}.tgz, which is there already"]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted({FOLDER} | BESIDE)
@@ -185,11 +185,11 @@ def test_whatever_has_the_name_is_replaced_if_asked(server, tmp_path, what):
     (tmp_path / "mine" / "photo").write_text("mine")
     root.mkdir()
     place.symlink_to(tmp_path / "mine") if what == "link" else place.write_text("")
-    assert message(obtain, published(server), root) == (
+    assert message(obtain_imagenette, published(server), root) == (
         f"tiny (160px): {place} is there but not complete: no train/, no val/. "
         "Move it away, or have it unpacked anew with --overwrite."
     )
-    obtain(published(server), root, overwrite=True)
+    obtain_imagenette(published(server), root, overwrite=True)
     assert place.is_dir() and not place.is_symlink() and (tmp_path / "mine" / "photo").exists()
 
 
@@ -200,7 +200,7 @@ def test_hidden_files_and_leading_dots_are_no_part_of_it(server, tmp_path):
         member(f"./{FOLDER}/train/.DS_Store", b"x"),
         *(member(f"./{name}", content) for name, content in FILES.items()),
     )
-    obtain(published(server), tmp_path)
+    obtain_imagenette(published(server), tmp_path)
     assert set(files(tmp_path)) == set(FILES) | BESIDE
 
 
@@ -216,7 +216,7 @@ def test_long_names_in_every_dialect(tmp_path, format):
 def test_permissions_and_owners_are_not_restored(server, tmp_path):
     odd = {"mode": 0o4777, "uid": 12345, "gid": 12345, "mtime": 1}
     server.body = packed(*(member(name, content, **odd) for name, content in FILES.items()))
-    obtain(published(server), tmp_path)
+    obtain_imagenette(published(server), tmp_path)
     for name in FILES:
         facts = (tmp_path / name).stat()
         assert facts.st_mode & 0o7111 == 0 and facts.st_uid == os.geteuid() and facts.st_mtime > 1e9
@@ -229,7 +229,7 @@ def test_a_download_that_breaks_off_goes_on(server, tmp_path):
     server.mode = "breaks off"
     half = len(server.body) // 2
     archive = published(server)
-    assert message(obtain, archive, tmp_path) == (
+    assert message(obtain_imagenette, archive, tmp_path) == (
         f"tiny (160px): {FOLDER}.tgz (about 0 MB) could not be fetched from {server.url}{FOLDER}.tgz (the connection "
         "ended after 0.0 of 0.0 MB, a second attempt goes on from there); try again, or download that file elsewhere, "
         f"put it at {tmp_path / FOLDER}.tgz and run the same command."
@@ -240,7 +240,7 @@ def test_a_download_that_breaks_off_goes_on(server, tmp_path):
         "etag": '"one"', "length": len(server.body),
     }  # fmt: skip
     server.mode, told = "", []
-    obtain(archive, tmp_path, progress=lambda *step: told.append(step))
+    obtain_imagenette(archive, tmp_path, progress=lambda *step: told.append(step))
     assert server.asked == [(None, None), (f"bytes={half}-", '"one"')]
     assert told[0] == ("downloading", half, len(server.body))
     assert set(files(tmp_path)) == set(FILES) | BESIDE
@@ -252,7 +252,7 @@ def test_without_a_version_only_what_a_checksum_proves_is_gone_on_with(server, t
     server.etag = etag
     begun(server, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [f"{FOLDER}.tgz.part"]
-    obtain(published(server, md5=md5), tmp_path)
+    obtain_imagenette(published(server, md5=md5), tmp_path)
     half = f"bytes={len(server.body) // 2}-"
     assert server.asked == [(None, None), (half, None) if md5 else (None, None)]
 
@@ -260,7 +260,7 @@ def test_without_a_version_only_what_a_checksum_proves_is_gone_on_with(server, t
 def begun(server: Server, root: Path) -> None:
     """Half of the archive is downloaded."""
     server.mode = "breaks off"
-    message(obtain, published(server), root)
+    message(obtain_imagenette, published(server), root)
     server.mode = ""
     assert (root / f"{FOLDER}.tgz.part").stat().st_size == len(server.body) // 2
 
@@ -268,22 +268,22 @@ def begun(server: Server, root: Path) -> None:
 def test_the_cap_is_a_fifth_above_the_published_size(server, tmp_path):
     archive = published(server, size=len(server.body) * 5 // 6 - 10)
     url, path = f"{server.url}{FOLDER}.tgz", tmp_path / f"{FOLDER}.tgz"
-    assert message(obtain, archive, tmp_path) == (
+    assert message(obtain_imagenette, archive, tmp_path) == (
         f"tiny (160px): {FOLDER}.tgz (about 0 MB) could not be fetched from {url} (the server announces 0.0 MB, at "
         f"most 0.0 MB were expected); try again, or download that file elsewhere, put it at {path} and run the same "
         "command."
     )
     path.write_bytes(server.body)
-    assert message(obtain, archive, tmp_path) == (
+    assert message(obtain_imagenette, archive, tmp_path) == (
         f"tiny (160px): {path} has 0 MB, at most 0 MB were expected. Delete it and try again."
     )
-    obtain(replace(archive, size=len(server.body) * 5 // 6 + 10), tmp_path)
+    obtain_imagenette(replace(archive, size=len(server.body) * 5 // 6 + 10), tmp_path)
 
 
 @pytest.mark.parametrize("url", ["http://example.invalid/", "ftp://example.invalid/", "file:///etc/"])
 def test_only_https_is_asked(tmp_path, server, url):
     archive = published(server, publisher=url)
-    assert message(obtain, archive, tmp_path) == (
+    assert message(obtain_imagenette, archive, tmp_path) == (
         f"tiny (160px): {FOLDER}.tgz (about 0 MB) could not be fetched from {url}{FOLDER}.tgz ({url}{FOLDER}.tgz is "
         f"not https); try again, or download that file elsewhere, put it at {tmp_path / FOLDER}.tgz and run the same "
         "command."
@@ -294,13 +294,13 @@ def test_only_https_is_asked(tmp_path, server, url):
 def test_without_network_one_sentence_says_where_to_put_the_file(tmp_path, server):
     archive = published(server, publisher="http://127.0.0.1:1/", size=99_000_000, md5=True)
     archive = replace(archive, md5=hashlib.md5(server.body).hexdigest())
-    assert message(obtain, archive, tmp_path / "data") == (
+    assert message(obtain_imagenette, archive, tmp_path / "data") == (
         f"tiny (160px): {FOLDER}.tgz (about 94 MB) could not be fetched from http://127.0.0.1:1/{FOLDER}.tgz "
         "(Connection refused); try again, or download that file elsewhere, put it at "
         f"{tmp_path / 'data' / FOLDER}.tgz and run the same command."
     )
     (tmp_path / "data" / f"{FOLDER}.tgz").write_bytes(server.body)
-    obtain(archive, tmp_path / "data")
+    obtain_imagenette(archive, tmp_path / "data")
     assert set(files(tmp_path / "data")) == set(FILES) | BESIDE
 
 
@@ -325,7 +325,7 @@ def test_a_page_instead_of_the_archive(server, tmp_path, md5, by_hand):
             "no archive: it begins with b'<html>Please', and was deleted); try again, or download that file elsewhere, "
             f"put it at {path} and run the same command."
         )
-    assert message(obtain, archive, tmp_path) == expected
+    assert message(obtain_imagenette, archive, tmp_path) == expected
     assert set(files(tmp_path)) == ({path.name} if by_hand else set())
 
 
@@ -343,7 +343,7 @@ def test_a_wrong_md5(server, tmp_path, by_hand):
             f"{fault}, and was deleted); try again, or download that file elsewhere, put it at {path} and run the same "
             "command."
         )
-    assert message(obtain, archive, tmp_path) == expected
+    assert message(obtain_imagenette, archive, tmp_path) == expected
     assert set(files(tmp_path)) == ({path.name} if by_hand else set())
 
 
@@ -372,17 +372,17 @@ def test_an_archive_of_something_else(server, tmp_path, members, lacking):
     server.body = packed(*members)
     archive = published(server, size=MB)
     path = tmp_path / f"{FOLDER}.tgz"
-    assert message(obtain, archive, tmp_path) == (
+    assert message(obtain_imagenette, archive, tmp_path) == (
         f"tiny (160px): {path} does not hold the data set: {lacking}. Delete it and try again."
     )
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_another_archive_than_the_one_before_is_noticed(server, tmp_path):
-    first, said = obtain(published(server), tmp_path).sha256, []
+    first, said = obtain_imagenette(published(server), tmp_path).sha256, []
     server.body = packed(*GOOD[::-1])
     (tmp_path / f"{FOLDER}.tgz").unlink()
-    second = obtain(published(server), tmp_path, overwrite=True, say=said.append).sha256
+    second = obtain_imagenette(published(server), tmp_path, overwrite=True, say=said.append).sha256
     assert first != second and said[-1] == (
         "tiny (160px): this archive is not the one unpacked here before: "
         f"its SHA-256 is {second}, it was {first}."
@@ -489,7 +489,7 @@ def test_archives_that_mean_harm_are_refused_and_leave_nothing(server, tmp_path,
     root = tmp_path / "deep" / "data"
     server.body = gzip.compress(content, 1)
     path = root / f"{FOLDER}.tgz"
-    came = message(obtain, published(server, size=MB), root)
+    came = message(obtain_imagenette, published(server, size=MB), root)
     before, after = (
         f"tiny (160px): {path} was not unpacked, nothing of it was kept: ",
         ". Delete it and try again.",
@@ -514,7 +514,7 @@ DAMAGE = {
 def test_damaged_archives(server, tmp_path, name):
     change, clause = DAMAGE[name]
     server.body = change(server.body)
-    came = message(obtain, published(server, size=MB), tmp_path)
+    came = message(obtain_imagenette, published(server, size=MB), tmp_path)
     assert re.search(f"nothing of it was kept: ({clause})\\. Delete it and try again\\.$", came), came
     assert [p.name for p in tmp_path.iterdir()] == [f"{FOLDER}.tgz"]
 
@@ -603,7 +603,7 @@ def test_mutated_archives_raise_our_error_and_write_nowhere_else(tmp_path):
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from lrp.data.imagenette import Archive, obtain
+from lrp.data.imagenette import Archive, obtain_imagenette
 import lrp.data.imagenette
 url, root, size, moment, overwrite = sys.argv[1:]
 calls = 0
@@ -623,7 +623,7 @@ def renaming(*args):
     renamed.append(rename(*args))
 os.rename = renaming
 archive = Archive("tiny (160px)", "tiny2-160.tgz", int(size), 6, 2, ("n01440764", "n02102040"), publisher=url)
-obtain(archive, Path(root), progress=step, overwrite=bool(int(overwrite)))
+obtain_imagenette(archive, Path(root), progress=step, overwrite=bool(int(overwrite)))
 """
 
 
@@ -631,7 +631,7 @@ obtain(archive, Path(root), progress=step, overwrite=bool(int(overwrite)))
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_killed_run_leaves_the_whole_data_set_or_none(server, tmp_path, moment, overwrite):
     if overwrite:
-        obtain(published(server), tmp_path)
+        obtain_imagenette(published(server), tmp_path)
         (tmp_path / FOLDER / "mine").write_text("")
     run = [
         sys.executable,
@@ -651,10 +651,10 @@ def test_a_killed_run_leaves_the_whole_data_set_or_none(server, tmp_path, moment
         assert (place / "mine").exists()
     if overwrite and moment == "renaming":  # the old one is there again even if the next run fails
         (tmp_path / f"{FOLDER}.tgz").write_bytes(PAGE)
-        message(obtain, published(server), tmp_path, overwrite=True)
+        message(obtain_imagenette, published(server), tmp_path, overwrite=True)
         assert (place / "mine").exists()
         (tmp_path / f"{FOLDER}.tgz").write_bytes(server.body)
-    assert obtain(published(server), tmp_path, overwrite=overwrite).fresh
+    assert obtain_imagenette(published(server), tmp_path, overwrite=overwrite).fresh
     assert set(files(tmp_path)) == set(FILES) | BESIDE
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted({FOLDER} | BESIDE)
     assert len(server.asked) == 1
@@ -666,12 +666,12 @@ def test_an_interrupted_run_tidies_up(server, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        obtain(published(server), tmp_path, progress=interrupt)
+        obtain_imagenette(published(server), tmp_path, progress=interrupt)
     assert [p.name for p in tmp_path.iterdir()] == [f"{FOLDER}.tgz"]
 
 
 def test_a_replacement_that_fails_puts_the_old_folder_back(server, tmp_path, monkeypatch):
-    obtain(published(server), tmp_path)
+    obtain_imagenette(published(server), tmp_path)
     (tmp_path / FOLDER / "mine").write_text("")
     rename = os.rename
 
@@ -681,7 +681,7 @@ def test_a_replacement_that_fails_puts_the_old_folder_back(server, tmp_path, mon
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", failing)
-    assert message(obtain, published(server), tmp_path, overwrite=True) == (
+    assert message(obtain_imagenette, published(server), tmp_path, overwrite=True) == (
         f"tiny (160px): {tmp_path}/.{FOLDER}.unpacking/new/{FOLDER} cannot be read or written: Input/output error."
     )
     assert (tmp_path / FOLDER / "mine").exists()
@@ -693,12 +693,12 @@ def test_two_runs_at_once(server, tmp_path):
     room.mkdir()
     (room / "theirs").write_text("")
     with Lock(tmp_path / FOLDER):
-        assert message(obtain, published(server), tmp_path, kind=BusyError) == (
+        assert message(obtain_imagenette, published(server), tmp_path, kind=BusyError) == (
             f"{tmp_path / FOLDER} is being written by another run (process {os.getpid()}); wait for it or choose another "
             "--root"
         )
         assert (room / "theirs").exists() and not server.asked
-    obtain(published(server), tmp_path)
+    obtain_imagenette(published(server), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted({FOLDER} | BESIDE)
 
 
@@ -708,12 +708,12 @@ def test_a_disk_without_room(server, tmp_path, monkeypatch, by_hand, needed):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     if by_hand:
         (tmp_path / f"{FOLDER}.tgz").write_bytes(server.body)
-    assert message(obtain, published(server, size=99_000_000), tmp_path) == (
+    assert message(obtain_imagenette, published(server, size=99_000_000), tmp_path) == (
         f"tiny (160px) needs about {needed} MB in {tmp_path}, 100 MB are free: free some, choose a smaller --size, "
         "or give a --root on another disk."
     )
     assert not server.asked
-    obtain(published(server), tmp_path)
+    obtain_imagenette(published(server), tmp_path)
 
 
 def test_a_disk_that_fills_up(server, tmp_path, monkeypatch):
@@ -721,7 +721,7 @@ def test_a_disk_that_fills_up(server, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfileobj", full)
-    assert message(obtain, published(server), tmp_path) == (
+    assert message(obtain_imagenette, published(server), tmp_path) == (
         f"tiny (160px): {tmp_path} cannot be read or written: No space left on device."
     )
     assert [p.name for p in tmp_path.iterdir()] == [f"{FOLDER}.tgz"]
@@ -729,7 +729,7 @@ def test_a_disk_that_fills_up(server, tmp_path, monkeypatch):
 
 def test_a_root_that_cannot_be_made(server, tmp_path):
     (tmp_path / "file").write_text("")
-    came = message(obtain, published(server), tmp_path / "file" / "data")
+    came = message(obtain_imagenette, published(server), tmp_path / "file" / "data")
     assert re.fullmatch(
         rf"tiny \(160px\): {tmp_path}/file.* cannot be read or written: (Not a directory|File exists)\.", came
     )
@@ -776,7 +776,7 @@ def test_the_classes_are_those_that_the_comments_say(name):
 @pytest.fixture
 def run(server, monkeypatch) -> Callable[..., Any]:
     app = typer.Typer()
-    app.command(epilog=f"Example: {command.example}")(guarded(command))
+    app.command(epilog=f"Example: {command.example}")(guarded_command(command))
 
     def run(*arguments: str) -> Any:
         monkeypatch.setitem(ARCHIVES, ("imagenette", "160px"), published(server))

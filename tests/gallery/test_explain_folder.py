@@ -13,7 +13,7 @@ from lrp.cli import main
 from lrp.gallery import formats
 from lrp.gallery.gallery import Gallery
 from lrp.gallery.request import Request
-from lrp.gallery.results import Result, picture_paths
+from lrp.gallery.results import Result, result_picture_paths
 from lrp.pictures import heatmap
 from lrp.pictures.photos import find_photos
 
@@ -158,8 +158,8 @@ def test_the_heatmap_alone_is_transparent_where_there_is_nothing(photos):
     strong = share > 0.3
     assert (rgba[..., 0] > rgba[..., 2])[strong & (values > 0)].all()
     assert (rgba[..., 2] > rgba[..., 0])[strong & (values < 0)].all()
-    assert heatmap.read_heatmap_metadata("out/0.heatmap.png") == {
-        "fingerprint": heatmap.read_heatmap_metadata(result.output)["fingerprint"]
+    assert heatmap.read_png_metadata("out/0.heatmap.png") == {
+        "fingerprint": heatmap.read_png_metadata(result.output)["fingerprint"]
     }
 
 
@@ -237,11 +237,15 @@ def test_no_photo_is_written_over_by_any_format():
         for name in ("a.jpg", "a.heatmap.png", "a.npz"):
             (folder / name).touch()
         found = find_photos([folder])
-        places = picture_paths(found, folder, suffixes)
+        places = result_picture_paths(found, folder, suffixes)
         files = [place.with_suffix(suffix) for place in places for suffix in suffixes]
         assert len(set(files)) == len(files) and not {f.path for f in found} & set(files)
         # By the picture's name alone, as without the others: only what is a photo's is taken.
-        assert [p.name for p in picture_paths(found, folder)] == ["a.heatmap.png.png", "a.png", "a.npz.png"]
+        assert [p.name for p in result_picture_paths(found, folder)] == [
+            "a.heatmap.png.png",
+            "a.png",
+            "a.npz.png",
+        ]
     finally:
         for name in ("a.jpg", "a.heatmap.png", "a.npz"):
             (folder / name).unlink()

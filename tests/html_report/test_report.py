@@ -14,7 +14,7 @@ import pytest
 import lrp
 from helpers.reporting import CLASSES, SIDE, document, study, tiny
 from lrp.cli import main
-from lrp.html_report.select import select_classes_to_explain, select_to_explain, select_to_show
+from lrp.html_report.select import select_classes_for_maps, select_for_maps, select_to_show
 from lrp.html_report.write import write_report
 
 
@@ -243,12 +243,12 @@ def test_what_is_explained():
         r.path: r
         for r in [P("w1", False, 0.4), P("w2", False, 0.9), *(P(f"r{i}", True, i / 10) for i in range(1, 8))]
     }
-    assert select_to_explain(rows, 20) == ["w2", "w1", "r1", "r7", "r2", "r6", "r3", "r5", "r4"]
-    assert select_to_explain(rows, 4) == ["w2", "w1", "r1", "r7"]
+    assert select_for_maps(rows, 20) == ["w2", "w1", "r1", "r7", "r2", "r6", "r3", "r5", "r4"]
+    assert select_for_maps(rows, 4) == ["w2", "w1", "r1", "r7"]
     many = {f"w{i}": P(f"w{i}", False, 0.5) for i in range(20)} | {"r": P("r", True, 0.9)}
-    assert len(select_to_explain(many, 8)) == 8 and select_to_explain(many, 8)[-1] == "r"
+    assert len(select_for_maps(many, 8)) == 8 and select_for_maps(many, 8)[-1] == "r"
     assert select_to_show(["a", "b", "c", "d", "e"], {"e"}, ["c"], 3) == ["a", "c", "e"]
-    assert select_classes_to_explain([P("w", False, 0.5)]) == ["x", "y"] and select_classes_to_explain(
+    assert select_classes_for_maps([P("w", False, 0.5)]) == ["x", "y"] and select_classes_for_maps(
         [P("r", True, 0.5)]
     ) == ["x", "z"]
 

@@ -30,12 +30,12 @@ import lrp.models.downloads
 import lrp.models.loading
 from helpers.disks import small_disk
 from helpers.server import Server
-from lrp.classes import class_index, imagenet_names, imagenet_wnids, timm_class_names
+from lrp.classes import class_index, imagenet_names, imagenet_wnids
 from lrp.cli import main
 from lrp.errors import ModelError, TargetError
-from lrp.models.catalogue import model_names
-from lrp.models.checkpoints import architecture, is_file, save_checkpoint
-from lrp.models.downloads import download, download_checkpoint
+from lrp.models.catalogue import model_names, timm_class_names
+from lrp.models.checkpoints import checkpoint_architecture, is_checkpoint, save_checkpoint
+from lrp.models.downloads import download_checkpoint, download_weights
 from lrp.models.loading import load_model
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.weights import read_weights, weights_fingerprint
@@ -93,7 +93,7 @@ def publish(server: Server, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
 
 def fetch(server: Server, path: Path, sha256: str | None = None, lines: list[str] | None = None) -> None:
     digest = sha256 or hashlib.sha256(server.body).hexdigest()
-    download(f"{server.url}file.pth", path, digest[:8], (lines if lines is not None else []).append)
+    download_weights(f"{server.url}file.pth", path, digest[:8], (lines if lines is not None else []).append)
 
 
 # --- downloads ----------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_the_architecture_fits_the_weights_even_when_they_are_random(monkeypatch
 
 
 def test_every_torchvision_classifier_is_preprocessed_as_its_weights_say(monkeypatch):
-    monkeypatch.setattr(lrp.models.loading, "build_model", lambda *args: nn.Identity())
+    monkeypatch.setattr(lrp.models.loading, "build_from_catalogue", lambda *args: nn.Identity())
     names = tv.list_models(module=tv)
     assert len(names) >= 80
     ours_by_theirs: dict[str, Preprocessing] = {}
@@ -726,10 +726,18 @@ def test_an_architecture_that_does_not_exist(bare):
 
 
 def test_architectures_by_name_and_by_file(saved, bare):
-    assert architecture("timm:resnet18.a1_in1k") == "timm:resnet18.a1_in1k"
-    assert architecture(str(bare), "squeezenet1_1") == architecture(str(saved)) == "squeezenet1_1"
-    assert architecture(str(saved), "alexnet") == "squeezenet1_1"  # which `load_model` then complains about
-    assert message(architecture, str(bare)).startswith(f"{bare} has no sidecar {bare}.json that says")
+    assert checkpoint_architecture("timm:resnet18.a1_in1k") == "timm:resnet18.a1_in1k"
+    assert (
+        checkpoint_architecture(str(bare), "squeezenet1_1")
+        == checkpoint_architecture(str(saved))
+        == "squeezenet1_1"
+    )
+    assert (
+        checkpoint_architecture(str(saved), "alexnet") == "squeezenet1_1"
+    )  # which `load_model` then complains about
+    assert message(checkpoint_architecture, str(bare)).startswith(
+        f"{bare} has no sidecar {bare}.json that says"
+    )
 
 
 @pytest.mark.parametrize(
@@ -737,7 +745,7 @@ def test_architectures_by_name_and_by_file(saved, bare):
     [("vgg19", False), ("timm:a/b.pth", False), ("a.pth", True), ("./a", True), ("a.safetensors", True)],
 )
 def test_what_is_taken_for_a_file(name, expected):
-    assert is_file(name) is expected
+    assert is_checkpoint(name) is expected
 
 
 def test_the_command_line_takes_such_files(bare, tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from helpers.disks import small_disk
-from lrp.storage.append import append, seal, unseal
+from lrp.storage.append import append, line_to_append, read_appended_line
 
 
 def test_what_a_full_disk_refuses_is_taken_back() -> None:
@@ -33,9 +33,9 @@ def test_it_is_on_the_disk_when_it_returns(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_line_with_one_bit_turned_is_none() -> None:
     entry = {"name": "caf\udce9 ü", "values": [0.1, None, {"a": True}]}
-    line = seal(entry)
-    assert unseal(line) == entry and line.endswith(b"}\n") and line.count(b"\n") == 1
+    line = line_to_append(entry)
+    assert read_appended_line(line) == entry and line.endswith(b"}\n") and line.count(b"\n") == 1
     for at in range(len(line)):
         for bit in range(8):
-            assert unseal(line[:at] + bytes([line[at] ^ 1 << bit]) + line[at + 1 :]) is None
-        assert unseal(line[:at]) is None
+            assert read_appended_line(line[:at] + bytes([line[at] ^ 1 << bit]) + line[at + 1 :]) is None
+        assert read_appended_line(line[:at]) is None

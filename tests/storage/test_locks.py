@@ -20,8 +20,7 @@ HOLDER = """if True:
     from lrp.storage.locks import Lock
     lock = Lock(Path(sys.argv[1]))
     worker = os.fork() if "fork" in sys.argv else 0
-    if "fork" not in sys.argv or worker:
-        print(worker, flush=True)
+    os.write(1, f"{worker}\\n".encode())  # at once: two processes write here
     time.sleep(60)"""
 
 
@@ -29,7 +28,8 @@ HOLDER = """if True:
 def holder(output: Path, *how: str) -> Iterator[tuple[subprocess.Popen, int]]:
     """Another process that holds the output; with "fork", and its worker."""
     with subprocess.Popen([sys.executable, "-c", HOLDER, output, *how], stdout=subprocess.PIPE) as child:
-        worker = int(child.stdout.readline())
+        # The worker says 0, which shows that it runs: a moment earlier it is still a copy of its parent, lock and all.
+        worker = max(int(child.stdout.readline()) for _ in range(1 + len(how)))
         try:
             yield child, worker
         finally:

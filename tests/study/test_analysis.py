@@ -18,9 +18,9 @@ from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_
 
 import lrp.study.analysis
 from lrp.errors import PredictionsError
-from lrp.study.analysis import accuracy_of, calibration, confusion, picks
+from lrp.study.analysis import analyse_accuracy, analyse_confidence, calibration, confusion
 from lrp.study.predictions import Prediction
-from lrp.study.statistics import Share, mcnemar, paired_interval, share, tango
+from lrp.study.statistics import Share, mcnemar, paired_interval, share_interval, tango_interval
 
 
 def row(path, true, predicted, confidence, true_confidence=None, **more):
@@ -67,16 +67,16 @@ def tables(draw, least=0):
 def test_wilson_is_scipys(n):
     for successes in sorted({0, 1, n // 3, n // 2, n - 1, n}):
         expected = binomtest(successes, n).proportion_ci(method="wilson")
-        got = share(successes, n)
+        got = share_interval(successes, n)
         assert (got.value, got.successes, got.n) == (successes / n, successes, n)
         assert (got.low, got.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
         assert 0 <= got.low <= got.value <= got.high <= 1
 
 
 def test_share_of_nothing_and_in_words():
-    assert share(0, 0) is None
-    assert str(share(9, 10)) == "90.0 % (59.6 to 98.2)"
-    assert share(0, 3).low == 0.0 and share(3, 3).high == 1.0
+    assert share_interval(0, 0) is None
+    assert str(share_interval(9, 10)) == "90.0 % (59.6 to 98.2)"
+    assert share_interval(0, 3).low == 0.0 and share_interval(3, 3).high == 1.0
     assert Share(0.5, 0.1, 0.9, 1, 2).to_dict() == {
         "value": 0.5, "low": 0.1, "high": 0.9, "successes": 1, "n": 2,
     }  # fmt: skip
@@ -85,7 +85,7 @@ def test_share_of_nothing_and_in_words():
 def test_tango_as_published():
     """Fagerland, Lydersen, Laake, Statistical Analysis of Contingency Tables, 2017, chapter 8: complete response
     before and after consolidation therapy (Cavo 2012), as the book's R package `contingencytables` has it."""
-    assert tuple(round(v, 4) for v in tango(6, 16, 161)) == (-0.1240, -0.0054)
+    assert tuple(round(v, 4) for v in tango_interval(6, 16, 161)) == (-0.1240, -0.0054)
 
 
 def score_by_brute_force(gained, lost, n, delta):
@@ -110,15 +110,17 @@ def score_by_brute_force(gained, lost, n, delta):
     "gained, lost, n", [(6, 16, 161), (1, 7, 21), (5, 0, 30), (0, 3, 10), (20, 18, 3925), (9, 9, 20)]
 )
 def test_tango_inverts_the_score_test(gained, lost, n):
-    for limit in tango(gained, lost, n):
+    for limit in tango_interval(gained, lost, n):
         assert score_by_brute_force(gained, lost, n, limit) == pytest.approx(norm.ppf(0.975), abs=1e-3)
 
 
 def test_tango_of_nothing_moved_and_of_everything():
     z2 = norm.ppf(0.975) ** 2
-    assert tango(0, 0, 40) == pytest.approx((-z2 / (40 + z2), z2 / (40 + z2)))  # its closed form there
-    assert tango(7, 0, 7)[1] == 1.0 and tango(0, 7, 7)[0] == -1.0
-    assert tango(3, 1, 9) == pytest.approx(tuple(-v for v in reversed(tango(1, 3, 9))))
+    assert tango_interval(0, 0, 40) == pytest.approx(
+        (-z2 / (40 + z2), z2 / (40 + z2))
+    )  # its closed form there
+    assert tango_interval(7, 0, 7)[1] == 1.0 and tango_interval(0, 7, 7)[0] == -1.0
+    assert tango_interval(3, 1, 9) == pytest.approx(tuple(-v for v in reversed(tango_interval(1, 3, 9))))
 
 
 @pytest.mark.parametrize("up, down", [(0.1, 0.1), (0.15, 0.05), (0.02, 0.02), (0.3, 0.1)])
@@ -132,7 +134,7 @@ def test_tango_covers_the_truth_about_95_times_of_100(up, down):
         for lost in range(n - gained + 1):
             both = chance * binom.pmf(lost, n - gained, down / (1 - up))
             if both > 1e-7:
-                low, high = tango(gained, lost, n)
+                low, high = tango_interval(gained, lost, n)
                 covered += both * (low <= up - down <= high)
     assert 0.93 < covered < 0.995
 
@@ -163,7 +165,7 @@ def test_paired_by_pencil():
 
 
 def test_accuracy_by_pencil():
-    got = accuracy_of(PENCIL)
+    got = analyse_accuracy(PENCIL)
     assert (got.total, got.counted, got.unreadable, got.unmatched) == (7, 5, 1, 1)
     assert (got.top1.successes, got.top1.n, got.top5.successes) == (2, 5, 4)
     assert got.confidence == pytest.approx((0.9 + 0.6 + 0.7 + 0.5 + 0.8) / 5)
@@ -190,7 +192,7 @@ def test_accuracy_by_pencil():
 
 @given(rows=tables())
 def test_accuracy_is_scikit_learns(rows):
-    got = accuracy_of(rows)
+    got = analyse_accuracy(rows)
     if not rows:
         assert got.top1 is None and got.loss is None and got.classes == ()
         return
@@ -213,14 +215,14 @@ def test_accuracy_is_scikit_learns(rows):
 def test_loss_is_scikit_learns(values):
     rows = [row(f"{i}", "a", "b", 0.5, value) for i, value in enumerate(values)]
     expected = log_loss([1] * len(values), [[1 - v, v] for v in values], labels=[0, 1])
-    assert accuracy_of(rows).loss == pytest.approx(expected, abs=1e-9)
+    assert analyse_accuracy(rows).loss == pytest.approx(expected, abs=1e-9)
 
 
 def test_what_a_row_does_not_know_is_not_known():
     six = [replace(r, top5={}, true_index=None, predicted_index=None) for r in PENCIL]
-    assert accuracy_of(six).top5 is None and accuracy_of(six).top1.successes == 2
+    assert analyse_accuracy(six).top5 is None and analyse_accuracy(six).top1.successes == 2
     one_lacks = [replace(PENCIL[0], top5={}, true_confidence=None), *PENCIL[1:]]
-    got = accuracy_of(one_lacks)
+    got = analyse_accuracy(one_lacks)
     assert got.top5 is None and got.loss is None
     dog, cat = got.classes
     assert cat.top5 is None and cat.loss is None
@@ -229,10 +231,10 @@ def test_what_a_row_does_not_know_is_not_known():
 
 @pytest.mark.parametrize("rows", [[], PENCIL[5:]], ids=["none", "none counts"])
 def test_of_nothing_there_are_no_numbers(rows):
-    got = accuracy_of(rows)
+    got = analyse_accuracy(rows)
     assert (got.total, got.counted) == (len(rows), 0)
     assert got.top1 is got.top5 is got.loss is got.confidence is None and got.classes == ()
-    assert picks(rows, 3).overall.highest == () and picks(rows, 3).classes == ()
+    assert analyse_confidence(rows, 3).overall.highest == () and analyse_confidence(rows, 3).classes == ()
     assert confusion(rows).labels == confusion(rows).mistakes == confusion(rows).view(5).rows == ()
     c = calibration(rows)
     assert c.ece is c.mce is c.adaptive_ece is c.gap is c.accuracy is None and c.tendency == ""
@@ -242,7 +244,7 @@ def test_of_nothing_there_are_no_numbers(rows):
 @pytest.mark.parametrize("column, nothing", [
     ("true_label", ""), ("predicted_label", ""), ("predicted_confidence", None), ("correct", None),
 ])  # fmt: skip
-@pytest.mark.parametrize("function", [accuracy_of, picks, confusion, calibration])
+@pytest.mark.parametrize("function", [analyse_accuracy, analyse_confidence, confusion, calibration])
 def test_a_row_that_counts_is_whole(function, column, nothing):
     with pytest.raises(PredictionsError) as caught:
         function([replace(PENCIL[0], **{column: nothing})])
@@ -259,7 +261,7 @@ def test_picks_by_pencil():
     rows = [row(f"d/{x}/{i}", x, x, c) for x, i, c in [
         ("a", 1, 0.5), ("a", 2, 0.9), ("a", 3, 0.9), ("a", 4, 0.2), ("b", 1, 0.7), ("b", 2, 0.2),
     ]] + [row("d/b/3", "b", "a", 1.0), row("d/c/1", "c", "a", 0.1)]  # fmt: skip
-    got = picks(rows, 3)
+    got = analyse_confidence(rows, 3)
     paths = lambda some: [r.path for r in some]  # noqa: E731
     assert paths(got.overall.highest) == ["d/a/2", "d/a/3", "d/b/1"]
     assert paths(got.overall.lowest) == ["d/a/4", "d/b/2", "d/a/1"]  # ties by path, both ways
@@ -272,7 +274,7 @@ def test_picks_by_pencil():
 
 @given(rows=tables(), count=st.integers(0, 9))
 def test_picks_are_the_ends_of_the_sorted_list(rows, count):
-    got = picks(rows, count).overall
+    got = analyse_confidence(rows, count).overall
     values = sorted(r.predicted_confidence for r in rows if r.correct)
     assert [r.predicted_confidence for r in got.highest] == values[::-1][:count]
     assert [r.predicted_confidence for r in got.lowest] == values[:count]
@@ -428,7 +430,13 @@ def test_calibration_needs_a_bin():
 
 @pytest.mark.parametrize("rows", [[], PENCIL], ids=["nothing", "something"])
 def test_everything_becomes_json(rows):
-    some = [accuracy_of(rows), picks(rows, 2), confusion(rows), confusion(rows).view(3), calibration(rows)]
+    some = [
+        analyse_accuracy(rows),
+        analyse_confidence(rows, 2),
+        confusion(rows),
+        confusion(rows).view(3),
+        calibration(rows),
+    ]
     for one in some:
         plain = one.to_dict()
         assert json.loads(json.dumps(plain, allow_nan=False)) == plain
@@ -440,7 +448,7 @@ def test_everything_becomes_json(rows):
 
 def test_the_rows_are_left_alone_and_twice_gives_the_same():
     before = [replace(r) for r in PENCIL]
-    for function in (accuracy_of, picks, confusion, calibration):
+    for function in (analyse_accuracy, analyse_confidence, confusion, calibration):
         assert function(PENCIL) == function(tuple(PENCIL)) == function(PENCIL)
     assert before == PENCIL
 

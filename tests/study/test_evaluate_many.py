@@ -308,7 +308,7 @@ def test_the_others_are_predicted_as_they_are_painted(many, rows):
 def test_the_broken_ones_count_in_no_average(many, rows, result):
     right = sum(row.true_label == many.painted[i][0] for i, row in enumerate(rows) if i in many.painted)
     assert 0 < right < COUNT - 50 and result.correct == right
-    found = analysis.accuracy_of(rows)
+    found = analysis.analyse_accuracy(rows)
     assert (found.total, found.counted, found.unreadable, found.unmatched) == (COUNT, COUNT - 50, 50, 0)
     assert (found.top1.successes, found.top1.n) == (right, COUNT - 50)
     with open(result.output, newline="", encoding="utf-8") as file:

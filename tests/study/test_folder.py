@@ -21,9 +21,14 @@ from lrp.errors import PredictionsError
 from lrp.study import folder as study
 from lrp.study import written
 from lrp.study.accuracy import accuracy as measured
-from lrp.study.accuracy import file_name, table_paths
-from lrp.study.locate import class_folders, copy_photos, locate_photos
-from lrp.study.predictions import Prediction, read_predictions, write_predictions
+from lrp.study.locate import copy_located_photos, locate_class_folders, locate_photos
+from lrp.study.predictions import (
+    Prediction,
+    prediction_table_paths,
+    prediction_table_stem,
+    read_predictions,
+    write_predictions,
+)
 from lrp.values import percent
 
 LABELS = ("cat", "dog", "fish")
@@ -122,14 +127,14 @@ def test_explain_runs_next(tmp_path, monkeypatch, capsys):
         for wnid, label in (("n01440764", "tench"), ("n03445777", "golf ball"))
         for sub, i in (("a", 1), ("b", 1))
     ]
-    assert set(class_folders(rows).values()) == {"n01440764", "n03445777"}
+    assert set(locate_class_folders(rows).values()) == {"n01440764", "n03445777"}
     files = {}
     for r in rows:
         file = tmp_path / r.path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(r.path)
         files[r.path] = file
-    made = list(copy_photos(files, class_folders(rows), tmp_path / "input"))
+    made = list(copy_located_photos(files, locate_class_folders(rows), tmp_path / "input"))
     assert [str(m.relative_to(tmp_path)) for m in made] == [
         "input/n01440764/1.jpg", "input/n01440764/1.2.jpg", "input/n03445777/1.jpg", "input/n03445777/1.2.jpg",
     ]  # fmt: skip
@@ -138,7 +143,7 @@ def test_explain_runs_next(tmp_path, monkeypatch, capsys):
 
 def test_class_folders_by_pencil():
     def folders(*pairs: tuple[str, str]) -> list[str]:
-        return list(class_folders([Prediction(p, t, t, 1, 1, True) for p, t in pairs]).values())
+        return list(locate_class_folders([Prediction(p, t, t, 1, 1, True) for p, t in pairs]).values())
 
     assert folders(("d/val/a/1.png", "A"), ("d/val/b/1.png", "B")) == ["a", "b"]
     assert folders(("d/train/a/1.png", "A"), ("d/val/a/1.png", "A"), ("d/val/b/1.png", "B")) == [
@@ -149,7 +154,7 @@ def test_class_folders_by_pencil():
     assert folders(("/d/a/1.png", "A")) == ["a"]
     assert folders(("d/a/1.png", "A"), ("d/a/2.png", "B")) == ["a", "a"]  # nothing tells them apart
     assert folders(("1.png", "A")) == [""]
-    assert class_folders([]) == {}
+    assert locate_class_folders([]) == {}
 
 
 def test_photos_that_moved(table, tmp_path, capsys):
@@ -312,7 +317,7 @@ def test_a_thousand_classes_have_no_thousand_sheets(tmp_path, monkeypatch):
 
 
 def test_names_of_classes_become_names_of_files():
-    assert written.names_of_written_files(["a/b", "a:b", "A_b", "..", "", "crane (bird)", "é", "x" * 300]) == [
+    assert written.written_file_names(["a/b", "a:b", "A_b", "..", "", "crane (bird)", "é", "x" * 300]) == [
         "a_b", "a_b.2", "A_b.3", "_", "_.2", "crane (bird)", "é", "x" * 80,
     ]  # fmt: skip
 
@@ -467,8 +472,8 @@ def test_csv_and_plot_with_and_without_a_name(checkpoints, capsys):
 
 
 def test_models_share_no_table():
-    assert file_name("timm:resnet18.a1_in1k") == "timm_resnet18.a1_in1k"
-    assert [str(p) for p in table_paths(["vgg19", "timm:vgg19", "a/m.pth", "b/m.pth"], "out")] == [
+    assert prediction_table_stem("timm:resnet18.a1_in1k") == "timm_resnet18.a1_in1k"
+    assert [str(p) for p in prediction_table_paths(["vgg19", "timm:vgg19", "a/m.pth", "b/m.pth"], "out")] == [
         "out/vgg19_results.csv", "out/timm_vgg19_results.csv", "out/a_m.pth_results.csv", "out/b_m.pth_results.csv",
     ]  # fmt: skip
 
@@ -501,7 +506,9 @@ def test_a_table_on_a_terminal_is_never_cut(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("TERM", "xterm")
-    tables.show("T", ("name", ">number"), [["photos/n01440764/some_long_name.jpg", "87.8 % (84.6 to 90.4)"]])
+    tables.print_table(
+        "T", ("name", ">number"), [["photos/n01440764/some_long_name.jpg", "87.8 % (84.6 to 90.4)"]]
+    )
     out = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
     assert max(map(len, out.splitlines())) <= 40, out
     letters = "".join(out.split())
@@ -510,7 +517,7 @@ def test_a_table_on_a_terminal_is_never_cut(monkeypatch, capsys):
 
 
 def test_a_table_in_a_pipe_is_plain(capsys):
-    tables.show("T", ("name", ">number"), [["a\x1b[31m", "1"], ["bb", "22"]])
+    tables.print_table("T", ("name", ">number"), [["a\x1b[31m", "1"], ["bb", "22"]])
     assert capsys.readouterr().out == "T\nname    number\na?[31m       1\nbb          22\n\n"
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from lrp.errors import LrpError
 from lrp.pictures import figures
 from lrp.study import plots
-from lrp.study.analysis import accuracy_of, calibration, confusion
+from lrp.study.analysis import analyse_accuracy, calibration, confusion
 from lrp.study.comparison import compare_predictions
 from lrp.study.predictions import Prediction
 
@@ -45,7 +45,7 @@ ROWS = table()
 
 
 def every_figure():
-    results = {"vgg19": accuracy_of(ROWS), "alexnet": accuracy_of(table(seed=1, skill=0.4))}
+    results = {"vgg19": analyse_accuracy(ROWS), "alexnet": analyse_accuracy(table(seed=1, skill=0.4))}
     return {
         "accuracy": plots.plot_accuracy(results),
         "classes": plots.plot_class_accuracy(results),
@@ -69,7 +69,7 @@ def bars(axes):
 
 
 def test_accuracy_bars_show_the_numbers():
-    results = {"vgg19": accuracy_of(ROWS), "alexnet": accuracy_of(table(seed=1, skill=0.4))}
+    results = {"vgg19": analyse_accuracy(ROWS), "alexnet": analyse_accuracy(table(seed=1, skill=0.4))}
     figure = plots.plot_accuracy(results, title="On Imagenette")
     axes = figure.axes[0]
     expected = [100 * share.value for one in results.values() for share in (one.top1, one.top5)]
@@ -87,18 +87,18 @@ def test_accuracy_bars_show_the_numbers():
 
 
 def test_accuracy_bars_without_top5():
-    figure = plots.plot_accuracy({"m": accuracy_of([replace(r, top5={}) for r in ROWS])})
+    figure = plots.plot_accuracy({"m": analyse_accuracy([replace(r, top5={}) for r in ROWS])})
     assert len(bars(figure.axes[0])) == 1 and not figure.legends
     assert figure.axes[0].get_xlabel() == "top-1 accuracy, % of images"
 
 
 def test_accuracy_bars_of_models_on_different_numbers_of_images():
-    figure = plots.plot_accuracy({"a": accuracy_of(ROWS), "b": accuracy_of(ROWS[:17])})
+    figure = plots.plot_accuracy({"a": analyse_accuracy(ROWS), "b": analyse_accuracy(ROWS[:17])})
     assert "17 to 60 images, with 95 % intervals" in texts(figure)
 
 
 def test_class_bars_are_grouped_and_sorted():
-    one, two = accuracy_of(ROWS), accuracy_of(table(seed=1, skill=0.4))
+    one, two = analyse_accuracy(ROWS), analyse_accuracy(table(seed=1, skill=0.4))
     figure = plots.plot_class_accuracy({"one": one, "two": two})
     axes = figure.axes[0]
     value = {c.label: (c.top1.value, d.top1.value) for c, d in zip(one.classes, two.classes, strict=True)}
@@ -114,7 +114,7 @@ def test_class_bars_are_grouped_and_sorted():
 
 def test_of_many_classes_those_least_often_right_are_shown():
     labels = [f"class {i}" for i in range(30)]
-    got = accuracy_of(table(labels))
+    got = analyse_accuracy(table(labels))
     figure = plots.plot_class_accuracy({"m": got}, classes=7)
     shown = {t.get_text() for t in figure.axes[0].get_yticklabels()}
     worst = sorted(c.top1.value for c in got.classes)[:7]
@@ -123,13 +123,13 @@ def test_of_many_classes_those_least_often_right_are_shown():
 
 
 def test_a_class_that_one_model_was_not_given_has_no_bar():
-    figure = plots.plot_class_accuracy({"a": accuracy_of(ROWS), "b": accuracy_of(ROWS[:6])})
+    figure = plots.plot_class_accuracy({"a": analyse_accuracy(ROWS), "b": analyse_accuracy(ROWS[:6])})
     assert sum(length > 0 for length, _ in bars(figure.axes[0])) <= 11
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 20])
 def test_every_model_has_a_colour_of_its_own(count):
-    figure = plots.plot_class_accuracy({f"m{i}": accuracy_of(ROWS[:6]) for i in range(count)})
+    figure = plots.plot_class_accuracy({f"m{i}": analyse_accuracy(ROWS[:6]) for i in range(count)})
     assert len({colour for _, colour in bars(figure.axes[0])}) == count
 
 
@@ -254,7 +254,7 @@ def test_comparison_of_different_class_sets_shows_both_accuracies():
 def test_all_axes_are_labelled_and_no_word_is_cut_off(tmp_path):
     long = "a very long class name, such as those that WordNet gives, with commas, synonyms and no end"
     labels = (long, *TEN[:3])
-    results = {"a model of a very long name / with.a_path": accuracy_of(table(labels))}
+    results = {"a model of a very long name / with.a_path": analyse_accuracy(table(labels))}
     some = [
         plots.plot_accuracy(results), plots.plot_class_accuracy(results),
         plots.plot_confusion(confusion(table(labels))), *every_figure().values(),
@@ -273,13 +273,13 @@ def test_all_axes_are_labelled_and_no_word_is_cut_off(tmp_path):
 
 def test_words_are_wrapped_at_their_joints():
     assert (
-        figures.words("runs/2024/vgg19_results_original.csv", 14)
+        figures.figure_text("runs/2024/vgg19_results_original.csv", 14)
         == "runs/2024/\nvgg19_results_\noriginal.csv"
     )
-    assert figures.words("x" * 25, 10) == "\n".join(["x" * 10, "x" * 10, "x" * 5])
-    assert figures.words("English springer", 30) == "English springer"
-    assert figures.words(" a\n b\t\x00 $5 and $6\udce9", 40) == r"a b ? \$5 and \$6?"
-    assert figures.words("") == ""
+    assert figures.figure_text("x" * 25, 10) == "\n".join(["x" * 10, "x" * 10, "x" * 5])
+    assert figures.figure_text("English springer", 30) == "English springer"
+    assert figures.figure_text(" a\n b\t\x00 $5 and $6\udce9", 40) == r"a b ? \$5 and \$6?"
+    assert figures.figure_text("") == ""
 
 
 @pytest.mark.parametrize("name", ["$x_1$ $", "日本語", "bad\udce9", "a\nb", "", "%d {} \\alpha", "x" * 300])
@@ -291,7 +291,9 @@ def test_any_class_name_can_be_drawn(name, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for kind in ("png", "svg"):
-            plots.save_figure(plots.plot_class_accuracy({name: accuracy_of(rows)}), tmp_path / f"a.{kind}")
+            plots.save_figure(
+                plots.plot_class_accuracy({name: analyse_accuracy(rows)}), tmp_path / f"a.{kind}"
+            )
         plots.save_figure(plots.plot_confusion(confusion(rows)), tmp_path / "b.svg")
 
 
@@ -319,9 +321,9 @@ def test_nothing_global_is_changed_and_a_users_settings_do_not_matter(tmp_path):
 
 def test_no_pyplot_and_no_matplotlib_before_it_is_needed():
     code = (
-        "import sys, lrp.study.plots; early = 'matplotlib' in sys.modules; from lrp.study.analysis import accuracy_of; "
+        "import sys, lrp.study.plots; early = 'matplotlib' in sys.modules; from lrp.study.analysis import analyse_accuracy; "
         "from lrp.study.predictions import Prediction; "
-        "lrp.study.plots.plot_accuracy({'m': accuracy_of([Prediction('p', 'a', 'a', 1.0, 1.0, True)])}); "
+        "lrp.study.plots.plot_accuracy({'m': analyse_accuracy([Prediction('p', 'a', 'a', 1.0, 1.0, True)])}); "
         "print(early, 'matplotlib.pyplot' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -361,8 +363,8 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("make, what", [
     (lambda: plots.plot_accuracy({}), "at least one image that counts"),
-    (lambda: plots.plot_accuracy({"m": accuracy_of([])}), "at least one image that counts"),
-    (lambda: plots.plot_class_accuracy({"m": accuracy_of([])}), "at least one image that counts"),
+    (lambda: plots.plot_accuracy({"m": analyse_accuracy([])}), "at least one image that counts"),
+    (lambda: plots.plot_class_accuracy({"m": analyse_accuracy([])}), "at least one image that counts"),
     (lambda: plots.plot_confusion(confusion([])), "at least one image"),
     (lambda: plots.plot_reliability(calibration([])), "at least one image"),
     (lambda: plots.plot_comparison(compare_predictions([], [])), "at least one image that counts in both files"),
@@ -378,7 +380,7 @@ def test_without_matplotlib_one_sentence(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(LrpError) as caught:
-        plots.plot_accuracy({"m": accuracy_of(ROWS)})
+        plots.plot_accuracy({"m": analyse_accuracy(ROWS)})
     assert str(caught.value) == "this needs matplotlib: pip install 'lrp[study]'."
 
 

@@ -24,7 +24,7 @@ from lrp.errors import LrpError, PredictionsError
 from lrp.study.predictions import (
     COLUMNS,
     Prediction,
-    iterate_predictions,
+    read_prediction_rows,
     read_predictions,
     write_predictions,
 )
@@ -122,7 +122,7 @@ def test_what_is_written_is_read_here_and_by_others(rows: list[Prediction]) -> N
         with path.open(encoding="utf-8", newline="") as file:  # a spreadsheet runs none of it
             assert not [cell for row in csv.reader(file) for cell in row if cell.startswith(FORMULA)]
         again = Path(folder) / "again.csv"
-        write_predictions(again, iterate_predictions(path))
+        write_predictions(again, read_prediction_rows(path))
         assert again.read_bytes() == path.read_bytes()
         assert sorted(os.listdir(folder)) == ["again.csv", "results.csv"]
 
@@ -157,7 +157,7 @@ def test_by_pencil(tmp_path: Path) -> None:
         'val/n02/b.png,tench,,,,,unreadable,"no photo:\nempty",0,,,vgg19,,False\n'
         "'=c.png,,fish,0.3333333333,,,unmatched,,,1,,,,False\n"
     )
-    assert [row.counted for row in iterate_predictions(path)] == [True, True, False, False]
+    assert [row.counted for row in read_prediction_rows(path)] == [True, True, False, False]
     assert list(read_predictions(path)[0].top5) == ["tench", "goldfish"]  # likeliest first
 
 
@@ -184,7 +184,7 @@ def test_neither_torch_nor_numpy_is_needed() -> None:
 
 def test_a_file_name_that_is_no_unicode(tmp_path: Path) -> None:
     write_predictions(tmp_path / "r.csv", [replace(GOOD, path=os.fsdecode(b"caf\xe9.png"))])
-    assert [row.path for row in iterate_predictions(tmp_path / "r.csv")] == ["caf\\udce9.png"]
+    assert [row.path for row in read_prediction_rows(tmp_path / "r.csv")] == ["caf\\udce9.png"]
 
 
 # Other people's files -----------------------------------------------------------------------------------------
@@ -473,9 +473,9 @@ def test_memory_hardly_grows_with_the_rows_read(tmp_path: Path) -> None:
         )
     code = """if True:
         import resource, sys
-        from lrp.study.predictions import iterate_predictions
+        from lrp.study.predictions import read_prediction_rows
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(sum(row.counted for row in iterate_predictions(sys.argv[1])))
+        print(sum(row.counted for row in read_prediction_rows(sys.argv[1])))
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"""
     done = subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True)
     rows, kilobytes = map(int, done.stdout.split())

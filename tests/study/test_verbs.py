@@ -8,7 +8,7 @@ from PIL import Image
 
 import lrp
 from helpers.small_models import small_model, write_photos
-from lrp.study.table_model import table_gallery
+from lrp.study.table_model import table_model_gallery
 
 MODELS = {"a": small_model(1), "b": small_model(5)}
 
@@ -94,9 +94,9 @@ def test_report_of_tables_and_options(tables):
 
 def test_what_a_tables_pictures_are_known_by(tables):
     """The options that change a map, where they are not the defaults, and no others."""
-    gallery = table_gallery("a.csv", tables[0])
+    gallery = table_model_gallery("a.csv", tables[0])
     assert gallery.identity == {"model": "a", "weights": gallery.identity["weights"], "composite": None}
     options = lrp.ExplainOptions("epsilon", "ignore", 0.1, 0.5, precision="mixed", style="both", batch_size=2)
-    assert table_gallery("a.csv", tables[0], options=options).identity == gallery.identity | {
+    assert table_model_gallery("a.csv", tables[0], options=options).identity == gallery.identity | {
         "composite": "epsilon", "bias": "ignore", "epsilon": 0.1, "top_k": 0.5, "precision": "mixed",
     }  # fmt: skip

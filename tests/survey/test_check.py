@@ -95,7 +95,7 @@ def test_shallow_nets_of_other_kinds_are_too(name):
             for module in model.modules():
                 if isinstance(blocks := getattr(module, "blocks", None), nn.Sequential | nn.ModuleList):
                     module.blocks = blocks[:2]
-        return check.with_realistic_weights(model.eval(), torch.randn(8, 3, size, size)), torch.randn(
+        return check.set_check_weights(model.eval(), torch.randn(8, 3, size, size)), torch.randn(
             1, 3, size, size
         )
 
@@ -106,7 +106,7 @@ def fresh(day: date) -> list[str]:
     """Two others that take seconds, another two every day."""
     sample = {name for name, _ in SAMPLE} | set(OF_TIMM)
     small = [
-        name for name in architectures.names()
+        name for name in architectures.surveyed_architectures()
         if name not in sample and check._published(name) < 50e6 and name not in SLOW
     ]  # fmt: skip
     return random.Random(day.toordinal()).sample(small, 2)
@@ -139,11 +139,11 @@ def in_float64(name: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     if name in SMALLER:
         model, x = (
-            check.with_realistic_weights(SMALLER[name](), torch.randn(8, 3, 64, 64)),
+            check.set_check_weights(SMALLER[name](), torch.randn(8, 3, 64, 64)),
             torch.randn(1, 3, 64, 64),
         )
     else:
-        model, x = check.build_for_check(name, 64)
+        model, x = check.model_to_check(name, 64)
     return model.double(), x.double()
 
 
@@ -190,7 +190,7 @@ def test_a_tiny_model_measured():
     assert result.logit_error < 1e-5 and result.closing_error < 1e-12 and result.worst and result.finite
     assert abs(result.reached + result.bias + result.epsilon + result.dropped - 1) < 1e-9
     assert result.amplification >= 1 and result.times > 0 and result.gradient > 0 and result.seconds > 0
-    assert result.versions == check.package_versions() and set(result.versions) == {
+    assert result.versions == check.versions_at_check() and set(result.versions) == {
         "lrp",
         "torch",
         "torchvision",
@@ -308,7 +308,7 @@ def test_realistic_weights():
     nn.init.zeros_(model[3].weight)
     nn.init.constant_(model[3].bias, 1e-6)
     before = model[0].weight.clone()
-    assert check.with_realistic_weights(model, torch.randn(8, 3, 3, 3)) is model
+    assert check.set_check_weights(model, torch.randn(8, 3, 3, 3)) is model
     norm, linear = model[1], model[3]
     assert not any(m.training for m in model.modules())
     assert torch.equal(model[0].weight, before)  # what has been drawn stays
@@ -323,8 +323,8 @@ def test_realistic_weights():
 
 def test_torchvisions_largest_take_224_pixels(monkeypatch):
     monkeypatch.setattr(check, "LARGE", 1_000)
-    assert check.build_for_check("squeezenet1_1")[1].shape == (1, 3, 224, 224)
-    model, x = check.build_for_check("efficientnet_b1")  # its own: 240
+    assert check.model_to_check("squeezenet1_1")[1].shape == (1, 3, 224, 224)
+    model, x = check.model_to_check("efficientnet_b1")  # its own: 240
     assert x.shape == (1, 3, 224, 224)
     with torch.no_grad():
         assert model(x).shape == (1, 1000)
@@ -334,7 +334,7 @@ def test_torchvisions_largest_take_224_pixels(monkeypatch):
 
 
 def test_every_family_of_the_installed_timm_is_listed():
-    assert architectures.unlisted() == [], (
+    assert architectures.unlisted_families() == [], (
         "choose with lrp.survey.architectures.smallest_of_family and add to TIMM, or to LEFT_OUT with the reason"
     )
 
@@ -349,18 +349,18 @@ def test_what_a_user_registers_with_timm_is_no_family_of_timm(monkeypatch):
         "iter_modules",
         lambda paths: [SimpleNamespace(name=n) for n in ("new_in_timm", "vgg")],
     )
-    assert architectures.unlisted() == ["new_in_timm"]
+    assert architectures.unlisted_families() == ["new_in_timm"]
 
 
 def test_the_list():
     import timm
 
-    assert len(architectures.names()) == 80 + 94
+    assert len(architectures.surveyed_architectures()) == 80 + 94
     for family, name in architectures.TIMM.items():
         assert name in timm.list_models(module=family) and not name.startswith("test_")
         assert architectures.family_of(f"timm:{name}") == family
     assert architectures.family_of("resnet50") == "torchvision"
-    assert architectures.names("resnet50") == ["resnet50", "wide_resnet50_2"]
+    assert architectures.surveyed_architectures("resnet50") == ["resnet50", "wide_resnet50_2"]
     assert architectures.smallest_of_family("levit") == architectures.TIMM["levit"]
     assert (
         architectures.smallest_of_family("deepseek_vit") is None and "deepseek_vit" in architectures.LEFT_OUT
@@ -381,7 +381,7 @@ def result(name: str, reason: str = "", **facts) -> Measurement:
         "reached": 0.5,
     }
     return Measurement(name, architectures.family_of(name), reason, **{
-        **known, "operations": 7, "finite": True, "versions": check.package_versions(), "date": "2026-01-02", **facts,
+        **known, "operations": 7, "finite": True, "versions": check.versions_at_check(), "date": "2026-01-02", **facts,
     })  # fmt: skip
 
 
@@ -499,13 +499,13 @@ def test_a_folder_that_cannot_be_written(instant, tmp_path):
 
 
 def test_goals():
-    fine = [result(name) for name in architectures.names()]
+    fine = [result(name) for name in architectures.surveyed_architectures()]
     misses = [replace(r, reason="missed") for r in fine]
-    assert run.met(fine, everything=True)
-    assert run.met(fine[:-4] + misses[-4:], everything=True)
-    assert not run.met(fine[:-5] + misses[-5:], everything=True)
-    assert not run.met(misses[:1] + fine[1:], everything=True)
-    assert not run.met(fine[-5:-1] + misses[-1:], everything=False)
+    assert run.survey_meets_goal(fine, everything=True)
+    assert run.survey_meets_goal(fine[:-4] + misses[-4:], everything=True)
+    assert not run.survey_meets_goal(fine[:-5] + misses[-5:], everything=True)
+    assert not run.survey_meets_goal(misses[:1] + fine[1:], everything=True)
+    assert not run.survey_meets_goal(fine[-5:-1] + misses[-1:], everything=False)
     assert page.survey_summary(fine[:-5] + misses[-5:]) == (
         "80 of 80 torchvision classifiers, 89 of 94 timm families: logits are the model's, every node closes, all is "
         "finite, and the input is reached."

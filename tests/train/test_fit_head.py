@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lrp.errors import TrainingError
-from lrp.train.fit_head import Fitted, HeadSettings, best_epoch, fit_head
+from lrp.train.epochs import best_epoch
+from lrp.train.fit_head import Fitted, HeadSettings, fit_head
 from lrp.train.lbfgs import STRENGTHS, Data
 
 

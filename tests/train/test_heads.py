@@ -17,11 +17,10 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from lrp.errors import ModelError
-from lrp.models.catalogue import class_tensors
-from lrp.models.checkpoints import architecture, save_checkpoint
+from lrp.models.checkpoints import checkpoint_architecture, save_checkpoint
 from lrp.models.loading import load_model
-from lrp.models.weights import weights_fingerprint
-from lrp.survey.check import with_realistic_weights
+from lrp.models.weights import weights_fingerprint, weights_with_class_axis
+from lrp.survey.check import set_check_weights
 from lrp.train.heads import REMEDY, find_heads, model_with_new_head, split_head
 
 X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -61,10 +60,10 @@ def test_heads_are_found_and_cut_off(name):
             module.blocks = blocks[:1]
     if name == "timm:volo_d1_224":
         model.network = nn.ModuleList(m[:1] if isinstance(m, nn.Sequential) else m for m in model.network)
-    own = {path.rpartition(".")[0] for path in class_tensors(name, preprocessing)}
+    own = {path.rpartition(".")[0] for path in weights_with_class_axis(name, preprocessing)}
     size = (64, 64) if name in TORCHVISION else preprocessing.geometry.crop
     images = torch.randn(3, 3, *size)
-    with_realistic_weights(model, images)  # or all logits would be equal
+    set_check_weights(model, images)  # or all logits would be equal
     parts = split_head(model, images[:2])
 
     known = set(SEVERAL.get(name, parts.heads))
@@ -349,7 +348,7 @@ def test_an_adapted_model_saves_and_loads_with_nothing_of_ours(tmp_path, name, s
     assert made.architecture == name and not made.model.training
     images = torch.randn(2, 3, *made.preprocessing.geometry.crop)
     if name != "efficientnet_lite0":
-        with_realistic_weights(made.model, images)
+        set_check_weights(made.model, images)
     path = tmp_path / f"mine{suffix}"
     save_checkpoint(path, made.model, made.architecture, list("abcde"), made.preprocessing)
     loaded, theirs = load_model(str(path)), plain(name, CLASSES).eval()
@@ -364,7 +363,7 @@ def test_an_adapted_model_saves_and_loads_with_nothing_of_ours(tmp_path, name, s
         expected = made.model(images)
         assert expected.shape == (2, CLASSES) and expected.std(0).max() > 1e-3
         assert torch.equal(loaded.model(images), expected) and torch.equal(theirs(images), expected)
-    assert loaded.preprocessing == made.preprocessing and architecture(str(path)) == name
+    assert loaded.preprocessing == made.preprocessing and checkpoint_architecture(str(path)) == name
 
 
 @pytest.mark.parametrize("classes", [3, 1000])

@@ -27,7 +27,7 @@ from lrp.cli import (
     retrain,
     rules,
 )
-from lrp.cli.common import guarded
+from lrp.cli.common import guarded_command
 
 app = typer.Typer(
     name="lrp",
@@ -45,10 +45,10 @@ COMMANDS = (
 )  # fmt: skip
 for command in COMMANDS:
     kind = accuracy.OptionalFiles if command is accuracy.accuracy else None
-    app.command(epilog=f"Example: {command.example}", cls=kind)(guarded(command))
+    app.command(epilog=f"Example: {command.example}", cls=kind)(guarded_command(command))
 
 
-def version(show: bool) -> None:
+def _print_version(show: bool) -> None:
     if show:
         import lrp
 
@@ -57,8 +57,10 @@ def version(show: bool) -> None:
 
 
 @app.callback()
-def root(
-    show: bool = typer.Option(False, "--version", callback=version, is_eager=True, help="Print the version."),
+def _root(
+    show: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     pass
 

@@ -30,7 +30,7 @@ class OptionalFiles(TyperCommand):
         return super().parse_args(ctx, spelled)
 
 
-@common.example("lrp accuracy data/imagenette2-320 --model vgg16 --model vgg19 --plot")
+@common.command_example("lrp accuracy data/imagenette2-320 --model vgg16 --model vgg19 --plot")
 def accuracy(
     data: Annotated[Path, evaluate.DATA],
     model: Annotated[
@@ -63,17 +63,17 @@ def accuracy(
     quiet: Annotated[bool, evaluate.QUIET] = False,
 ) -> None:
     """How often models are right: top-1, top-5, loss, images/s; each with its table of predictions."""
-    from lrp.models.checkpoints import is_file
+    from lrp.models.checkpoints import is_checkpoint
     from lrp.study import accuracy as study
 
     for file in (csv, plot):
         if file and file.is_dir():
             raise typer.BadParameter(f"{file} is a folder: --csv and --plot take a file's name, or none.")
     names = list(dict.fromkeys(model or study.MODELS))
-    files = [name for name in names if is_file(name)]
+    files = [name for name in names if is_checkpoint(name)]
     if (arch or labels) and not files:
         raise typer.BadParameter("--arch and --labels are for files of weights, and no --model is a file.")
-    opened = evaluate.opened(data, split, follow_links)
+    opened = common.data_set_from_arguments(data, split, follow_links)
     found: list[Measured] = []
     with common.progress("loading", quiet) as advance:
         for one in study.accuracy(
@@ -83,16 +83,16 @@ def accuracy(
         ):  # fmt: skip
             found.append(one)
             if one.error:
-                common.complain(f"{one.model}: {one.error}")
-            evaluate.warn_unmatched(one.model, one.unmatched or {})
+                common.print_message(f"{one.model}: {one.error}")
+            common.print_unmatched_folders(one.model, one.unmatched or {})
             if one.accuracy and one.accuracy.unreadable:
-                common.complain(
+                common.print_message(
                     f"{one.model}: {one.accuracy.unreadable:,} files could not be read: see {one.output}."
                 )
     if as_json:
         print(json.dumps({"models": [one.to_dict() for one in found]}, ensure_ascii=False))
     elif not quiet:
-        show(found)
+        _show(found)
     written = [*(one.output for one in found if one.output), *_write(found, csv, plot)]
     if written and not (as_json or quiet):
         print(f"-> {', '.join(map(str, written))}")
@@ -102,14 +102,16 @@ def accuracy(
         raise common.Skipped
 
 
-def show(found: list[Measured]) -> None:
+def _show(found: list[Measured]) -> None:
     """Print the numbers of all models and, if there are few classes, of each class."""
     rows = []
     for one in found:
         if a := one.accuracy:
-            speed = tables.number(one.images_per_second, ".1f")
+            speed = tables.number_cell(one.images_per_second, ".1f")
             top5 = str(a.top5) if a.top5 else ""
-            rows.append([one.model, f"{a.counted:,}", str(a.top1 or ""), top5, tables.number(a.loss), speed])
+            rows.append(
+                [one.model, f"{a.counted:,}", str(a.top1 or ""), top5, tables.number_cell(a.loss), speed]
+            )
     columns = (
         "model",
         ">images",
@@ -119,7 +121,7 @@ def show(found: list[Measured]) -> None:
         ">images/s",
     )
     if rows:
-        tables.show("Accuracy", columns, rows)
+        tables.print_table("Accuracy", columns, rows)
     measured = {one.model: one.accuracy for one in found if one.accuracy}
     labels = list(dict.fromkeys(c.label for a in measured.values() for c in a.classes))
     by_class = {model: {c.label: c for c in a.classes} for model, a in measured.items()}
@@ -139,18 +141,18 @@ def show(found: list[Measured]) -> None:
     title = "Top-1 per class (95 % interval)"
     if len(shown) < len(labels):
         title += f": the {len(shown)} of {len(labels)} classes least often right; --csv has all"
-    tables.show(title, ("class", ">images", *(f">{model}" for model in by_class)), lines)
+    tables.print_table(title, ("class", ">images", *(f">{model}" for model in by_class)), lines)
 
 
 def _write(found: list[Measured], csv: Path | None, plot: Path | None) -> list[Path]:
     from lrp.study import plots
-    from lrp.study.accuracy import COLUMNS, table
+    from lrp.study.accuracy import COLUMNS, accuracy_table
     from lrp.study.written import write_table
 
     measured = {one.model: one.accuracy for one in found if one.accuracy and one.accuracy.counted}
     files: list[Path] = []
     if csv:
-        write_table(csv, COLUMNS, table(found))
+        write_table(csv, COLUMNS, accuracy_table(found))
         files.append(csv)
     if plot and measured:
         per_class = plot.with_name(f"{plot.stem}_classes{plot.suffix}")

@@ -1,32 +1,36 @@
-"""Shared by the commands: options, error handling, warnings, a progress bar."""
+"""Shared by the commands: options, error handling, messages, a progress bar."""
 
 from __future__ import annotations
 
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lrp.errors import CompositeError, LrpError, OptionError, TargetError
+from lrp.errors import CompositeError, DataError, LrpError, OptionError, TargetError
 
 if TYPE_CHECKING:
+    from lrp.data.data_set import DataSet
     from lrp.gallery.options import ExplainOptions
     from lrp.gallery.results import Result
+    from lrp.study.written import Written
 
 
 class Skipped(Exception):
     """The command finished, but skipped files: exit code 3."""
 
 
-def complain(sentence: str) -> None:
+def print_message(sentence: str) -> None:
     print(f"lrp: {sentence}", file=sys.stderr)
 
 
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
+def guarded_command(command: Callable[..., None]) -> Callable[..., None]:
     """Wrap a command: an `LrpError` is printed as one line and sets the exit code; bugs keep their traceback."""
 
     @functools.wraps(command)
@@ -37,12 +41,12 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except OptionError as error:
             raise typer.BadParameter(f"--{error}") from error
         except LrpError as error:
-            complain(str(error))
+            print_message(str(error))
             raise typer.Exit(1) from error
         except Skipped as skipped:
             raise typer.Exit(3) from skipped
         except KeyboardInterrupt as stop:
-            complain("interrupted; what is finished is whole, and the same command goes on from there.")
+            print_message("interrupted; what is finished is whole, and the same command goes on from there.")
             raise typer.Exit(130) from stop
         except BrokenPipeError as gone:  # the reader of the pipe closed it, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -52,7 +56,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextmanager
-def usage(*kinds: type[LrpError]) -> Iterator[None]:
+def as_wrong_arguments(*kinds: type[LrpError]) -> Iterator[None]:
     """Treat errors of these types, and always `CompositeError` and `TargetError`, as wrong arguments: exit code 2.
     Errors caused by an OSError keep exit code 1, except if a path does not exist, which is a wrong argument too.
     """
@@ -69,7 +73,7 @@ def usage(*kinds: type[LrpError]) -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
-def example(text: str) -> Callable[[Any], Any]:
+def command_example(text: str) -> Callable[[Any], Any]:
     """Set the example shown in a command's help."""
 
     def add(command: Any) -> Any:
@@ -113,20 +117,51 @@ def explain_options(
         return None
     from lrp.gallery.options import ExplainOptions
 
-    with usage():
+    with as_wrong_arguments():
         return ExplainOptions(composite=composite, size=size, device=device)
 
 
-def complain_about(results: Iterable[Result]) -> None:
+def print_result_warnings(results: Iterable[Result]) -> None:
     """Warn about skipped photos, unhealthy explanations, and predictions that differ from the table's."""
     for result in results:
         if result.status == "skipped":
-            complain(f"skipped {result.path}: {result.error}")
+            print_message(f"skipped {result.path}: {result.error}")
         for facts in (result.facts, result.facts.get("a") or {}, result.facts.get("b") or {}):
             if "differs" in facts:
-                complain(facts["differs"])
+                print_message(facts["differs"])
             if facts.get("health") and not facts["health"]["ok"]:
-                complain(f"{result.path}: NOT TRUSTWORTHY: {facts['health']['problems'][0]}")
+                print_message(f"{result.path}: NOT TRUSTWORTHY: {facts['health']['problems'][0]}")
+
+
+def data_set_from_arguments(data: Path, split: str | None, follow_links: bool) -> DataSet:
+    """The data set that a command's arguments name; says which split is read if the user has chosen none."""
+    from lrp.data.data_set import DataSet
+
+    with as_wrong_arguments(DataError):
+        found = DataSet.open(data, split, follow_links)
+    if split is None and len(found.splits) > 1:
+        others = ", ".join(s for s in found.splits if s != found.split)
+        print_message(f"{data}: reading {found.split}/; --split takes {others} or all.")
+    return found
+
+
+def print_unmatched_folders(model: str, unmatched: Mapping[str, Sequence[str]]) -> None:
+    """Say which class folders are no class of the model, and which class names are near."""
+    for folder, similar in unmatched.items():
+        hint = f"; near it: {', '.join(similar)}" if similar else ""
+        print_message(f"the folder {folder!r} is no class of {model}{hint}.")
+
+
+def print_written_files(written: Written, silent: bool, pictures: Sequence[Result] = ()) -> None:
+    """Print the paths of all files and what is missing; exit code 3 if something is missing."""
+    if not silent:
+        print(f"-> {written.folder}: {', '.join(written.files)}")
+        for folder, group in groupby(p.output.parent for p in pictures if p.output):
+            print(f"-> {folder}: {len(list(group)):,} pictures")
+    for note in written.notes:
+        print_message(note)
+    if written.notes or any(p.status == "skipped" for p in pictures):
+        raise Skipped
 
 
 class progress:

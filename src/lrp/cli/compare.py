@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrp.cli import common, tables
-from lrp.cli.confidence import ROOT, end
+from lrp.cli.confidence import ROOT
 from lrp.cli.evaluate import JSON, QUIET
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Target(StrEnum):
     predicted = "predicted"
 
 
-@common.example("lrp compare vgg19_results_original.csv vgg19_results_retrained.csv --explain")
+@common.command_example("lrp compare vgg19_results_original.csv vgg19_results_retrained.csv --explain")
 def compare(
     a: Annotated[
         Path, typer.Argument(help="The original's table.", metavar="A.csv", exists=True, dir_okay=False)
@@ -65,15 +65,15 @@ def compare(
             a, b, output, count=count, root=root, explain=explain, target=target.value, models=(model_a, model_b),
             options=options, advance=advance,
         )  # fmt: skip
-    common.complain_about(found.explained)
+    common.print_result_warnings(found.explained)
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
-        show(found.comparison, count)
-    end(found.written, as_json or quiet, found.explained)
+        _show(found.comparison, count)
+    common.print_written_files(found.written, as_json or quiet, found.explained)
 
 
-def show(c: Comparison, count: int) -> None:
+def _show(c: Comparison, count: int) -> None:
     print(f"A = {c.names[0]}, B = {c.names[1]}")
     for note in c.notes:
         print(note)
@@ -82,7 +82,7 @@ def show(c: Comparison, count: int) -> None:
     if c.restricted:
         shares[f"the {len(c.restricted.classes)} shared classes"] = c.restricted.overall
     names = "A", "B", "B - A", "McNemar's test", "gained", "lost"
-    tables.show(
+    tables.print_table(
         "Accuracy (95 % interval)",
         ("", *(f">{head}" for head in shares)),
         list(zip(names, *map(_accuracies, shares.values()), strict=True)),
@@ -93,12 +93,12 @@ def show(c: Comparison, count: int) -> None:
         title = "Classes with photos gained or lost"
         if len(shown) < len(changed):
             title += f": the {len(shown)} of {len(changed)} with most; classes.csv has all"
-        tables.show(
+        tables.print_table(
             title,
             ("class", ">images", ">A", ">B", ">gained", ">lost"),
             [
                 [
-                    k.label, f"{k.n:,}", *(tables.percent(side.value if side else None) for side in (k.a, k.b)),
+                    k.label, f"{k.n:,}", *(tables.percent_cell(side.value if side else None) for side in (k.a, k.b)),
                     f"{k.gained:,}", f"{k.lost:,}",
                 ]
                 for k in shown
@@ -113,7 +113,7 @@ def show(c: Comparison, count: int) -> None:
         if twins:
             more = f" (the first {count} of {len(twins):,})" if len(twins) > count else ""
             columns = ">", "true", ">in A", ">in B", "A said", "B said", "photo"
-            tables.show(title + more, columns, _twins(twins[:count]))
+            tables.print_table(title + more, columns, _twins(twins[:count]))
 
 
 def _accuracies(p: Paired) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,10 +14,8 @@ from lrp.cli.evaluate import JSON, QUIET
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lrp.gallery.results import Result
     from lrp.study.analysis import Surest
     from lrp.study.predictions import Prediction
-    from lrp.study.written import Written
 
 RESULTS = typer.Argument(
     help="A table that `lrp evaluate` wrote.", metavar="RESULTS.csv", exists=True, dir_okay=False
@@ -28,7 +25,7 @@ CLASSES = 30
 ROOT = typer.Option(help="Where the photos are now, if they have moved.", exists=True, file_okay=False)
 
 
-@common.example("lrp confidence vgg19_results.csv --count 5 --copy-to input")
+@common.command_example("lrp confidence vgg19_results.csv --count 5 --copy-to input")
 def confidence(
     results: Annotated[Path, RESULTS],
     count: Annotated[
@@ -51,8 +48,8 @@ def confidence(
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
         overall = found.picks.overall
-        show("Correct and surest", overall.highest)
-        show("Correct and least sure", overall.lowest)
+        _show("Correct and surest", overall.highest)
+        _show("Correct and least sure", overall.lowest)
         if len(found.picks.classes) > 1:
             every = [one for one in found.picks.classes if one.correct]
             shown = sorted(every, key=lambda one: one.lowest[0].predicted_confidence or 0)[:CLASSES]
@@ -62,18 +59,18 @@ def confidence(
                     f": the {CLASSES} of {len(every)} classes with the least sure; confidence.csv has all"
                 )
             columns = "class", ">images", ">surest", ">least sure", "the least sure"
-            tables.show(
+            tables.print_table(
                 title, columns, [_class(one) for one in (shown if len(shown) < len(every) else every)]
             )
         if copy_to is not None:
             print(f"{len(found.copied):,} photos copied to {copy_to}: `lrp explain {copy_to}` runs next")
-    end(found.written, as_json or quiet)
+    common.print_written_files(found.written, as_json or quiet)
 
 
-def show(title: str, rows: Sequence[Prediction]) -> None:
+def _show(title: str, rows: Sequence[Prediction]) -> None:
     from lrp.values import percent
 
-    tables.show(
+    tables.print_table(
         title,
         (">", ">confidence", "class", "photo"),
         [
@@ -91,15 +88,3 @@ def _class(one: Surest) -> list[str]:
         one.label, f"{one.correct:,}", percent(high.predicted_confidence or 0), percent(low.predicted_confidence or 0),
         low.path,
     ]  # fmt: skip
-
-
-def end(written: Written, silent: bool, pictures: Sequence[Result] = ()) -> None:
-    """Print the paths of all files and what is missing; exit code 3 if something is missing."""
-    if not silent:
-        print(f"-> {written.folder}: {', '.join(written.files)}")
-        for folder, group in groupby(p.output.parent for p in pictures if p.output):
-            print(f"-> {folder}: {len(list(group)):,} pictures")
-    for note in written.notes:
-        common.complain(note)
-    if written.notes or any(p.status == "skipped" for p in pictures):
-        raise common.Skipped

@@ -24,7 +24,7 @@ class Size(StrEnum):
     px160 = "160px"
 
 
-@common.example("lrp data imagenette --size 160px --root data")
+@common.command_example("lrp data imagenette --size 160px --root data")
 def data(
     name: Annotated[
         Name,
@@ -45,11 +45,11 @@ def data(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Download, verify and unpack a data set: ROOT/imagenette2-320/{train,val}/<WordNet id>/<image>."""
-    from lrp.data.imagenette import ARCHIVES, obtain
+    from lrp.data.imagenette import ARCHIVES, obtain_imagenette
 
     archive = ARCHIVES[name.value, size.value]
     with _progress() as show:
-        obtained = obtain(
+        obtained = obtain_imagenette(
             archive,
             root,
             overwrite=overwrite,

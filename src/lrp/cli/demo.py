@@ -21,7 +21,7 @@ PHOTOS = {
 }
 
 
-@common.example("lrp demo")
+@common.command_example("lrp demo")
 def demo(
     photos: Annotated[Path, typer.Option("--input", help="Folder for the photos.")] = Path("input"),
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("output"),
@@ -31,13 +31,13 @@ def demo(
 
     places = write_photos(photos)
     with common.progress("explaining") as advance:
-        counts = explain.show(lrp.explain_folder(places, output, advance=advance))
+        counts = explain.print_explained_files(lrp.explain_folder(places, output, advance=advance))
     print(f"Look at {output}/: each photo with the pixels that made the model decide, red for, blue against.")
     table, page = output / "results.csv", output / "report.html"
     lrp.evaluate(photos, PACKAGED, table, overwrite=True)
     made = lrp.report(table, page, command=f"lrp report {table} -o {page}")
     for note in made.notes:
-        common.complain(note)
+        common.print_message(note)
     print(f"The same and more as one page, to be opened in a browser: {made.path}")
     if counts["skipped"]:
         raise common.Skipped

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrp.cli import common, tables
-from lrp.cli.confidence import OUTPUT, RESULTS, ROOT, end
+from lrp.cli.confidence import OUTPUT, RESULTS, ROOT
 from lrp.cli.evaluate import JSON, QUIET
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ MODEL = typer.Option(
 )
 
 
-@common.example("lrp errors vgg19_results.csv --explain")
+@common.command_example("lrp errors vgg19_results.csv --explain")
 def errors(
     results: Annotated[Path, RESULTS],
     count: Annotated[
@@ -48,17 +48,17 @@ def errors(
             results, output, count=count, bins=bins, root=root, explain=explain, model=model, options=options,
             advance=advance,
         )  # fmt: skip
-    common.complain_about(found.explained)
+    common.print_result_warnings(found.explained)
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
-        show(found, count)
+        _show(found, count)
     if not (as_json or quiet):
         print(f"A page to look through: lrp report {shlex.quote(str(results))}")
-    end(found.written, as_json or quiet, found.explained)
+    common.print_written_files(found.written, as_json or quiet, found.explained)
 
 
-def show(found: Mistakes, count: int) -> None:
+def _show(found: Mistakes, count: int) -> None:
     from lrp.values import percent
 
     accuracy, confusion, calibration = found.accuracy, found.confusion, found.calibration
@@ -75,17 +75,20 @@ def show(found: Mistakes, count: int) -> None:
     if calibration.ece is not None:
         tendency = "" if calibration.tendency in ("", "neither") else f": {calibration.tendency}"
         print(
-            f"mean confidence {tables.percent(calibration.confidence)}{tendency}; expected calibration error (ECE) "
-            f"{tables.percent(calibration.ece)}, of equally filled bins {tables.percent(calibration.adaptive_ece)}"
+            f"mean confidence {tables.percent_cell(calibration.confidence)}{tendency}; expected calibration error (ECE) "
+            f"{tables.percent_cell(calibration.ece)}, of equally filled bins {tables.percent_cell(calibration.adaptive_ece)}"
         )
     print()
     if confusion.pairs:
-        tables.show(
+        tables.print_table(
             "Most often taken for another",
             ("true", "predicted", ">images", ">of the class"),
-            [[p.true, p.predicted, f"{p.count:,}", tables.percent(p.share)] for p in confusion.pairs[:PAIRS]],
+            [
+                [p.true, p.predicted, f"{p.count:,}", tables.percent_cell(p.share)]
+                for p in confusion.pairs[:PAIRS]
+            ],
         )
-        tables.show(
+        tables.print_table(
             "Most confident mistakes",
             (">", "predicted", ">confidence", "true", ">its confidence", "photo"),
             [
@@ -101,13 +104,13 @@ def show(found: Mistakes, count: int) -> None:
     title = "Precision and recall per class"
     if len(shown) < len(accuracy.classes):
         title += f": the {len(shown)} of {len(accuracy.classes)} with the lowest F1; classes.csv has all"
-    tables.show(
+    tables.print_table(
         title,
         ("class", ">images", ">predicted", ">precision", ">recall", ">F1"),
         [
             [
-                c.label, f"{c.support:,}", f"{c.predicted:,}", tables.percent(c.precision), tables.percent(c.recall),
-                tables.number(c.f1),
+                c.label, f"{c.support:,}", f"{c.predicted:,}", tables.percent_cell(c.precision), tables.percent_cell(c.recall),
+                tables.number_cell(c.f1),
             ]
             for c in shown
         ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +13,6 @@ from lrp.cli import common
 from lrp.errors import DataError, PredictionsError
 
 if TYPE_CHECKING:
-    from lrp.data.data_set import DataSet
     from lrp.study.evaluate import Evaluation
 
 
@@ -36,7 +34,7 @@ JSON = typer.Option("--json", help="One JSON object on stdout.")
 QUIET = typer.Option("--quiet", "-q", help="Print only what went wrong.")
 
 
-@common.example("lrp evaluate data/imagenette2-320 --model vgg19 -o vgg19_results_original.csv")
+@common.command_example("lrp evaluate data/imagenette2-320 --model vgg19 -o vgg19_results_original.csv")
 def evaluate(
     data: Annotated[Path, DATA],
     model: Annotated[str, common.MODEL] = "efficientnet_lite0",
@@ -57,42 +55,28 @@ def evaluate(
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Predict every photo of a data set: one CSV row per file. Stopped, the same command goes on."""
-    from lrp.study.accuracy import file_name, table_paths
     from lrp.study.evaluate import evaluate
+    from lrp.study.predictions import prediction_table_paths, prediction_table_stem
 
-    read = opened(data, split, follow_links)
-    with common.usage(DataError, PredictionsError), common.progress(file_name(model), quiet) as advance:
+    read = common.data_set_from_arguments(data, split, follow_links)
+    with (
+        common.as_wrong_arguments(DataError, PredictionsError),
+        common.progress(prediction_table_stem(model), quiet) as advance,
+    ):
         found = evaluate(
-            read, model, output or table_paths([model], ".")[0], classes=classes.value, size=size, arch=arch, labels=labels,
-            batch_size=batch_size, device=device, max_megapixels=max_megapixels, overwrite=overwrite, advance=advance,
+            read, model, output or prediction_table_paths([model], ".")[0], classes=classes.value, size=size, arch=arch,
+            labels=labels, batch_size=batch_size, device=device, max_megapixels=max_megapixels, overwrite=overwrite, advance=advance,
         )  # fmt: skip
-    warn_unmatched(model, found.unmatched)
+    common.print_unmatched_folders(model, found.unmatched)
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
-        print(summary(found))
+        print(_summary(found))
     if found.counts.get("unreadable") or found.counts.get("unmatched"):
         raise common.Skipped
 
 
-def opened(data: Path, split: str | None, follow_links: bool) -> DataSet:
-    from lrp.data.data_set import DataSet
-
-    with common.usage(DataError):
-        found = DataSet.open(data, split, follow_links)
-    if split is None and len(found.splits) > 1:
-        others = ", ".join(s for s in found.splits if s != found.split)
-        common.complain(f"{data}: reading {found.split}/; --split takes {others} or all.")
-    return found
-
-
-def warn_unmatched(model: str, unmatched: Mapping[str, Sequence[str]]) -> None:
-    for folder, similar in unmatched.items():
-        hint = f"; near it: {', '.join(similar)}" if similar else ""
-        common.complain(f"the folder {folder!r} is no class of {model}{hint}.")
-
-
-def summary(found: Evaluation) -> str:
+def _summary(found: Evaluation) -> str:
     """The summary of a run, in two lines."""
     counts = {name: found.counts.get(name, 0) for name in ("ok", "unreadable", "unmatched")}
     line = f"{found.total:,} files = " + " + ".join(f"{n:,} {name}" for name, n in counts.items())

@@ -38,7 +38,7 @@ class Save(StrEnum):
     heatmap = "heatmap"
 
 
-@common.example("lrp explain input -o output --model vgg19 --target top3")
+@common.command_example("lrp explain input -o output --model vgg19 --target top3")
 def explain(
     paths: Annotated[
         list[Path] | None,
@@ -95,18 +95,18 @@ def explain(
 
     given = paths or [Path("input")]
     with common.progress("explaining", quiet) as advance:
-        with common.usage():
+        with common.as_wrong_arguments():
             options = ExplainOptions(
                 composite, bias, epsilon, top_k, style.value, percentile, shared_scale, size, device, precision.value,
                 batch_size, max_megapixels, ("png", *dict.fromkeys(one.value for one in save or ())), overwrite, arch,
                 labels,
             )  # fmt: skip
             try:
-                with common.usage(ImageError):
+                with common.as_wrong_arguments(ImageError):
                     results = explain_folder(given, output, model, target, options, advance=advance)
             except typer.BadParameter as error:
                 raise typer.BadParameter(_not_found(error.message, given)) from error
-        counts = show(results, json_lines, quiet)
+        counts = print_explained_files(results, json_lines, quiet)
     if not quiet and len(given) == 1 and given[0].is_dir():
         data, table = shlex.quote(str(given[0])), shlex.quote(str(output / "results.csv"))
         place = sys.stderr if json_lines else sys.stdout
@@ -123,7 +123,9 @@ def _not_found(message: str, given: list[Path]) -> str:
     )
 
 
-def show(results: Iterable[Result], json_lines: bool = False, quiet: bool = False) -> Counter[str]:
+def print_explained_files(
+    results: Iterable[Result], json_lines: bool = False, quiet: bool = False
+) -> Counter[str]:
     """Print each result when it is ready, then the totals; returns the number of files per status."""
     counts: Counter[str] = Counter()
     for result in results:
@@ -133,7 +135,7 @@ def show(results: Iterable[Result], json_lines: bool = False, quiet: bool = Fals
         elif not quiet:
             print(_line(result), flush=True)
         if result.status == "skipped" and (json_lines or quiet):
-            common.complain(f"skipped {result.path}: {result.error}")
+            common.print_message(f"skipped {result.path}: {result.error}")
     if not quiet:
         total = f"{counts.total()} found = {counts['ok']} ok + {counts['kept']} kept + {counts['skipped']} skipped"
         print(total, file=sys.stderr if json_lines else sys.stdout)

@@ -11,7 +11,7 @@ from lrp.cli import common
 from lrp.errors import TargetError
 
 
-@common.example("lrp export efficientnet_lite0 --composite epsilon_plus_flat -o explain.onnx")
+@common.command_example("lrp export efficientnet_lite0 --composite epsilon_plus_flat -o explain.onnx")
 def export(
     model: Annotated[
         str, typer.Argument(help="A name that `lrp models` lists, timm:NAME, or a file of weights.")
@@ -46,7 +46,7 @@ def export(
         raise typer.BadParameter(
             f"--target {target} settles the class, --target-input leaves it open: give one of them."
         )
-    with common.usage():
+    with common.as_wrong_arguments():
         options = ExplainOptions(
             composite, bias, epsilon, top_k, size=size, device="cpu", arch=arch, labels=labels
         )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lrp.survey.check import Measurement
 
 
-@common.example("lrp models vgg")
+@common.command_example("lrp models vgg")
 def models(
     part: Annotated[str, typer.Argument(help="Only names that contain this.")] = "",
     check: Annotated[
@@ -39,7 +39,7 @@ def models(
 ) -> None:
     """List the models that have a name here: source of the weights, download size, ImageNet top-1."""
     if check:
-        measure(part, jobs or 1, output or Path("docs"), overwrite)
+        _measure(part, jobs or 1, output or Path("docs"), overwrite)
         return
     if jobs or output or overwrite:
         raise typer.BadParameter("--jobs, --output and --overwrite belong to --check.")
@@ -53,14 +53,14 @@ def models(
             print(f"{entry.name:<22} {top1:>6} {download:>9}  {entry.source}")
 
 
-def measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
+def _measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
     """Measure the models and print one line for each. Exit code 3 if the goals are not met."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
     from lrp.survey import architectures, page, run
 
-    names = architectures.names(part)
+    names = architectures.surveyed_architectures(part)
     console = Console(stderr=True)
     bar = Progress(
         "measuring", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -73,15 +73,15 @@ def measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
             results.append(result)
             print(_line(result, kept), flush=True)
             bar.advance(task)
-    if unlisted := architectures.unlisted():
-        common.complain(
+    if unlisted := architectures.unlisted_families():
+        common.print_message(
             f"timm has families that lrp.survey.architectures does not list: {', '.join(unlisted)}."
         )
     print(page.survey_summary(results))
     for miss in (r for r in results if not r.ok):
         print(f"missed: {miss.name}: {textwrap.shorten(miss.reason, 200)}")
     print(f"-> {output / 'models.md'}, {output / 'models.json'}")
-    if not run.met(results, everything=not part):
+    if not run.survey_meets_goal(results, everything=not part):
         raise common.Skipped
 
 

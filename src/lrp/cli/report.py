@@ -16,7 +16,9 @@ from lrp.cli.evaluate import QUIET
 OUTPUT = typer.Option("--output", "-o", help="The HTML file; none: RESULTS_report.html beside the table.")
 
 
-@common.example("lrp report vgg19_results_original.csv --compare vgg19_results_retrained.csv -o report.html")
+@common.command_example(
+    "lrp report vgg19_results_original.csv --compare vgg19_results_retrained.csv -o report.html"
+)
 def report(
     results: Annotated[Path, RESULTS],
     output: Annotated[Path | None, OUTPUT] = None,
@@ -58,7 +60,7 @@ def report(
             max_mb=max_mb, root=root, command=shlex.join(["lrp", *sys.argv[1:]]), advance=advance,
         )  # fmt: skip
     for note in made.notes:
-        common.complain(note)
+        common.print_message(note)
     if not quiet:
         print(
             f"{made.rows:,} photos, {made.explained:,} with heatmaps, {made.bytes / 1e6:.1f} MB: open {made.path} in a browser"

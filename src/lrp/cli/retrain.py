@@ -14,8 +14,7 @@ import typer
 
 from lrp.cli import common, tables
 from lrp.cli.evaluate import JSON, LINKS, MEGAPIXELS, OVERWRITE, QUIET
-from lrp.errors import DataError, TrainingError
-from lrp.storage.atomic import os_errors
+from lrp.errors import DataError, TrainingError, os_errors
 
 if TYPE_CHECKING:
     from lrp.data.splits import TrainingData
@@ -30,7 +29,7 @@ class Train(StrEnum):
     all = "all"
 
 
-@common.example("lrp retrain data/imagenette2-320 --model vgg19 -o vgg19_imagenette.pth")
+@common.command_example("lrp retrain data/imagenette2-320 --model vgg19 -o vgg19_imagenette.pth")
 def retrain(
     data: Annotated[
         Path,
@@ -130,12 +129,12 @@ def retrain(
     def on_data(material: TrainingData) -> None:
         printed.extend(material.notes)
         if not silent:
-            show_data(material)
+            _show_data(material)
 
     with _Bar("reading photos", quiet) as advance:
         if not silent:
             heard.append(_Lines(settings["net"].epochs if train is Train.all else 0))
-        with common.usage(DataError, TrainingError):
+        with common.as_wrong_arguments(DataError, TrainingError):
             found = run(
                 data, output, model, arch=arch, train=train.value, **settings, size=size, val_share=val_share, seed=seed,
                 max_skip_rate=max_skip_rate, max_megapixels=max_megapixels, follow_links=follow_links,
@@ -146,29 +145,29 @@ def retrain(
     if not found.files:  # not the first process
         return
     for path, reason in found.broken:
-        common.complain(f"left out {path}: {reason}")
+        common.print_message(f"left out {path}: {reason}")
     for note in found.notes:
         if not silent and note not in printed:
-            common.complain(note)
+            common.print_message(note)
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
-        print(summary(found))
+        print(_summary(found))
     if found.broken:
         raise common.Skipped
 
 
-def show_data(material: TrainingData) -> None:
+def _show_data(material: TrainingData) -> None:
     """Print a summary of the data before the training begins."""
     classes = material.classes
     print(
         f"{len(material.train):,} photos to train on, {len(material.val):,} to validate, {len(classes)} classes"
     )
     for note in material.notes:
-        common.complain(note)
+        common.print_message(note)
     if len(classes) <= CLASSES:
         rows = [[c.label, f"{c.train:,}", f"{c.val:,}"] for c in classes]
-        tables.show("Classes", ("class", ">train", ">val"), rows)
+        tables.print_table("Classes", ("class", ">train", ">val"), rows)
     sys.stdout.flush()
 
 
@@ -180,16 +179,16 @@ class _Lines:
         self.first: tuple[int, float] | None = None
 
     def __call__(self, facts: dict[str, Any], loaded: LoadedModel) -> None:
-        words, now = line(facts), time.monotonic()
+        words, now = _epoch_line(facts), time.monotonic()
         if self.first is None:
             self.first = facts["epoch"], now
         elif left := self.epochs - facts["epoch"]:
             each = (now - self.first[1]) / (facts["epoch"] - self.first[0])
-            words += f"; {duration(left * each)} left" if left > 0 else ""
+            words += f"; {_duration(left * each)} left" if left > 0 else ""
         print(words, flush=True)
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """A time as text: "40 s", "12 min", "3 h 20 min"."""
     minutes = round(seconds / 60)
     if seconds < 90:
@@ -197,7 +196,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def line(facts: dict[str, Any]) -> str:
+def _epoch_line(facts: dict[str, Any]) -> str:
     """The metrics of one epoch as one line."""
     words = [f"epoch {facts['epoch']:>3}"]
     if "loss" in facts:
@@ -244,7 +243,7 @@ def _not_the_first() -> bool:
     return bool(getattr(rank_zero_only, "rank", 0))
 
 
-def summary(found: Retrained) -> str:
+def _summary(found: Retrained) -> str:
     best = found.metrics
     words = f"best: epoch {best['epoch']}, {100 * best['val_accuracy']:.2f} % of val, val loss {best['val_loss']:.3f}"
     if found.kept:

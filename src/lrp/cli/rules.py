@@ -9,7 +9,7 @@ import typer
 from lrp.cli import common
 
 
-@common.example("lrp rules vgg19 --composite epsilon_plus_flat")
+@common.command_example("lrp rules vgg19 --composite epsilon_plus_flat")
 def rules(
     model: Annotated[
         str | None, typer.Argument(help="As --model of `lrp explain`; random weights suffice.")
@@ -38,7 +38,7 @@ def rules(
     from lrp.gallery.options import ExplainOptions
     from lrp.models.loading import load_model
 
-    with common.usage():
+    with common.as_wrong_arguments():
         options = ExplainOptions(composite, bias, epsilon, top_k)
     named: dict[str, Any] = {} if arch is None else {"arch": arch}
     loaded = load_model(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 
-def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; a column whose name begins with ">" is right-aligned."""
     right = [name.startswith(">") for name in columns]
     heads, body = [name.lstrip(">") for name in columns], [list(map(_printable, row)) for row in rows]
@@ -48,9 +48,9 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def percent(value: float | None) -> str:
+def percent_cell(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
 
-def number(value: float | None, form: str = ".3f") -> str:
+def number_cell(value: float | None, form: str = ".3f") -> str:
     return "" if value is None else format(value, form)

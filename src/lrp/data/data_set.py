@@ -138,7 +138,7 @@ class Matched:
     """Categories that match no class, each with the nearest names and their indices: "'tabby' (281)"."""
 
 
-def match_folders(categories: Sequence[str], class_names: Sequence[str]) -> Matched:
+def match_class_folders(categories: Sequence[str], class_names: Sequence[str]) -> Matched:
     """Find the class that each category means: by WordNet id, name or index, as `lrp.classes.class_index`.
 
     A category that could be several of the model's classes counts as unmatched, with those as the nearest names.

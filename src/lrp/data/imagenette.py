@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrp.data.data_set import DataSet
-from lrp.errors import DataError
+from lrp.errors import DataError, error_reason
 from lrp.storage.archives import Limits, UnpackError, unpack
 from lrp.storage.atomic import remove_drafts, write_whole
-from lrp.storage.download import MEGABYTE, DownloadError, download_begun, fetch, reason
+from lrp.storage.download import MEGABYTE, DownloadError, download_begun, fetch
 from lrp.storage.locks import Lock
 
 PUBLISHER = "https://s3.amazonaws.com/fast-ai-imageclas/"
@@ -136,15 +136,15 @@ def download_data(
         say: called with one sentence for each step, for example `print`.
 
     Raises:
-        DataError: there is no such data set; or what `obtain` raises.
+        DataError: there is no such data set; or what `obtain_imagenette` raises.
     """
     if (name, size) not in ARCHIVES:
         known = ", ".join(f"{n} {s}" for n, s in ARCHIVES)
         raise DataError(f"no data set {name!r} of size {size!r}: expected one of {known}.")
-    return obtain(ARCHIVES[name, size], Path(root), say=say).folder
+    return obtain_imagenette(ARCHIVES[name, size], Path(root), say=say).folder
 
 
-def obtain(
+def obtain_imagenette(
     archive: Archive,
     root: Path,
     *,
@@ -194,7 +194,9 @@ def obtain(
             os.rename(fresh / archive.folder, target)
     except OSError as error:
         where = error.filename or root
-        raise DataError(f"{archive.title}: {where} cannot be read or written: {reason(error)}.") from error
+        raise DataError(
+            f"{archive.title}: {where} cannot be read or written: {error_reason(error)}."
+        ) from error
     return Obtained(target, True, archive.train, archive.val, sums["sha256"])
 
 

@@ -223,7 +223,7 @@ def hand_down(
     parts = [torch.where(chosen, d, 0.0) for _, chosen, _, _, d in taken if chosen is not None]
     all_d = sum(parts[1:], start=parts[0]) if parts else None
     received, bias, epsilon, wrong = torch.zeros_like(a), 0.0, 0.0, 0.0
-    dropped = total(relevance_of_no_branch(branches, z, relevance))
+    dropped = total(_relevance_of_no_branch(branches, z, relevance))
     for branch, chosen, terms, c, d in taken:
         here, r = (v if chosen is None else torch.where(chosen, v, 0.0) for v in (d, relevance))
         s, by_epsilon, by_zero = fraction(r, d, rule, site.dims, None if chosen is None else all_d)
@@ -244,7 +244,7 @@ def _denominator(branch: Branch, b: Any, op: Affine, site: Site, a: Any) -> tupl
     return terms, c, sum(products, start=0.0 if c is None else c)
 
 
-def relevance_of_no_branch(branches: Sequence[Branch], z: Any, relevance: Any) -> Any:
+def _relevance_of_no_branch(branches: Sequence[Branch], z: Any, relevance: Any) -> Any:
     """The relevance at outputs that no branch applies to, such as z = 0 with γ."""
     rest = relevance
     for branch in branches:

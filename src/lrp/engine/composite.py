@@ -15,6 +15,7 @@ from torch import fx
 
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.reached import reached, reaches_image
 from lrp.engine.predicates import Predicate, Where, everything, first, predicate_text
 from lrp.engine.rules import EQUATIONS, Epsilon, Rule, ZBox
 from lrp.engine.rules_beyond_affine import (
@@ -47,7 +48,7 @@ DEFAULTS: dict[str, Rule] = {
 ATTENTION = ("cp", "attnlrp")
 
 
-def default_rule(operation: Operation, attention: str) -> Rule:
+def _default_rule(operation: Operation, attention: str) -> Rule:
     """The rule of an operation that no pair matches; `Halves` where the graph does not show which operand is the gate."""
     if operation.family in ("product", "matmul") and operation.signal is None:
         return Halves()
@@ -117,7 +118,7 @@ class Composite:
             CompositeError: a pair names a path that does not exist, or its rule has no equation for what it matches.
         """
         rules = {
-            node: default_rule(o, self.attention)
+            node: _default_rule(o, self.attention)
             for node, o in graph.operations.items()
             if o.family in DEFAULTS
         }
@@ -128,6 +129,7 @@ class Composite:
                 self._refuse(predicate, rule, matched, graph)
             for o in taken:
                 rules[o.node] = rule
+        _open_softmaxes(graph, rules)
         for node, rule in rules.items():
             o = graph.operations[node]
             if (equation := EQUATIONS.get(o.family)) and not hasattr(rule, equation):
@@ -163,3 +165,17 @@ class Composite:
             chosen = ", ".join(f"{k}={v}" for k, v in sorted(self.settings.items()) if k != "preset")
             return f"{self.name}({chosen})" if chosen else self.name
         return f"{self.name}[{'; '.join(f'{predicate_text(p)}: {r}' for p, r in self.pairs)}]"
+
+
+def _open_softmaxes(graph: Graph, rules: dict[fx.Node, Rule]) -> None:
+    """Where a softmax that is treated as a constant keeps all relevance from the image, relevance goes through it.
+
+    A softmax of the logits in front of the output (a mean of predictions, an expected age) is such a one.
+    """
+    while not reaches_image(graph, rules):
+        closed = [node for node in reached(graph, rules) if isinstance(rules.get(node), Constant)]
+        if not closed:
+            return
+        for node in closed:
+            rules[node] = SoftmaxTaylor()
+            graph.operations[node].note = "nothing else reaches the image: relevance goes through it"

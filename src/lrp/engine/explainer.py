@@ -197,6 +197,13 @@ class Explainer:
     ) -> Explanation:
         asked = torch.where((request.weight == 0).all(1, keepdim=True), start, request.weight)
         target = torch.where(request.predicted > 0, logits.argmax(1), asked.argmax(1))
+        empty = (relevance == 0).flatten(1).all(1) & (start != 0).any(1)
+        if bool(empty.any()):
+            _warn_once(
+                self,
+                f"no relevance reached the input of image {', '.join(map(str, empty.nonzero().flatten().tolist()))}: "
+                "its map is 0. health.notes says where the relevance went, and what to try.",
+            )
         return Explanation(
             relevance, logits, target, start, self, x, tensor_version(x), prepared.state, request
         )

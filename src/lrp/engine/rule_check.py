@@ -237,7 +237,7 @@ def _rows(operation: Operation, values: dict[fx.Node, Any], indices: Tensor) -> 
 
     def run(a: Tensor, ones: bool = False) -> Tensor:
         if algebra.fixed is None:  # the weights are computed from the input, and treated as constants
-            affine = algebra.at(values[source])
+            affine = algebra.at(values[source], *(values[node] for node in algebra.reads))
             return affine.forward(a, affine.weight)
         given = {name: _value(v, values) for name, v in operation.arguments.items()}
         env = {**values, source: a}

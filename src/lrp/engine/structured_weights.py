@@ -214,3 +214,35 @@ class Centred(Structured):
 
     def __rmul__(self, number: float) -> Centred:
         return Centred(number * self.own, number * self.shared)
+
+
+@dataclass(frozen=True)
+class NonNegative(Structured):
+    """Weights >= 0 that are known only by what they do, as those of an interpolation at computed places: times a factor.
+
+    Versions that need the single weights (w², 1) do not exist.
+    """
+
+    factor: float = 1.0
+
+    @property
+    def empty(self) -> bool:  # type: ignore[override]
+        return self.factor == 0
+
+    def positive(self) -> NonNegative:
+        return NonNegative(max(self.factor, 0.0))
+
+    def negative(self) -> NonNegative:
+        return NonNegative(min(self.factor, 0.0))
+
+    def square(self) -> NonNegative:
+        raise TypeError("the single weights are not known")
+
+    def ones(self) -> NonNegative:
+        raise TypeError("the single weights are not known")
+
+    def __add__(self, other: Any) -> NonNegative:
+        return NonNegative(self.factor + other.factor)
+
+    def __rmul__(self, number: float) -> NonNegative:
+        return NonNegative(number * self.factor)

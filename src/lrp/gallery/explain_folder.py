@@ -9,7 +9,7 @@ from typing import Any
 from lrp.errors import ImageError
 from lrp.gallery.gallery import Gallery
 from lrp.gallery.options import DEFAULT_OPTIONS, ExplainOptions
-from lrp.gallery.results import Result, find_inputs
+from lrp.gallery.results import Result, find_all_but_results
 from lrp.models.catalogue import PACKAGED
 from lrp.models.loading import LoadedModel
 
@@ -50,7 +50,7 @@ def explain_folder(
         OptionError: there is no such device.
     """
     given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-    found = find_inputs(given, Path(output))
+    found = find_all_but_results(given, Path(output))
     if not found:
         raise ImageError(f"no files below {', '.join(map(str, given))}.")
     gallery = Gallery.of(model, options, target)

@@ -63,11 +63,11 @@ def digest_of_all(found: Sequence[Found]) -> str:
     return digest.hexdigest()
 
 
-def kept_facts(picture: Path, fingerprint: str, save: Sequence[str]) -> dict[str, Any] | None:
+def facts_with_fingerprint(picture: Path, fingerprint: str, save: Sequence[str]) -> dict[str, Any] | None:
     """The facts of an earlier result with this fingerprint, if all its files exist."""
     if "png" not in save:
         return None
-    metadata = heatmap.read_heatmap_metadata(picture)
+    metadata = heatmap.read_png_metadata(picture)
     if metadata.get("fingerprint") != fingerprint:
         return None
     others = [FORMATS[name] for name in save if name != "png"]

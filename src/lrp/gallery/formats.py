@@ -61,14 +61,14 @@ FORMATS: dict[str, Format] = {}
 """Name -> format. The picture is written last: if it exists, all files of the result exist."""
 
 
-def png_fingerprint(path: Path) -> str | None:
-    return heatmap.read_heatmap_metadata(path).get("fingerprint")
+def _png_fingerprint(path: Path) -> str | None:
+    return heatmap.read_png_metadata(path).get("fingerprint")
 
 
 def output_format(
     name: str,
     suffix: str,
-    fingerprint: Callable[[Path], str | None] = png_fingerprint,
+    fingerprint: Callable[[Path], str | None] = _png_fingerprint,
     arrays: bool = False,
 ) -> Callable[[Write], Write]:
     """Register a function (finished, path) that writes a file; `fingerprint` reads the fingerprint from such a file."""
@@ -89,7 +89,7 @@ def _npz_fingerprint(path: Path) -> str | None:
 
 
 @output_format("png", ".png")
-def write_picture(made: Finished, path: Path) -> None:
+def _write_picture(made: Finished, path: Path) -> None:
     """The photo with its heatmaps beside it; the metadata holds fingerprint, facts and the photo's digest."""
     sheet = made.sheet
     picture = heatmap.draw(
@@ -105,7 +105,7 @@ def write_picture(made: Finished, path: Path) -> None:
 
 
 @output_format("npz", ".npz", _npz_fingerprint, arrays=True)
-def write_arrays(made: Finished, path: Path) -> None:
+def _write_arrays(made: Finished, path: Path) -> None:
     """relevance [C, H, W] float32 (of K heatmaps [K, C, H, W]), logits, target, crop (left, top, right, bottom in photo
     pixels), fingerprint."""
     if made.sheet.arrays is not None:
@@ -114,7 +114,7 @@ def write_arrays(made: Finished, path: Path) -> None:
 
 
 @output_format("heatmap", ".heatmap.png")
-def write_heatmap(made: Finished, path: Path) -> None:
+def _write_heatmap(made: Finished, path: Path) -> None:
     """The heatmap alone, at the photo's size: transparent where relevance is 0 or outside the model's crop. Several
     are placed side by side."""
     maps = [panel.relevance for panel in made.panels]

@@ -20,10 +20,10 @@ from lrp.gallery import fingerprints
 from lrp.gallery.formats import FORMATS, Finished
 from lrp.gallery.options import DEFAULT_OPTIONS, ExplainOptions
 from lrp.gallery.request import Request
-from lrp.gallery.results import Result, picture_paths
+from lrp.gallery.results import Result, result_picture_paths
 from lrp.gallery.sheet import Sheet, Waiting, sheet
 from lrp.models.loading import LoadedModel
-from lrp.models.resolve import model_name, resolve_device, resolve_model
+from lrp.models.resolve import resolve_device, resolve_model, resolve_model_name
 from lrp.models.weights import weights_fingerprint as weights_of
 from lrp.pictures import heatmap
 from lrp.pictures.photos import Found, open_photo
@@ -76,7 +76,7 @@ class Gallery:
             class_names=loaded.class_names, preprocessing=loaded.preprocessing,
         )  # fmt: skip
         identity = {
-            "model": model_name(model),
+            "model": resolve_model_name(model),
             "weights": weights_of(loaded.model),
             "composite": [options.composite_name, options.bias, options.epsilon, options.top_k],
             "precision": options.precision,
@@ -85,7 +85,7 @@ class Gallery:
 
     def run(self, found: Sequence[Found], output: Path) -> Iterator[Result]:
         """Explain the files; yields one result for each, in their order."""
-        paths = picture_paths(found, output, [FORMATS[name].suffix for name in self.options.save])
+        paths = result_picture_paths(found, output, [FORMATS[name].suffix for name in self.options.save])
         scale_digest = fingerprints.digest_of_all(found) if self.options.shared_scale else ""
         made = self.explained(found, paths, scale_digest)
         if not self.options.shared_scale:
@@ -137,7 +137,7 @@ class Gallery:
             self.identity, self.loaded, options, photo, request, true, scale_digest
         )
         if not options.overwrite:
-            kept = fingerprints.kept_facts(path, fingerprint, options.save)
+            kept = fingerprints.facts_with_fingerprint(path, fingerprint, options.save)
             if kept is not None:
                 return Result(file.path, "kept", path, facts=kept)
         return Waiting(photo, path, fingerprint, request, request.entries(true))

@@ -46,7 +46,9 @@ class Result(Plain):
         } | {**empty, **self.facts}
 
 
-def picture_paths(found: Sequence[Found], output: Path, suffixes: Sequence[str] = (".png",)) -> list[Path]:
+def result_picture_paths(
+    found: Sequence[Found], output: Path, suffixes: Sequence[str] = (".png",)
+) -> list[Path]:
     """A picture path for each file: its relative path with the suffix `.png`; if that is taken, `.png` is appended.
 
     A photo is never overwritten, even if `output` is the folder of the photos.
@@ -73,7 +75,7 @@ def _real(path: Path) -> str:
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
-def find_inputs(paths: Sequence[Path], output: Path) -> list[Found]:
+def find_all_but_results(paths: Sequence[Path], output: Path) -> list[Found]:
     """The files below `paths`, without the results of an earlier run: files inside `output` are included only if
     they are named in `paths`."""
     root = os.path.realpath(output)

@@ -41,13 +41,13 @@ class Explained:
     def packed(self, block: int) -> dict[str, Any]:
         """The entry with its maps, block x block pixels summed to one."""
         maps = [
-            facts | encode_map(relevance, block)
+            facts | _encode_map(relevance, block)
             for facts, relevance in zip(self.entry["maps"], self.maps, strict=True)
         ]
         return self.entry | {"maps": maps}
 
 
-def encode_map(relevance: np.ndarray, block: int = 1) -> dict[str, Any]:
+def _encode_map(relevance: np.ndarray, block: int = 1) -> dict[str, Any]:
     """Relevance [h, w] in the format of the page; blocks are used only if they divide both sides."""
     exact = relevance.astype(np.float64)
     positive, negative = float(exact.clip(min=0).sum()), float(exact.clip(max=0).sum())
@@ -73,7 +73,7 @@ def shrink_to_encode(pixels: np.ndarray, side: int) -> Image.Image:
     return Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
 
 
-def encoded_image(image: Image.Image, kind: str, quality: int) -> str:
+def _encoded_image(image: Image.Image, kind: str, quality: int) -> str:
     """A picture as base64, without metadata."""
     file = io.BytesIO()
     image.save(file, kind, quality=quality)
@@ -81,7 +81,7 @@ def encoded_image(image: Image.Image, kind: str, quality: int) -> str:
 
 
 def data_uri(image: Image.Image) -> str:
-    return "data:image/jpeg;base64," + encoded_image(image, "JPEG", 82)
+    return "data:image/jpeg;base64," + _encoded_image(image, "JPEG", 82)
 
 
 def encode_thumbnails(smalls: Sequence[Image.Image | None], space: int) -> tuple[list[str], str]:
@@ -93,7 +93,7 @@ def encode_thumbnails(smalls: Sequence[Image.Image | None], space: int) -> tuple
     """
     made: list[str] = []
     for side in THUMBS:
-        made = ["" if one is None else encoded_image(_within(one, side), "WEBP", 55) for one in smalls]
+        made = ["" if one is None else _encoded_image(_within(one, side), "WEBP", 55) for one in smalls]
         if sum(map(len, made)) <= space:
             return made, ""
     used, kept = 0, 0

@@ -26,7 +26,7 @@ class Explainable(NamedTuple):
     predictions: tuple[Prediction | None, ...]
 
 
-def explained(
+def explain_maps(
     asked: Sequence[Explainable], galleries: Sequence[Gallery], position: Mapping[str, int], notes: list[str]
 ) -> Iterator[encode.Explained]:
     """The maps of each photo. A note is added for unreadable photos and for predictions that differ from the table.
@@ -78,7 +78,7 @@ def _explained(
         "maps": [],
     }
     made = encode.Explained(entry)
-    labels = select.select_classes_to_explain(one.predictions)
+    labels = select.select_classes_for_maps(one.predictions)
     for number, (gallery, row) in enumerate(zip(galleries, one.predictions, strict=True)):
         if row is not None:
             for facts, relevance in _maps(photo, gallery, row, labels, position, changed):

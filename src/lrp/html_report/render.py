@@ -21,7 +21,7 @@ ESCAPES = str.maketrans(
 )
 
 
-def as_json(document: Any) -> str:
+def render_json(document: Any) -> str:
     """JSON that is safe inside a script element."""
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.translate(ESCAPES).encode("utf-8", "backslashreplace").decode("utf-8")
@@ -44,14 +44,14 @@ def render(document: dict[str, Any]) -> str:
     ).get_template("page.html")
     return page.render(
         title=document["title"],
-        data=Markup(as_json(document)),
+        data=Markup(render_json(document)),
         css=Markup(css),
         script=Markup(script),
-        csp=security_policy(css, script),
+        csp=_security_policy(css, script),
     )
 
 
-def security_policy(css: str, script: str) -> str:
+def _security_policy(css: str, script: str) -> str:
     """The content-security policy, with the hashes of the exact text between the tags."""
     return (
         f"default-src 'none'; img-src data: blob:; style-src {_hash(css)}; script-src {_hash(script)}; "

@@ -53,14 +53,14 @@ def report(
     galleries = []
     if explain:
         from lrp.gallery.options import ExplainOptions  # torch, only where it is needed
-        from lrp.study.table_model import table_gallery
+        from lrp.study.table_model import table_model_gallery
 
         for table, model, option in zip(
             (results, compare), models, ("--model", "--compare-model"), strict=True
         ):
             if table is not None:
                 read = read_predictions(table)
-                galleries.append(table_gallery(table, read, model, options or ExplainOptions(), option))
+                galleries.append(table_model_gallery(table, read, model, options or ExplainOptions(), option))
     return write_report(
         results, results.with_name(f"{results.stem}_report.html") if output is None else output, retrained=compare,
         galleries=galleries, explain=explain, rows=rows, max_mb=max_mb, root=root, command=command, progress=advance,

@@ -11,7 +11,7 @@ from lrp.study.predictions import Prediction
 KEPT = 4  # one in KEPT places is reserved for photos that are right, if there are any
 
 
-def select_to_explain(rows: Mapping[str, Prediction], count: int) -> list[str]:
+def select_for_maps(rows: Mapping[str, Prediction], count: int) -> list[str]:
     """The paths of at most `count` rows: mistakes, most confident first; then alternately the right ones with the
     lowest and with the highest confidence."""
     counted = [path for path, row in rows.items() if row.counted]
@@ -26,7 +26,7 @@ def select_to_explain(rows: Mapping[str, Prediction], count: int) -> list[str]:
     return (mistakes + mixed)[:count]
 
 
-def select_changes_to_explain(twins: Sequence[Twin], count: int) -> list[str]:
+def select_changes_for_maps(twins: Sequence[Twin], count: int) -> list[str]:
     """The same for two tables, as A's paths: lost, gained and wrong in both in turn; then right in both. In each group
     sorted by the change of the true class's probability, largest first."""
 
@@ -54,7 +54,7 @@ def select_to_show(paths: Sequence[str], wrong: set[str], first: Sequence[str], 
     return [path for path in paths if path in kept]
 
 
-def select_classes_to_explain(rows: Sequence[Prediction | None]) -> list[str]:
+def select_classes_for_maps(rows: Sequence[Prediction | None]) -> list[str]:
     """The at most two labels to explain. One table: the predicted class, then the true class, or if that is the same
     the second most probable one. Several tables: the true class, then a wrong prediction, or if there is none the
     second most probable class."""

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from lrp.study.analysis import accuracy_of, calibration, confusion, counted, labels_in_order
+from lrp.study.analysis import analyse_accuracy, calibration, confusion
 from lrp.study.comparison import Comparison
-from lrp.study.predictions import Prediction
+from lrp.study.predictions import Prediction, counted_predictions, prediction_labels
 from lrp.values import plain
 
 BARS = 20  # number of bars in the histogram of confidences
@@ -24,20 +24,20 @@ class Table:
         self.name, self.file, self.rows = name, file, rows
 
 
-def labels(tables: Sequence[Table]) -> list[str]:
+def summary_labels(tables: Sequence[Table]) -> list[str]:
     """All class labels that occur; those of true and predicted classes first."""
     rows = [row for table in tables for row in table.rows.values()]
-    found = dict.fromkeys(labels_in_order(counted(rows)))
+    found = dict.fromkeys(prediction_labels(counted_predictions(rows)))
     for row in rows:
         found.update(dict.fromkeys((row.true_label, row.predicted_label, *row.top5)))
     found.pop("", None)
     return list(found)
 
 
-def model(table: Table, position: Mapping[str, int]) -> dict[str, Any]:
+def summary_of_model(table: Table, position: Mapping[str, int]) -> dict[str, Any]:
     """The statistics of one table's model."""
     rows = list(table.rows.values())
-    found, calibrated, confused = accuracy_of(rows), calibration(rows), confusion(rows)
+    found, calibrated, confused = analyse_accuracy(rows), calibration(rows), confusion(rows)
     here = [position[label] for label in confused.labels]
     cells = [
         (here[i], here[j], count)
@@ -88,7 +88,9 @@ def _histogram(rows: Sequence[Prediction]) -> dict[str, Any]:
     return {"edges": [i / BARS for i in range(BARS + 1)], "right": right, "wrong": wrong}
 
 
-def columns(paths: Sequence[str], tables: Sequence[Table], position: Mapping[str, int]) -> dict[str, Any]:
+def summary_of_rows(
+    paths: Sequence[str], tables: Sequence[Table], position: Mapping[str, int]
+) -> dict[str, Any]:
     """The rows of those paths as columns. The file's facts come from the first table that contains the path."""
     rows = [next(table.rows[path] for table in tables if path in table.rows) for path in paths]
     return {
@@ -112,7 +114,9 @@ def _predictions(rows: Sequence[Prediction | None], position: Mapping[str, int])
     }
 
 
-def change_summary(found: Comparison, paths: Sequence[str], position: Mapping[str, int]) -> dict[str, Any]:
+def summary_of_comparison(
+    found: Comparison, paths: Sequence[str], position: Mapping[str, int]
+) -> dict[str, Any]:
     """The comparison of two tables; `outcome`: one for each of the paths, which are A's."""
     outcomes = {twin.a.path: twin.outcome for twin in found.twins}
     return {

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from lrp.errors import ImageError, ReportError
 from lrp.html_report import encode, select, summary
-from lrp.html_report.render import as_json, render
+from lrp.html_report.render import render, render_json
 from lrp.pictures.photos import open_photo
 from lrp.storage.atomic import write_whole
-from lrp.study.comparison import Comparison, compare_predictions, moved_path
+from lrp.study.comparison import Comparison, compare_predictions, compared_path
 from lrp.study.locate import locate_photos
 from lrp.study.predictions import read_predictions
 
@@ -90,9 +90,9 @@ def write_report(
     every = list(dict.fromkeys(path for table in tables for path in table.rows))
     first = tables[0].rows
     wanted = (
-        select.select_changes_to_explain(comparison.twins, explain)
+        select.select_changes_for_maps(comparison.twins, explain)
         if comparison
-        else select.select_to_explain(first, explain)
+        else select.select_for_maps(first, explain)
     )
     wrong = {path for table in tables for path, row in table.rows.items() if row.correct is False}
     shown = select.select_to_show(every, wrong, wanted, rows)
@@ -100,17 +100,17 @@ def write_report(
         notes.append(
             f"{len(shown):,} of {len(every):,} photos are listed, mistakes first; all numbers are of all photos."
         )
-    names = summary.labels(tables)
+    names = summary.summary_labels(tables)
     position = {label: i for i, label in enumerate(names)}
     document: dict[str, Any] = {
         "format": 1,
         "title": " and ".join(table.file for table in tables),
         "classes": names,
-        "models": [summary.model(table, position) for table in tables],
-        "rows": summary.columns(shown, tables, position),
+        "models": [summary.summary_of_model(table, position) for table in tables],
+        "rows": summary.summary_of_rows(shown, tables, position),
         "thumb_type": encode.THUMB_TYPE,
         "palette": encode.encoded_palette(),
-        "comparison": summary.change_summary(comparison, shown, position) if comparison else None,
+        "comparison": summary.summary_of_comparison(comparison, shown, position) if comparison else None,
         "images": [],
         "made": [],
         "notes": notes,
@@ -151,7 +151,7 @@ def _tables(
         found = compare_predictions(read[0], read[1], names=(names[0], names[1]))
         if found.folders:
             back = found.folders[::-1]
-            known = {moved_path(path, back): row for path, row in keyed[1].items()}
+            known = {compared_path(path, back): row for path, row in keyed[1].items()}
             keyed[1] = {
                 (known_path if known_path in keyed[0] else row.path): row for known_path, row in known.items()
             }
@@ -191,7 +191,7 @@ def _explained(
     existing = [path for path in wanted if path in files]
     if not galleries or not existing:
         return []
-    from lrp.html_report.maps import Explainable, explained  # torch, only where it is needed
+    from lrp.html_report.maps import Explainable, explain_maps  # torch, only where it is needed
 
     row = {path: i for i, path in enumerate(shown)}
     asked = [
@@ -199,7 +199,7 @@ def _explained(
         for path in existing
     ]
     made = []
-    for one in explained(asked, galleries, position, notes):
+    for one in explain_maps(asked, galleries, position, notes):
         made.append(one)
         progress(1, len(asked), "explaining")
     return made
@@ -224,7 +224,7 @@ def _within(
     document["rows"]["thumb"], note = encode.encode_thumbnails(smalls, int(left * share))
     left -= sum(map(len, document["rows"]["thumb"]))
     document["images"], also = encode.encode_to_fit(
-        explained, left, lambda entry: len(as_json(entry).encode()) + 1
+        explained, left, lambda entry: len(render_json(entry).encode()) + 1
     )
     notes += [sentence for sentence in (note, also) if sentence]
     return render(document)

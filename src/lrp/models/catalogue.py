@@ -2,12 +2,12 @@
 
 import difflib
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
-from lrp.classes import clear_names, imagenet_names, timm_class_names
+from lrp.classes import clear_class_names, imagenet_names
 from lrp.errors import ModelError
 from lrp.models.preprocessing import Preprocessing
 from lrp.pictures.photos import Geometry
@@ -41,7 +41,7 @@ def model_names() -> list[ModelEntry]:
     return [packaged, *entries, ModelEntry("timm:NAME", "timm.list_models(pretrained=True)", None, None)]
 
 
-def published_preprocessing(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
+def catalogue_preprocessing(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
     """The preprocessing and class names with which a model's published weights were trained. Downloads nothing."""
     if name == PACKAGED:  # converted from TensorFlow: trained on values from -1 to 1 and bicubic photos
         geometry = Geometry(resize=256, crop=(224, 224), interpolation="bicubic")
@@ -59,14 +59,14 @@ def published_preprocessing(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
         crop=tuple(preset.crop_size * 2),
         interpolation=preset.interpolation.value,
     )
-    class_names = clear_names(weights.meta["categories"])
+    class_names = clear_class_names(weights.meta["categories"])
     return Preprocessing(geometry, tuple(preset.mean), tuple(preset.std)), class_names
 
 
 def _published_by_timm(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
     import timm
 
-    config = timm_config(name)
+    config = timm_catalogue_entry(name)
     if not config.num_classes:
         raise ModelError(f"{name} has no classes: it computes features and makes no decision to explain.")
     data = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
@@ -86,7 +86,7 @@ def _published_by_timm(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
     return Preprocessing(geometry, tuple(data["mean"]), tuple(data["std"])), class_names
 
 
-def timm_config(name: str) -> Any:
+def timm_catalogue_entry(name: str) -> Any:
     """timm's configuration of the weights "timm:NAME" or "timm:NAME.TAG"."""
     import timm
 
@@ -97,6 +97,19 @@ def timm_config(name: str) -> Any:
     except RuntimeError:  # no such tag
         pass
     raise unknown_model(name)
+
+
+def timm_class_names(count: int, label_names: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The class names of a timm model: its own, or those of the part of ImageNet that has `count` classes."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    if label_names and len(label_names) == count:
+        return tuple(label_names)
+    if count == 1000:
+        return imagenet_names()
+    if subset := infer_imagenet_subset({"num_classes": count}):
+        return tuple(words.split(",")[0] for words in ImageNetInfo(subset).label_descriptions())
+    return tuple(f"class {index}" for index in range(count))
 
 
 def torchvision_names() -> list[str]:
@@ -118,7 +131,7 @@ def unknown_model(name: str) -> ModelError:
     return ModelError(f"no model {name!r}: {hint} `lrp models` lists them; timm's are named timm:NAME.")
 
 
-def build_model(
+def build_from_catalogue(
     architecture: str, classes: int, preprocessing: Preprocessing, filled_later: bool = True
 ) -> nn.Module:
     """The architecture with random weights, set up as its published weights need it; in training mode.
@@ -130,7 +143,7 @@ def build_model(
     if architecture.startswith("timm:"):
         import timm
 
-        timm_config(architecture)
+        timm_catalogue_entry(architecture)
         return timm.create_model(architecture.removeprefix("timm:"), num_classes=classes)
     if architecture not in torchvision_names():
         raise unknown_model(architecture)
@@ -144,27 +157,3 @@ def build_model(
     if architecture.startswith(("googlenet", "inception_v3", "vgg")):
         options["init_weights"] = not filled_later
     return torchvision.models.get_model(architecture, weights=None, num_classes=classes, **options)
-
-
-def class_tensors(architecture: str, preprocessing: Preprocessing) -> dict[str, int]:
-    """The parameters whose shape depends on the number of classes -> the axis of the classes: usually 0.
-
-    {"classifier.6.weight": 0, "classifier.6.bias": 0} for "vgg19".
-    """
-
-    def shapes(classes: int) -> dict[str, torch.Size]:
-        try:
-            with torch.device("meta"):  # allocates no memory, which is fast
-                model = build_model(architecture, classes, preprocessing)
-        except RuntimeError:  # its constructor computes with values, as in torchvision's regnets
-            model = build_model(architecture, classes, preprocessing)
-        return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-    with torch.random.fork_rng(devices=[]):
-        two, three = shapes(2), shapes(3)
-    return {
-        name: axis
-        for name, shape in two.items()
-        for axis, sizes in enumerate(zip(shape, three[name], strict=True))
-        if sizes == (2, 3)
-    }

@@ -10,20 +10,20 @@ from torch import nn
 
 from lrp.errors import ModelError
 from lrp.models.preprocessing import Preprocessing
-from lrp.models.weights import sha256_of, write_weights
+from lrp.models.weights import weights_sha256, write_weights
 from lrp.storage.atomic import replacing_all, write_whole
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
-def is_file(name: str) -> bool:
+def is_checkpoint(name: str) -> bool:
     """Whether `load_model` takes this for a file of weights: by its name alone."""
     return not name.startswith("timm:") and (name.endswith(SUFFIXES) or "/" in name or os.sep in name)
 
 
-def architecture(name: str, arch: str | None = None) -> str:
+def checkpoint_architecture(name: str, arch: str | None = None) -> str:
     """The architecture's name, as `save_checkpoint` takes it; arguments and errors as of `load_model`."""
-    if not is_file(name):
+    if not is_checkpoint(name):
         return name
     sidecar = sidecar_of(Path(name))
     return read_sidecar(sidecar)[0] if arch is None or sidecar.is_file() else arch
@@ -62,7 +62,7 @@ def save_checkpoint(
             "architecture": architecture,
             "class_names": list(class_names),
             "preprocessing": preprocessing.to_dict(),
-            "sha256": sha256_of(weights),  # shows whether a sidecar belongs to the weights
+            "sha256": weights_sha256(weights),  # shows whether a sidecar belongs to the weights
             **({"training": dict(facts)} if facts is not None else {}),
         }
         description.write_text(_as_text(content), encoding="utf-8")
@@ -78,7 +78,7 @@ def sidecar_facts(path: str | Path) -> dict[str, Any] | None:
         return None
     return (
         facts
-        if isinstance(facts, dict) and Path(path).is_file() and sha256_of(Path(path)) == sha256
+        if isinstance(facts, dict) and Path(path).is_file() and weights_sha256(Path(path)) == sha256
         else None
     )
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from lrp.errors import ModelError
-from lrp.models.weights import sha256_of
-from lrp.storage.download import MEGABYTE, TIMEOUT, DownloadError, fetch, reason
+from lrp.errors import ModelError, error_reason
+from lrp.models.weights import weights_sha256
+from lrp.storage.download import MEGABYTE, TIMEOUT, DownloadError, fetch
 
 Progress = Callable[[str], None]
 
@@ -28,11 +28,11 @@ def download_checkpoint(name: str, url: str, megabytes: float | None, progress: 
         size = f"{megabytes:.0f} MB" if megabytes else "size unknown"
         progress(f"{name}: {size} from {urllib.parse.urlsplit(url).hostname} to {path.parent}")
         try:
-            download(url, path, sha256[1], progress)
+            download_weights(url, path, sha256[1], progress)
         except ModelError as error:
             remedy = f"download that file elsewhere and put it at {path}"
             raise ModelError(_failure(name, size, url, error, remedy)) from error
-    elif not (found := sha256_of(path)).startswith(sha256[1]):
+    elif not (found := weights_sha256(path)).startswith(sha256[1]):
         raise ModelError(
             f"{name}: {path} is not the published file (its SHA-256 starts with {found[: len(sha256[1])]}, "
             f"not {sha256[1]}); delete it and try again."
@@ -69,7 +69,7 @@ def download_from_hub(name: str, repository: str, filename: str | None, progress
         raise ModelError(_failure(name, size, url, error, remedy)) from error
 
 
-def download(url: str, destination: Path, sha256: str, progress: Progress) -> None:
+def download_weights(url: str, destination: Path, sha256: str, progress: Progress) -> None:
     """Fetch `url` to `destination`, which appears only when its content is verified; see `lrp.storage.download.fetch`.
 
     Args:
@@ -82,7 +82,7 @@ def download(url: str, destination: Path, sha256: str, progress: Progress) -> No
     """
 
     def proof(part: Path) -> None:
-        found = sha256_of(part)
+        found = weights_sha256(part)
         if not found.startswith(sha256):
             raise DownloadError(
                 f"what came has a SHA-256 starting with {found[: len(sha256)]}, not {sha256}, and was deleted"
@@ -109,4 +109,4 @@ def _tenths(progress: Progress) -> Callable[[int, int | None], None]:
 
 
 def _failure(name: str, size: str, url: str, error: Exception, remedy: str) -> str:
-    return f"{name}: its weights ({size}) could not be fetched from {url} ({reason(error)}); {remedy}."
+    return f"{name}: its weights ({size}) could not be fetched from {url} ({error_reason(error)}); {remedy}."

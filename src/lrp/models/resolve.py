@@ -42,7 +42,7 @@ def resolve_model(
     return loaded if size is None else loaded._replace(preprocessing=loaded.preprocessing.with_size(size))
 
 
-def model_name(model: str | Path | LoadedModel) -> str:
+def resolve_model_name(model: str | Path | LoadedModel) -> str:
     """The name by which the model was requested; "" for a loaded model."""
     return str(model) if isinstance(model, str | Path) else ""
 

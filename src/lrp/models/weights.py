@@ -1,21 +1,21 @@
-"""Files of weights: read as tensors only, loaded into a model, written."""
+"""Files of weights: read as tensors only, loaded into a model, written; which weights depend on the number of classes."""
 
 import argparse
 import hashlib
-import json
 import os
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lrp.errors import ModelError
-from lrp.storage.download import reason
+from lrp.errors import ModelError, error_reason
+from lrp.models.catalogue import build_from_catalogue
+from lrp.models.preprocessing import Preprocessing
 
 # The keys under which training loops store the state dict (Lightning and timm, PyTorch's tutorials, torchvision and
 # DeiT, others), and the prefixes that DataParallel and torch.compile add to every name.
@@ -24,13 +24,13 @@ PREFIXES = ("module.", "_orig_mod.")
 LISTED = 20
 
 
-def sha256_of(path: Path) -> str:
+def weights_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {reason(error)}.") from error
+        raise ModelError(f"{path} cannot be read: {error_reason(error)}.") from error
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
@@ -69,24 +69,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     return content  # unchanged if there was no prefix, so that it keeps its attribute _metadata
 
 
-def read_labels(labels: str | Path | Sequence[str]) -> tuple[str, ...]:
-    """Class names as they are, or from a file: one per line, or a JSON list of strings."""
-    if not isinstance(labels, str | Path):
-        return tuple(labels)
-    try:
-        text = Path(labels).read_text(encoding="utf-8-sig")
-        listed = text.lstrip().startswith("[")
-        names = json.loads(text) if listed else [line.strip() for line in text.rstrip().split("\n")]
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the labels {labels} cannot be read: {reason(error)}.") from error
-    if not all(isinstance(name, str) and name.strip() for name in names):
-        raise ModelError(
-            f"the labels {labels} hold an empty line, or what is no text: a name each is expected."
-        )
-    return tuple(names)
-
-
-def save(content: Any, path: Path) -> None:
+def write_tensors(content: Any, path: Path) -> None:
     """`torch.save`; a failure of the disk raises OSError, as everywhere else."""
     try:
         with open(path, "wb") as file:
@@ -106,7 +89,7 @@ def write_weights(path: Path, model: nn.Module, suffix: str) -> None:
     ) in state.items():  # on the CPU and contiguous, whatever the model's device and memory format
         state[name] = tensor.detach().cpu().contiguous()
     if suffix != ".safetensors":
-        save(state, path)
+        write_tensors(state, path)
         return
     import safetensors.torch
 
@@ -119,7 +102,7 @@ def write_weights(path: Path, model: nn.Module, suffix: str) -> None:
         raise
 
 
-def fill_weights(model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, path: Path) -> None:
+def load_weights_into(model: nn.Module, tensors: Mapping[str, Tensor], architecture: str, path: Path) -> None:
     """Load the tensors of `path` into `model`; all of them fit, or ModelError lists those that do not."""
     expected = model.state_dict()
     # Batch norm's step counter is missing in old files; only training would use it.
@@ -142,7 +125,7 @@ def fill_weights(model: nn.Module, tensors: Mapping[str, Tensor], architecture: 
         }
         listed = [f"{len(found)} {kind} ({_shortened(found)})" for kind, found in groups.items() if found]
         raise ModelError(
-            f"{path} does not fit {architecture}: {', '.join(listed) or reason(error)}."
+            f"{path} does not fit {architecture}: {', '.join(listed) or error_reason(error)}."
         ) from error
 
 
@@ -157,3 +140,27 @@ def weights_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def weights_with_class_axis(architecture: str, preprocessing: Preprocessing) -> dict[str, int]:
+    """The parameters whose shape depends on the number of classes -> the axis of the classes: usually 0.
+
+    {"classifier.6.weight": 0, "classifier.6.bias": 0} for "vgg19".
+    """
+
+    def shapes(classes: int) -> dict[str, torch.Size]:
+        try:
+            with torch.device("meta"):  # allocates no memory, which is fast
+                model = build_from_catalogue(architecture, classes, preprocessing)
+        except RuntimeError:  # its constructor computes with values, as in torchvision's regnets
+            model = build_from_catalogue(architecture, classes, preprocessing)
+        return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+    with torch.random.fork_rng(devices=[]):
+        two, three = shapes(2), shapes(3)
+    return {
+        name: axis
+        for name, shape in two.items()
+        for axis, sizes in enumerate(zip(shape, three[name], strict=True))
+        if sizes == (2, 3)
+    }

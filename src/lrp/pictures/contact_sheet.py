@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from lrp.errors import ImageError
 from lrp.pictures.photos import PhotoError, open_photo
-from lrp.pictures.text import Font, font, spelled, typeface, wrapped
+from lrp.pictures.text import Font, font, text_in_font, typeface, wrapped
 
 _SIDE = 208  # pixels: the side of the square that each photo is fitted into
 _EM, _LINE, _GAP = 14, 19, 18
@@ -64,7 +64,8 @@ def contact_sheet(
     def line(text: str, letters: Font, ink: tuple[int, int, int], lines: int) -> list[_Line]:
         height = round(1.35 * letters.size)
         return [
-            _Line(part, letters, ink, height) for part in wrapped(spelled(text, face), letters, across, lines)
+            _Line(part, letters, ink, height)
+            for part in wrapped(text_in_font(text, face), letters, across, lines)
         ]
 
     strips: list[list[_Line] | _Strip] = [line(title, large, _INK, 2)]
@@ -158,8 +159,10 @@ def _columns(count: int) -> int:
 def _text_lines(
     tile: _Tile, face: str | None, small: Font, middle: Font
 ) -> list[tuple[str, Font, tuple[int, int, int]]]:
-    lines = [(text, middle, _INK) for text in wrapped(spelled(tile.title, face), middle, _SIDE, 2)]
-    return lines + [(text, small, _FAINT) for text in wrapped(spelled(tile.subtitle, face), small, _SIDE, 2)]
+    lines = [(text, middle, _INK) for text in wrapped(text_in_font(tile.title, face), middle, _SIDE, 2)]
+    return lines + [
+        (text, small, _FAINT) for text in wrapped(text_in_font(tile.subtitle, face), small, _SIDE, 2)
+    ]
 
 
 def _paste_tile(
@@ -173,7 +176,7 @@ def _paste_tile(
     x, y = at
     if tile.photo is None:
         pen.rectangle((x, y, x + _SIDE - 1, y + _SIDE - 1), fill=_EMPTY, outline=_FRAME)
-        reason = wrapped(spelled(tile.reason, face), small, _SIDE - 24, 7)
+        reason = wrapped(text_in_font(tile.reason, face), small, _SIDE - 24, 7)
         for number, text in enumerate(["cannot be shown:", *reason]):
             pen.text((x + 12, y + 28 + number * _LINE), text, font=small, fill=_FAINT, anchor="ls")
         return

@@ -85,7 +85,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def words(text: str, width: int = 30) -> str:
+def figure_text(text: str, width: int = 30) -> str:
     """The text wrapped to lines of `width` characters, never shortened; dollar signs, which begin formulas, are escaped."""
     shown = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     lines = [""]
@@ -111,4 +111,4 @@ def set_title(axes: Axes, title: str, note: str) -> None:
         note, (0, 1), xytext=(0, 6), xycoords="axes fraction", textcoords="offset points", color=FAINT,
         fontsize=8.5, va="bottom", annotation_clip=False,
     )  # fmt: skip
-    axes.set_title(words(title, 70), fontweight="bold", pad=10 + 11.5 * lines)
+    axes.set_title(figure_text(title, 70), fontweight="bold", pad=10 + 11.5 * lines)

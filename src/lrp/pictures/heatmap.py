@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
 
 from lrp.errors import ImageError, LrpError
-from lrp.pictures.text import Font, font, spelled, typeface, wrapped
+from lrp.pictures.text import Font, font, text_in_font, typeface, wrapped
 from lrp.storage.atomic import replacing
 
 STYLES = ("heatmap", "overlay", "both")
@@ -190,7 +190,7 @@ def save_png(
         image.save(file, "PNG", pnginfo=chunks)
 
 
-def read_heatmap_metadata(path: Path | str) -> dict[str, str]:
+def read_png_metadata(path: Path | str) -> dict[str, str]:
     """What `save_png` was given. Empty for any file that is not a complete, undamaged PNG of `save_png`; raises nothing."""
     path = Path(path)
     try:
@@ -307,9 +307,11 @@ def _sheet(blocks: Sequence[_Block], limit: float | None, note: str, unseen: boo
     headings = []
     for block in blocks:
         available = photo_width if block is blocks[0] else panel_width
-        heading = [(text, large, _INK) for text in wrapped(spelled(block.title, face), large, available, 2)]
+        heading = [
+            (text, large, _INK) for text in wrapped(text_in_font(block.title, face), large, available, 2)
+        ]
         heading += [
-            (text, small, _FAINT) for text in wrapped(spelled(block.subtitle, face), small, available, 3)
+            (text, small, _FAINT) for text in wrapped(text_in_font(block.subtitle, face), small, available, 3)
         ]
         headings.append(heading)
     above = max(map(len, headings)) * line + round(0.4 * em)
@@ -320,7 +322,7 @@ def _sheet(blocks: Sequence[_Block], limit: float | None, note: str, unseen: boo
     left = 2 * gap + photo_width
     across = columns * (panel_width + gap) - gap
     legend_top = gap + math.ceil(count / columns) * (cell + gap)
-    footer = wrapped(spelled(note, face), small, across, 3)
+    footer = wrapped(text_in_font(note, face), small, across, 3)
     legend_height = (0 if limit is None else round(2.4 * line)) + (len(footer) + bool(unseen)) * line
 
     sheet = Image.new("RGB", (left + across + gap, legend_top + legend_height + gap), "white")

@@ -67,7 +67,7 @@ def typeface(texts: Iterable[str]) -> str | None:
     return best
 
 
-def spelled(text: str, face: str | None) -> str:
+def text_in_font(text: str, face: str | None) -> str:
     """The text on one line, in characters that the font has; others lose their accents, or become "?"."""
     written = ""
     for character in " ".join(text.translate(_SPELLED).split()):

@@ -33,14 +33,14 @@ def append(file: FileIO, end: int, data: bytes | memoryview) -> None:
         raise
 
 
-def seal(entry: Mapping[str, Any]) -> bytes:
+def line_to_append(entry: Mapping[str, Any]) -> bytes:
     """One line of JSON that begins with the checksum of the rest of the line."""
     body = json.dumps(entry)[1:].encode("ascii")
     return b'{"crc": "%08x", %s\n' % (zlib.crc32(body), body)
 
 
-def unseal(line: bytes) -> dict[str, Any] | None:
-    """The entry of a sealed line; None for a damaged one."""
+def read_appended_line(line: bytes) -> dict[str, Any] | None:
+    """The entry of a line that `line_to_append` made; None for a damaged one."""
     head, body, end = line[:20], line[20:-1], line[-1:]
     if end != b"\n" or head != b'{"crc": "%08x", ' % zlib.crc32(body):
         return None

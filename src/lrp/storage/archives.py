@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from lrp.errors import LrpError
-from lrp.storage.download import MEGABYTE, reason
+from lrp.errors import LrpError, error_reason
+from lrp.storage.download import MEGABYTE
 
 SLACK = MEGABYTE  # headers and padding between two members; some hundred bytes are usual
 
@@ -62,9 +62,9 @@ def unpack(packed: Path, into: Path, folder: str, limits: Limits, progress: Call
     except OSError as error:
         if not isinstance(error, gzip.BadGzipFile):
             raise
-        raise UnpackError(f"it is damaged: {reason(error)}") from error
+        raise UnpackError(f"it is damaged: {error_reason(error)}") from error
     except Exception as error:  # tarfile and zlib raise many kinds, depending on where the damage is
-        raise UnpackError(f"it is damaged: {reason(error)}") from error
+        raise UnpackError(f"it is damaged: {error_reason(error)}") from error
 
 
 class _Bounded:

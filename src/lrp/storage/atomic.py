@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all; and OSErrors raised as errors of this package.
+"""Files that appear whole or not at all.
 
 The only module that renames files to their final names. Each is written to a draft in the same folder, flushed to the
 disk, renamed, and the folder flushed; after any error or interruption the draft is deleted and the old file is untouched.
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lrp.errors import LrpError
+from lrp.errors import LrpError, os_errors
 
 
 @contextmanager
@@ -74,15 +74,9 @@ def remove_drafts(*paths: Path) -> None:
                 draft.unlink()
 
 
-@contextmanager
-def os_errors(path: Path, done: str, error: type[LrpError] | None, advice: str = "") -> Iterator[None]:
-    """An OSError inside is raised as `error`: "PATH: cannot be DONE: REASON"; None: as it is."""
-    try:
-        yield
-    except OSError as os_error:
-        if error is None:
-            raise
-        raise error(f"{path}: cannot be {done}: {os_error.strerror or os_error}{advice}") from os_error
+def path_beside(output: Path, ending: str) -> Path:
+    """results.csv -> results.csv.ENDING: a file next to an output, which exists while the output is written."""
+    return output.parent / f"{output.name}.{ending}"
 
 
 @contextmanager

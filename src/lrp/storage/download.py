@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from lrp.errors import LrpError
+from lrp.errors import LrpError, error_reason
 from lrp.storage.atomic import move_into_place
 
 TIMEOUT = 10.0  # seconds without data; torch.hub's downloader has no timeout
@@ -65,7 +65,7 @@ def fetch(
     except urllib.error.HTTPError as error:
         raise DownloadError(f"the server answered {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise DownloadError(reason(error)) from error
+        raise DownloadError(error_reason(error)) from error
 
 
 def download_begun(destination: Path) -> int:
@@ -196,10 +196,3 @@ def _permitted(url: str) -> str:
 
 def _megabytes(count: int) -> str:
     return f"{count / MEGABYTE:.1f} MB"
-
-
-def reason(error: BaseException) -> str:
-    """An error as a clause on one line: "Name or service not known"."""
-    cause = getattr(error, "reason", error)  # urllib wraps the operating system's error
-    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return re.sub(r"^\[Errno -?\d+\] ", "", text.strip().splitlines()[0]).rstrip(".")

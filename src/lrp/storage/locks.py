@@ -9,18 +9,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lrp.errors import BusyError, LrpError
-from lrp.storage.atomic import os_errors
+from lrp.errors import BusyError, LrpError, os_errors
+from lrp.storage.atomic import path_beside
 
 START_OVER = "start over with --overwrite, or choose another -o"
 
 
-def path_beside(output: Path, ending: str) -> Path:
-    """results.csv -> results.csv.ENDING: a file next to an output, which exists while the output is written."""
-    return output.parent / f"{output.name}.{ending}"
-
-
-def identity_differs(output: Path, before: Mapping[str, str], now: Mapping[str, str]) -> str:
+def begun_by_another_run(output: Path, before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """The message about what has changed in a run's identity since the output was begun, and what to do."""
     names = [*now, *(name for name in before if name not in now)]
     changes = (

@@ -10,10 +10,11 @@ from typing import Any
 
 from lrp.data.data_set import DataSet
 from lrp.errors import DataError, LrpError, PredictionsError
-from lrp.models.checkpoints import is_file
+from lrp.models.checkpoints import is_checkpoint
 from lrp.models.loading import LoadedModel
 from lrp.study.analysis import Accuracy
 from lrp.study.evaluate import evaluate
+from lrp.study.predictions import prediction_table_paths
 from lrp.study.statistics import Share
 from lrp.values import Plain
 
@@ -86,9 +87,9 @@ def accuracy(
         raise PredictionsError(f"{folder}: cannot be made: {error.strerror}") from error
 
     def measured() -> Iterator[Measured]:
-        for name, place in zip(names, table_paths(names, folder), strict=True):
+        for name, place in zip(names, prediction_table_paths(names, folder), strict=True):
             bare: dict[str, Any] = (
-                {"arch": arch, "labels": labels} if name not in given and is_file(name) else {}
+                {"arch": arch, "labels": labels} if name not in given and is_checkpoint(name) else {}
             )
             try:
                 found = evaluate(
@@ -110,22 +111,7 @@ def accuracy(
     return measured()
 
 
-def table_paths(models: Sequence[str], folder: Path | str) -> list[Path]:
-    """The path of each model's table; different models always get different paths."""
-    short = [file_name(model) for model in models]
-    long = [model.replace("/", "_").replace(":", "_") for model in models]
-    return [
-        Path(folder, f"{s if short.count(s) == 1 else n}_results.csv")
-        for s, n in zip(short, long, strict=True)
-    ]
-
-
-def file_name(model: str) -> str:
-    """A model's name as part of a file's: "timm:resnet18.a1_in1k" -> "timm_resnet18.a1_in1k"."""
-    return Path(model).name.replace(":", "_")
-
-
-def table(measured: Iterable[Measured]) -> Iterator[tuple[Any, ...]]:
+def accuracy_table(measured: Iterable[Measured]) -> Iterator[tuple[Any, ...]]:
     """Rows of `COLUMNS`: for each model one row for all classes together, with class "(all)", then one per class."""
     for one in measured:
         if (found := one.accuracy) is None:

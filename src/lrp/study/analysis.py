@@ -11,45 +11,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lrp.errors import PredictionsError
-from lrp.study.predictions import Prediction
-from lrp.study.statistics import Share, share
+from lrp.study.predictions import Prediction, counted_predictions, prediction_labels
+from lrp.study.statistics import Share, share_interval
 from lrp.values import Plain
 
 _FLOOR = sys.float_info.epsilon
 """Lower bound of a confidence in the loss, as in scikit-learn's log_loss: a single 0 would make the mean infinite."""
 
 
-def counted(predictions: Iterable[Prediction]) -> list[Prediction]:
-    """The rows that count in averages: those with status "ok".
-
-    Raises:
-        PredictionsError: such a row has no class, no confidence, or no value for `correct`.
-    """
-    rows = [row for row in predictions if row.counted]
-    for row in rows:
-        for column in ("true_label", "predicted_label", "predicted_confidence", "correct"):
-            if getattr(row, column) in ("", None):
-                raise PredictionsError(
-                    f"{row.path}: expected a row with status ok to have all of true_label, predicted_label, "
-                    f"predicted_confidence and correct, got no {column}; make the file again with `lrp evaluate`."
-                )
-    return rows
-
-
-def labels_in_order(predictions: Iterable[Prediction]) -> list[str]:
-    """The true and predicted labels of these rows, sorted by index if known, then by name."""
-    index: dict[str, float] = {}
-    for row in predictions:
-        for label, number in ((row.true_label, row.true_index), (row.predicted_label, row.predicted_index)):
-            index[label] = min(index.get(label, math.inf), math.inf if number is None else number)
-    index.pop("", None)
-    return sorted(index, key=lambda label: (index[label], label))
-
-
 def rows_by_class(rows: Iterable[Prediction]) -> dict[str, list[Prediction]]:
     """True class -> its rows; classes sorted as in `in_order`."""
     rows = list(rows)
-    groups: dict[str, list[Prediction]] = {label: [] for label in labels_in_order(rows)}
+    groups: dict[str, list[Prediction]] = {label: [] for label in prediction_labels(rows)}
     for row in rows:
         groups[row.true_label].append(row)
     return {label: group for label, group in groups.items() if group}
@@ -96,9 +69,9 @@ class Accuracy(Plain):
     """The true classes of the counted rows, sorted as in `in_order`."""
 
 
-def accuracy_of(predictions: Sequence[Prediction]) -> Accuracy:
+def analyse_accuracy(predictions: Sequence[Prediction]) -> Accuracy:
     """Top-1, top-5, loss and mean confidence over all images; precision and recall per class."""
-    rows = counted(predictions)
+    rows = counted_predictions(predictions)
     status = Counter(row.status for row in predictions)
     return Accuracy(
         len(predictions),
@@ -115,14 +88,16 @@ def _measures(rows: Sequence[Prediction]) -> tuple[Share | None, Share | None, f
     n = len(rows)
     true = [row.true_confidence for row in rows if row.true_confidence is not None]
     return (
-        share(sum(bool(row.correct) for row in rows), n),
-        share(sum(row.true_label in row.top5 for row in rows), n) if all(row.top5 for row in rows) else None,
-        mean([-math.log(max(value, _FLOOR)) for value in true]) if len(true) == n else None,
-        mean([row.predicted_confidence or 0.0 for row in rows]),
+        share_interval(sum(bool(row.correct) for row in rows), n),
+        share_interval(sum(row.true_label in row.top5 for row in rows), n)
+        if all(row.top5 for row in rows)
+        else None,
+        _mean([-math.log(max(value, _FLOOR)) for value in true]) if len(true) == n else None,
+        _mean([row.predicted_confidence or 0.0 for row in rows]),
     )
 
 
-def mean(values: Sequence[float]) -> float | None:
+def _mean(values: Sequence[float]) -> float | None:
     """The arithmetic mean; None for an empty sequence."""
     return math.fsum(values) / len(values) if values else None
 
@@ -165,10 +140,10 @@ class Picks(Plain):
     """Every true class, sorted as in `in_order`; also those without a correct prediction."""
 
 
-def picks(predictions: Sequence[Prediction], count: int = 10) -> Picks:
+def analyse_confidence(predictions: Sequence[Prediction], count: int = 10) -> Picks:
     """The `count` correct predictions with the highest confidence and the `count` with the lowest, over all
     and per class; fewer if there are fewer. Equal confidences are sorted by path."""
-    rows = counted(predictions)
+    rows = counted_predictions(predictions)
     return Picks(
         _surest("", rows, count),
         tuple(_surest(label, group, count) for label, group in rows_by_class(rows).items()),
@@ -267,8 +242,8 @@ class ConfusionView(Plain):
 
 def confusion(predictions: Sequence[Prediction]) -> Confusion:
     """The confusion matrix, the most frequent confusions, and the most confident mistakes."""
-    rows = counted(predictions)
-    labels = labels_in_order(rows)
+    rows = counted_predictions(predictions)
+    labels = prediction_labels(rows)
     place = {label: i for i, label in enumerate(labels)}
     matrix = [[0] * len(labels) for _ in labels]
     for row in rows:
@@ -346,7 +321,7 @@ def calibration(predictions: Sequence[Prediction], bins: int = 15) -> Calibratio
     """
     if bins < 1:
         raise PredictionsError(f"expected at least one bin of confidences, got bins={bins}")
-    rows = [(row.predicted_confidence or 0.0, bool(row.correct)) for row in counted(predictions)]
+    rows = [(row.predicted_confidence or 0.0, bool(row.correct)) for row in counted_predictions(predictions)]
     groups: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
     for confidence, correct in rows:
         millionths = round(confidence * 1_000_000)
@@ -368,7 +343,13 @@ def calibration(predictions: Sequence[Prediction], bins: int = 15) -> Calibratio
 
 def _bin(low: float, high: float, rows: Sequence[tuple[float, bool]]) -> Bin:
     correct = sum(correct for _, correct in rows)
-    return Bin(low, high, len(rows), mean([confidence for confidence, _ in rows]), share(correct, len(rows)))
+    return Bin(
+        low,
+        high,
+        len(rows),
+        _mean([confidence for confidence, _ in rows]),
+        share_interval(correct, len(rows)),
+    )
 
 
 def _adaptive(rows: Sequence[tuple[float, bool]], bins: int) -> float | None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrp.errors import PredictionsError
-from lrp.study.analysis import counted, rows_by_class
-from lrp.study.predictions import Prediction
-from lrp.study.statistics import Paired, Share, paired_interval, share
+from lrp.study.analysis import rows_by_class
+from lrp.study.predictions import Prediction, counted_predictions
+from lrp.study.statistics import Paired, Share, paired_interval, share_interval
 from lrp.values import Plain, plain
 
 
@@ -131,10 +131,10 @@ def compare_predictions(
     pairs = [
         Twin(row, rows_b[other])
         for path, row in rows_a.items()
-        if (other := moved_path(path, folders)) is not None and other in rows_b
+        if (other := compared_path(path, folders)) is not None and other in rows_b
     ]
     _expect_same_classes(pairs, names)
-    counted([row for pair in pairs for row in (pair.a, pair.b)])  # raises for incomplete rows
+    counted_predictions([row for pair in pairs for row in (pair.a, pair.b)])  # raises for incomplete rows
     twins = tuple(pair for pair in pairs if pair.a.counted and pair.b.counted)
     seen_a, seen_b = _seen(a), _seen(b)
     return Comparison(
@@ -187,7 +187,7 @@ def _folders(a: Sequence[str], b: Sequence[str], names: tuple[str, str]) -> tupl
         if common:
             rest = len("/".join(first[-common:]))
             possible[a[0][:-rest], path[:-rest]] = common
-    fitting = [f for f in possible if all(moved_path(path, f) in everything for path in a)]
+    fitting = [f for f in possible if all(compared_path(path, f) in everything for path in a)]
     longest = [f for f in fitting if possible[f] == max(possible[g] for g in fitting)]
     if len(longest) == 1:
         return longest[0]
@@ -202,7 +202,7 @@ def _folders(a: Sequence[str], b: Sequence[str], names: tuple[str, str]) -> tupl
     )
 
 
-def moved_path(path: str, folders: tuple[str, str]) -> str | None:
+def compared_path(path: str, folders: tuple[str, str]) -> str | None:
     """The path in B for a path in A; None if it is not below A's folder."""
     return folders[1] + path[len(folders[0]) :] if path.startswith(folders[0]) else None
 
@@ -239,7 +239,9 @@ def _classes(twins: Sequence[Twin]) -> tuple[ClassChange, ...]:
         right_a, right_b = (sum(side) for side in zip(*both, strict=True))
         gained, lost = both.count((False, True)), both.count((True, False))
         n = len(both)
-        changes.append(ClassChange(label, n, share(right_a, n), share(right_b, n), gained, lost))
+        changes.append(
+            ClassChange(label, n, share_interval(right_a, n), share_interval(right_b, n), gained, lost)
+        )
     return tuple(changes)
 
 

@@ -23,16 +23,16 @@ import torch
 from torch import Tensor
 
 import lrp
-from lrp.data.data_set import DataSet, Sample, match_folders
+from lrp.data.data_set import DataSet, Sample, match_class_folders
 from lrp.data.prefetch import read_ahead
 from lrp.errors import DataError, ImageError, ModelError, PredictionsError
 from lrp.models.loading import LoadedModel
-from lrp.models.resolve import model_name, resolve_device, resolve_model
+from lrp.models.resolve import resolve_device, resolve_model, resolve_model_name
 from lrp.models.weights import weights_fingerprint
 from lrp.pictures.photos import PhotoError, open_photo
-from lrp.study.analysis import Accuracy, accuracy_of
+from lrp.study.analysis import Accuracy, analyse_accuracy
 from lrp.study.journal import Journal, journal_of
-from lrp.study.predictions import Prediction, iterate_predictions, read_predictions, write_predictions
+from lrp.study.predictions import Prediction, read_prediction_rows, read_predictions, write_predictions
 
 CLASSES = ("model", "data")
 BATCH = 32
@@ -160,7 +160,7 @@ class Evaluation:
     @cached_property
     def accuracy(self) -> Accuracy:
         """The accuracy over all and per class; computed from the CSV at the first access."""
-        return accuracy_of(read_predictions(self.output))
+        return analyse_accuracy(read_predictions(self.output))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -212,10 +212,10 @@ def evaluate(
     """
     if classes not in CLASSES:
         raise DataError(f"classes={classes!r}: expected 'model' or 'data'.")
-    output, device, name = Path(output), resolve_device(device), name or model_name(model)
+    output, device, name = Path(output), resolve_device(device), name or resolve_model_name(model)
     data = data if isinstance(data, DataSet) else DataSet.open(data)
     loaded = resolve_model(model, size, arch, labels)
-    matched = match_folders(data.categories, loaded.class_names)
+    matched = match_class_folders(data.categories, loaded.class_names)
     net = loaded.model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     classifier = Classifier(
         loaded._replace(model=net), matched.indices, name, weights_fingerprint(net)[:16], classes == "data", device,
@@ -282,7 +282,7 @@ def _up_to_date(output: Path, data: DataSet, classifier: Classifier, tally: _Tal
     made = output.stat().st_mtime_ns  # file times are coarse: an equal time may be a later change
     wanted = classifier.name, classifier.weights, classifier.restrict
     try:
-        for sample, row in zip_longest(data, tally.of(iterate_predictions(output))):
+        for sample, row in zip_longest(data, tally.of(read_prediction_rows(output))):
             if sample is None or row is None or row.path != sample.path:
                 return False
             if (row.model, row.weights, row.restricted) != wanted or _stat(sample)[1] >= made:

@@ -12,7 +12,7 @@ from lrp.engine.targets import Contrast
 from lrp.errors import CompositeError, ModelError, TargetError
 from lrp.gallery.gallery import Gallery
 from lrp.gallery.request import Request
-from lrp.gallery.results import Result, picture_paths
+from lrp.gallery.results import Result, result_picture_paths
 from lrp.gallery.sheet import Sheet
 from lrp.pictures.photos import Found
 from lrp.study.comparison import Twin
@@ -85,7 +85,7 @@ def explain_changes(
         raise TargetError(f"target {target!r}: expected 'true' or 'predicted'.")
     ranked = _ranked({twin.a.path: twin for twin in twins}, files)
     found = list(ranked)
-    places = picture_paths(found, Path(output))
+    places = result_picture_paths(found, Path(output))
     sides = []
     for side, gallery, name in zip(("a", "b"), galleries, names, strict=True):
         classes = gallery.loaded.class_names

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from lrp.study import analysis, comparison, plots
 from lrp.study.analysis import Accuracy, Calibration, Confusion, Picks, Surest
 from lrp.study.comparison import Comparison, Twin
-from lrp.study.locate import class_folders, copy_photos
+from lrp.study.locate import copy_located_photos, locate_class_folders
 from lrp.study.predictions import Prediction, read_predictions
-from lrp.study.written import StudyFolder, Written, names_of_written_files
+from lrp.study.written import StudyFolder, Written, written_file_names
 from lrp.values import Plain, percent
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def confidence(
         PredictionsError: the file is no table of predictions, or the output cannot be written.
     """
     rows = read_predictions(results)
-    found = analysis.picks(rows, count)
+    found = analysis.analyse_confidence(rows, count)
     every = [found.overall, *found.classes]
     picked = list({row.path: row for one in every for row in (*one.highest, *one.lowest)}.values())
     folder = StudyFolder(output or _beside(results, "confidence"), picked, root)
@@ -124,12 +124,12 @@ def confidence(
     )
     if len(found.classes) <= SHEETS:
         for name, one in zip(
-            names_of_written_files([c.label for c in found.classes]), found.classes, strict=True
+            written_file_names([c.label for c in found.classes]), found.classes, strict=True
         ):
             folder.sheet(f"classes/{name}.png", _surest(folder, one), one.label)
     copied: tuple[str, ...] = ()
     if copy_to is not None:
-        copied = tuple(map(str, copy_photos(folder.photos, class_folders(rows), copy_to)))
+        copied = tuple(map(str, copy_located_photos(folder.photos, locate_class_folders(rows), copy_to)))
     return Confidence(found, folder.written(), copied)
 
 
@@ -176,7 +176,7 @@ def mistakes(
         CompositeError: with `explain`, rules whose heatmap is the same for every class.
     """
     rows = read_predictions(results)
-    accuracy, confusion = analysis.accuracy_of(rows), analysis.confusion(rows)
+    accuracy, confusion = analysis.analyse_accuracy(rows), analysis.confusion(rows)
     calibration = analysis.calibration(rows, bins)
     shown = confusion.mistakes[:count]
     folder = StudyFolder(output or _beside(results, "errors"), shown, root)
@@ -239,9 +239,9 @@ def _explained_mistakes(
 ) -> Iterator[Result]:
     from lrp.gallery.options import ExplainOptions  # torch, only where it is needed
     from lrp.study.explain_rows import explain_mistakes
-    from lrp.study.table_model import table_gallery
+    from lrp.study.table_model import table_model_gallery
 
-    gallery = table_gallery(results, rows, model, options or ExplainOptions())
+    gallery = table_model_gallery(results, rows, model, options or ExplainOptions())
     for result in explain_mistakes(rows, written.files_of, gallery, Path(written.folder, "mistakes")):
         advance(1, len(written.photos), "explaining")
         yield result
@@ -349,15 +349,15 @@ def _explained_changes(
         return
     from lrp.gallery.options import ExplainOptions  # torch, only where it is needed
     from lrp.study.explain_rows import explain_changes
-    from lrp.study.table_model import table_gallery
+    from lrp.study.table_model import table_model_gallery
 
     each = [
         one or ExplainOptions() for one in (options if isinstance(options, tuple) else (options, options))
     ]
     rows = [t.a for t in found.twins], [t.b for t in found.twins]
     galleries = (
-        table_gallery(tables[0], rows[0], models[0], each[0], "--model-a"),
-        table_gallery(tables[1], rows[1], models[1], each[1], "--model-b"),
+        table_model_gallery(tables[0], rows[0], models[0], each[0], "--model-a"),
+        table_model_gallery(tables[1], rows[1], models[1], each[1], "--model-b"),
     )
     for name, group in groups.items():
         folder = Path(written.folder, name)

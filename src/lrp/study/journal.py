@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from lrp.errors import PredictionsError
-from lrp.storage.append import append, seal, unseal
-from lrp.storage.atomic import os_errors, remove_drafts, write_whole
-from lrp.storage.locks import START_OVER, Lock, identity_differs, path_beside
+from lrp.errors import PredictionsError, os_errors
+from lrp.storage.append import append, line_to_append, read_appended_line
+from lrp.storage.atomic import path_beside, remove_drafts, write_whole
+from lrp.storage.locks import START_OVER, Lock, begun_by_another_run
 from lrp.study.predictions import Prediction, prediction_fault
 
 _FORMAT = 1  # version of the line format: a row is the columns of `Prediction`, in their order
@@ -42,7 +42,7 @@ class Journal:
             before, self._units, self._end = _scan(self.path)
             if before != identity:
                 if self._units:
-                    raise PredictionsError(identity_differs(output, before, identity))
+                    raise PredictionsError(begun_by_another_run(output, before, identity))
                 self._begin(identity)  # no unit is finished, so nothing is lost
                 _, self._units, self._end = _scan(self.path)
         with os_errors(self.path, "written", PredictionsError):
@@ -97,7 +97,7 @@ class Journal:
         for row in rows:
             if wrong := prediction_fault(row):
                 raise PredictionsError(f"{self.path}: {row.path!r}, column {wrong[0]}: {wrong[1]}")
-        line = seal({"unit": unit, "rows": [_values(row) for row in rows]})
+        line = line_to_append({"unit": unit, "rows": [_values(row) for row in rows]})
         with os_errors(self.path, "written", PredictionsError, _GO_ON):
             append(self._file, self._end, line)
         # In this order: if interrupted in between, the unit is on the disk but not in `done`, so it can be added again.
@@ -113,7 +113,7 @@ class Journal:
         with os_errors(self.path, "read", PredictionsError), self.path.open("rb") as file:
             for unit in self._units:
                 file.seek(self._units.offset(unit))
-                entry = unseal(file.readline())
+                entry = read_appended_line(file.readline())
                 if entry is None or entry["unit"] != unit:
                     raise PredictionsError(f"{self.path}: unit {unit} was changed meanwhile; {START_OVER}")
                 for values in entry["rows"]:
@@ -139,7 +139,7 @@ class Journal:
 
     def _begin(self, identity: dict[str, str]) -> None:
         # Atomically: a file with an invalid first line is then never an incomplete journal of ours.
-        header = seal({"journal": _FORMAT, "identity": identity})
+        header = line_to_append({"journal": _FORMAT, "identity": identity})
         write_whole(self.path, [header.decode("ascii")], PredictionsError)
 
 
@@ -176,7 +176,7 @@ def _scan(path: Path) -> tuple[dict[str, str], _Units, int]:
     """(identity, units, end of the last complete line)."""
     units = _Units()
     with path.open("rb") as file:
-        header = unseal(file.readline())
+        header = read_appended_line(file.readline())
         if header is None or "journal" not in header:
             raise PredictionsError(
                 f"{path}: is no journal of 'lrp evaluate', or its first line is damaged; move it away, or {START_OVER}"
@@ -188,7 +188,7 @@ def _scan(path: Path) -> tuple[dict[str, str], _Units, int]:
             )
         end, broken = file.tell(), 0
         for number, line in enumerate(file, 2):
-            entry = unseal(line)
+            entry = read_appended_line(line)
             if entry is None:
                 broken = broken or number
             elif broken:  # a line is synced before the next begins, so a kill cannot have damaged it

@@ -39,7 +39,7 @@ def _parts(path: str) -> tuple[str, ...]:
     return parts[1:] if parts[:1] == ("/",) else parts
 
 
-def class_folders(rows: Iterable[Prediction]) -> dict[str, str]:
+def locate_class_folders(rows: Iterable[Prediction]) -> dict[str, str]:
     """Path -> name of its class folder, for each path with a true class.
 
     The table does not store which folder of a path names the class. It is the deepest level at which folders and
@@ -54,7 +54,9 @@ def class_folders(rows: Iterable[Prediction]) -> dict[str, str]:
     return {path: parts[-1] if parts else "" for path, parts in folders.items()}
 
 
-def copy_photos(files: Mapping[str, Path], folders: Mapping[str, str], to: Path | str) -> Iterator[Path]:
+def copy_located_photos(
+    files: Mapping[str, Path], folders: Mapping[str, str], to: Path | str
+) -> Iterator[Path]:
     """Copy each file atomically to `to`/<class folder>/<name>; yields the path of each copy.
 
     Existing files are never replaced: one with the same content is used, otherwise the copy gets a number in its name.

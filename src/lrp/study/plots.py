@@ -18,10 +18,10 @@ from lrp.pictures.figures import (
     ORANGE,
     PALE,
     figure_style,
+    figure_text,
     new_figure,
     percent_axis,
     set_title,
-    words,
 )
 from lrp.pictures.figures import save_figure as save_figure
 from lrp.study.analysis import Accuracy, Calibration, Confusion
@@ -121,10 +121,10 @@ def _bar(
     number: bool = False,
 ) -> None:
     if value is None:
-        axes.barh(at, 0, thick, color=colour, label=label and words(label))
+        axes.barh(at, 0, thick, color=colour, label=label and figure_text(label))
         return
     middle, low, high = 100 * value.value, 100 * value.low, 100 * value.high
-    axes.barh(at, middle, thick, color=colour, label=label and words(label))
+    axes.barh(at, middle, thick, color=colour, label=label and figure_text(label))
     axes.plot([low, high], [at, at], color="white", linewidth=2.6, alpha=0.7, solid_capstyle="butt")
     axes.plot([low, high], [at, at], color=INK, linewidth=1, solid_capstyle="butt")
     for end in (low, high):
@@ -188,11 +188,11 @@ def plot_confusion(
                         j, i, f"{count}", ha="center", va="center", color="white" if deep else INK,
                         fontsize=8.5 if count < 1000 else 6.5,
                     )  # fmt: skip
-        axes.set_yticks(range(rows), [words(name) for name in view.rows], fontsize=size)
+        axes.set_yticks(range(rows), [figure_text(name) for name in view.rows], fontsize=size)
         slant: dict[str, Any] = (
             {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if written else {"rotation": 90}
         )
-        axes.set_xticks(range(wide), [words(name) for name in columns], fontsize=size, **slant)
+        axes.set_xticks(range(wide), [figure_text(name) for name in columns], fontsize=size, **slant)
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.set_xticks(np.arange(wide + 1) - 0.5, minor=True)
         axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
@@ -288,7 +288,7 @@ def plot_comparison(comparison: Comparison, *, title: str = "") -> Figure:
         LrpError: no image counts in both files.
     """
     _expect(comparison.twins, "at least one image that counts in both files")
-    a, b = (words(name, 48) for name in comparison.names)
+    a, b = (figure_text(name, 48) for name in comparison.names)
     groups: list[tuple[str, Sequence[Twin], dict[str, Any]]] = [
         ("right in both", _where(comparison, True, True), {"color": "#c4c4c4", "marker": ".", "s": 14}),
         ("wrong in both", _where(comparison, False, False), {"color": "#7a7a7a", "marker": "x", "s": 12}),
@@ -323,7 +323,7 @@ def plot_comparison(comparison: Comparison, *, title: str = "") -> Figure:
         corner.set_axis_off()
         corner.legend(*axes.get_legend_handles_labels(), loc="upper left", reverse=True, borderaxespad=0)
         if title:
-            figure.suptitle(words(title, 110), x=0.01, ha="left", fontsize=11)
+            figure.suptitle(figure_text(title, 110), x=0.01, ha="left", fontsize=11)
     return figure
 
 
@@ -344,7 +344,7 @@ def _accuracies(axes: Axes, comparison: Comparison, blocks: Sequence[tuple[str, 
         )  # fmt: skip
         row += 1.2
     axes.set_ylim(row - 0.5, -0.6)
-    axes.set_yticks([at for at, _ in names], [words(name, 22) for _, name in names])
+    axes.set_yticks([at for at, _ in names], [figure_text(name, 22) for _, name in names])
     axes.tick_params(axis="y", length=0)
     percent_axis(axes, "accuracy, % of images")
     set_title(axes, "Accuracy", f"{comparison.overall.n:,} images in both, with 95 % intervals")
@@ -358,7 +358,7 @@ def _difference(label: str, pair: Paired) -> str:
 
 
 def _names(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), [words(name) for name in names])
+    axes.set_yticks(range(len(names)), [figure_text(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
 

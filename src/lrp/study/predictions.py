@@ -5,16 +5,18 @@ Standard library only. The journal with which a killed run is resumed is in `jou
 
 import csv
 import json
+import math
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lrp.errors import PredictionsError
-from lrp.storage.atomic import os_errors, write_whole
+from lrp.errors import PredictionsError, os_errors
+from lrp.storage.atomic import write_whole
+from lrp.study.csv_lines import csv_line, spreadsheet_safe, spreadsheet_text
 
 COLUMNS = (
     "path", "true_label", "predicted_label", "predicted_confidence", "true_confidence", "correct",
@@ -41,10 +43,6 @@ _A_CONFIDENCE = "expected a number from 0 to 1"
 _A_TOP5 = "expected a JSON object of at most five different labels, each with a number from 0 to 1"
 _AN_INDEX = "expected a whole number, 0 or more"
 
-# Text that a spreadsheet would run as a formula, after any number of apostrophes: writing adds one, reading removes
-# one, so that "'=1" survives a round trip as "=1" does.
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-_TO_QUOTE = re.compile('[",\r\n]')
 _NUMBER = re.compile(
     r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 )  # stricter than float(), which accepts "nan", "1_0" and blanks
@@ -137,7 +135,7 @@ def write_predictions(path: Path | str, rows: Iterable[Prediction]) -> None:
     would run as a formula is prefixed with an apostrophe, which reading removes.
 
     Raises:
-        PredictionsError: a row is inconsistent (see `fault`), or the file cannot be written. A previous file at
+        PredictionsError: a row is inconsistent (see `prediction_fault`), or the file cannot be written. A previous file at
             `path` is then unchanged. Repeated paths are detected only by reading.
     """
     path = Path(path)
@@ -146,11 +144,11 @@ def write_predictions(path: Path | str, rows: Iterable[Prediction]) -> None:
 
 
 def read_predictions(path: Path | str) -> list[Prediction]:
-    """All rows of a table, in its order. See `iterate_predictions` for the accepted format and the errors."""
-    return list(iterate_predictions(path))
+    """All rows of a table, in its order. See `read_prediction_rows` for the accepted format and the errors."""
+    return list(read_prediction_rows(path))
 
 
-def iterate_predictions(path: Path | str) -> Iterator[Prediction]:
+def read_prediction_rows(path: Path | str) -> Iterator[Prediction]:
     """Yield the rows of a table, each validated. Keeps about 80 bytes per row to detect a repeated path.
 
     The first six columns are required, in their order; the others are optional and in any order; unknown ones are
@@ -174,6 +172,48 @@ def iterate_predictions(path: Path | str) -> Iterator[Prediction]:
         yield row
 
 
+def counted_predictions(predictions: Iterable[Prediction]) -> list[Prediction]:
+    """The rows that count in averages: those with status "ok".
+
+    Raises:
+        PredictionsError: such a row has no class, no confidence, or no value for `correct`.
+    """
+    rows = [row for row in predictions if row.counted]
+    for row in rows:
+        for column in ("true_label", "predicted_label", "predicted_confidence", "correct"):
+            if getattr(row, column) in ("", None):
+                raise PredictionsError(
+                    f"{row.path}: expected a row with status ok to have all of true_label, predicted_label, "
+                    f"predicted_confidence and correct, got no {column}; make the file again with `lrp evaluate`."
+                )
+    return rows
+
+
+def prediction_labels(predictions: Iterable[Prediction]) -> list[str]:
+    """The true and predicted labels of these rows, sorted by index if known, then by name."""
+    index: dict[str, float] = {}
+    for row in predictions:
+        for label, number in ((row.true_label, row.true_index), (row.predicted_label, row.predicted_index)):
+            index[label] = min(index.get(label, math.inf), math.inf if number is None else number)
+    index.pop("", None)
+    return sorted(index, key=lambda label: (index[label], label))
+
+
+def prediction_table_paths(models: Sequence[str], folder: Path | str) -> list[Path]:
+    """The path of each model's table; different models always get different paths."""
+    short = [prediction_table_stem(model) for model in models]
+    long = [model.replace("/", "_").replace(":", "_") for model in models]
+    return [
+        Path(folder, f"{s if short.count(s) == 1 else n}_results.csv")
+        for s, n in zip(short, long, strict=True)
+    ]
+
+
+def prediction_table_stem(model: str) -> str:
+    """A model's name as its table's name begins: "timm:resnet18.a1_in1k" -> "timm_resnet18.a1_in1k"."""
+    return Path(model).name.replace(":", "_")
+
+
 # Writing ------------------------------------------------------------------------------------------------------
 
 
@@ -194,16 +234,6 @@ def _line(path: Path, number: int, row: Prediction) -> str:
             f"{path}: row {number}, column {column}: {longest} characters are more than {_LONGEST_CELL}"
         )
     return csv_line(cells)
-
-
-def csv_line(cells: Iterable[str]) -> str:
-    """One CSV line. Not by csv.writer: it does not quote a lone carriage return, for which csv.reader raises."""
-    return ",".join(['"' + c.replace('"', '""') + '"' if _TO_QUOTE.search(c) else c for c in cells]) + "\n"
-
-
-def spreadsheet_safe(text: str) -> str:
-    """The text, prefixed with an apostrophe if a spreadsheet would run it as a formula."""
-    return "'" + text if _FORMULA.match(text) else text
 
 
 def _cell(column: str, value: Any) -> str:
@@ -303,10 +333,6 @@ def _wrong(path: Path, line: int, column: str, what: str) -> PredictionsError:
     return PredictionsError(f"{path}: line {line}, column {column}: {what}")
 
 
-def _text(cell: str) -> str:
-    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
-
-
 def _confidence(cell: str) -> float | None:
     if cell and not _NUMBER.fullmatch(cell):
         raise ValueError(_A_CONFIDENCE)
@@ -343,7 +369,7 @@ def _top5(cell: str) -> dict[str, float]:
 
 
 _READ: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys(_TEXTS, _text),
+    **dict.fromkeys(_TEXTS, spreadsheet_text),
     "predicted_confidence": _confidence, "true_confidence": _confidence, "correct": _correct, "status": str,
     "true_index": _index, "predicted_index": _index, "top5": _top5, "restricted": _boolean,
 }  # fmt: skip

@@ -26,7 +26,7 @@ class Share(Plain):
         return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
 
 
-def share(successes: int, n: int) -> Share | None:
+def share_interval(successes: int, n: int) -> Share | None:
     """The share with Wilson's score interval (Wilson 1927); None if n is 0."""
     if not n:
         return None
@@ -68,9 +68,17 @@ def paired_interval(a: Sequence[bool], b: Sequence[bool]) -> Paired:
     counts = (n, both, gained, lost, n - both - gained - lost)
     if not n:
         return Paired(*counts, None, None, None, None, None, None)
-    low, high = tango(gained, lost, n)
+    low, high = tango_interval(gained, lost, n)
     difference = (gained - lost) / n
-    return Paired(*counts, share(right_a, n), share(right_b, n), difference, low, high, mcnemar(gained, lost))
+    return Paired(
+        *counts,
+        share_interval(right_a, n),
+        share_interval(right_b, n),
+        difference,
+        low,
+        high,
+        mcnemar(gained, lost),
+    )
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -86,7 +94,7 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-def tango(gained: int, lost: int, n: int) -> tuple[float, float]:
+def tango_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
     """The 95 % score interval of p_B - p_A from paired images.
 
     It contains all differences Δ that the score test does not reject:

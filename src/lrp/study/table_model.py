@@ -10,13 +10,13 @@ from lrp.errors import ModelError
 from lrp.gallery.gallery import Gallery
 from lrp.gallery.options import DEFAULT_OPTIONS, ExplainOptions
 from lrp.models.loading import LoadedModel
-from lrp.models.resolve import model_name
+from lrp.models.resolve import resolve_model_name
 from lrp.study.predictions import Prediction
 
 OF_RULES = ("bias", "epsilon", "top_k", "precision")
 
 
-def table_gallery(
+def table_model_gallery(
     table: str | Path,
     rows: Sequence[Prediction],
     model: str | Path | LoadedModel | None = None,
@@ -43,11 +43,11 @@ def table_gallery(
     made = next((row.weights for row in rows if row.weights), "")
     if made and made != weights[: len(made)]:
         raise ModelError(
-            f"{table}: was made with other weights of {model_name(named) or 'the model'} ({made}) than there are now "
+            f"{table}: was made with other weights of {resolve_model_name(named) or 'the model'} ({made}) than there are now "
             f"({weights[:16]}); evaluate again, or name the right file with {option}."
         )
     # Of the rule options, the fingerprint of a picture contains only those that differ from the defaults.
     changed = {f.name: getattr(options, f.name) for f in fields(options) if f.name in OF_RULES}
     changed = {name: value for name, value in changed.items() if value != getattr(DEFAULT_OPTIONS, name)}
-    identity = {"model": model_name(named), "weights": weights, "composite": options.composite_name}
+    identity = {"model": resolve_model_name(named), "weights": weights, "composite": options.composite_name}
     return replace(gallery, identity=identity | changed)

@@ -8,13 +8,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lrp.errors import PredictionsError
+from lrp.errors import PredictionsError, os_errors
 from lrp.pictures import heatmap
 from lrp.pictures.contact_sheet import Entry, contact_sheet
-from lrp.storage.atomic import os_errors, write_whole
+from lrp.storage.atomic import write_whole
 from lrp.study import plots
+from lrp.study.csv_lines import csv_line, spreadsheet_safe
 from lrp.study.locate import locate_photos
-from lrp.study.predictions import Prediction, csv_line, spreadsheet_safe
+from lrp.study.predictions import Prediction
 from lrp.values import Plain
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _cell(value: object) -> str:
     return spreadsheet_safe(value) if isinstance(value, str) else str(value)
 
 
-def names_of_written_files(labels: Sequence[str]) -> list[str]:
+def written_file_names(labels: Sequence[str]) -> list[str]:
     """A file name for each label; all different, also on file systems that ignore case."""
     names: list[str] = []
     taken: set[str] = set()

@@ -9,7 +9,7 @@ from lrp.errors import ModelError
 
 LIMIT = 120_000_000  # parameters; timm families without a smaller model are left out
 
-# Family (a module of timm.models) -> its smallest classifier, found by `smallest`. Stored, not computed, because
+# Family (a module of timm.models) -> its smallest classifier, found by `smallest_of_family`. Stored, not computed, because
 # finding them builds a thousand models.
 TIMM = {
     "beit": "beit_base_patch16_224",
@@ -117,7 +117,7 @@ LEFT_OUT = {
 }
 
 
-def names(part: str = "") -> list[str]:
+def surveyed_architectures(part: str = "") -> list[str]:
     """The names, for `load_model`, of the measured models whose name contains `part`: torchvision's, then timm's.
 
     Raises:
@@ -148,7 +148,7 @@ def family_of(name: str) -> str:
     return next((f for f, n in TIMM.items() if n == inner), "timm") if inner != name else "torchvision"
 
 
-def unlisted() -> list[str]:
+def unlisted_families() -> list[str]:
     """The families of the installed timm that are in neither of the two tables: new ones, to be added here."""
     import timm
 

@@ -126,11 +126,11 @@ def check(name: str, *, size: int | None = None, composite: Any = None, repeats:
         repeats: number of timings, of which the median is used. 0: no timing.
     """
     return measure_architecture(
-        name, lambda: build_for_check(name, size), composite=composite, repeats=repeats
+        name, lambda: model_to_check(name, size), composite=composite, repeats=repeats
     )
 
 
-def build_for_check(name: str, size: int | None = None) -> tuple[nn.Module, Tensor]:
+def model_to_check(name: str, size: int | None = None) -> tuple[nn.Module, Tensor]:
     """The model, with random weights under which signal and relevance do not vanish, and a noise image [1, C, H, W]."""
     vit = name.startswith("vit_")
     if not name.startswith("timm:") and size is None:
@@ -143,9 +143,7 @@ def build_for_check(name: str, size: int | None = None) -> tuple[nn.Module, Tens
             import torchvision.models
 
             model = torchvision.models.get_model(name, weights=None, image_size=size).eval()
-    return with_realistic_weights(model, torch.randn(NOISE, 3, height, width)), torch.randn(
-        1, 3, height, width
-    )
+    return set_check_weights(model, torch.randn(NOISE, 3, height, width)), torch.randn(1, 3, height, width)
 
 
 def _published(name: str) -> int:
@@ -157,7 +155,7 @@ def _published(name: str) -> int:
     return int(torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"])
 
 
-def with_realistic_weights(model: nn.Module, x: Tensor) -> nn.Module:
+def set_check_weights(model: nn.Module, x: Tensor) -> nn.Module:
     """Set random weights that vary like trained ones, so that each of them is tested; in place, in eval mode.
 
     Batch norms get scales of both signs, and their statistics from one pass over `x` [N, C, H, W], noise; without
@@ -213,11 +211,11 @@ def measure_architecture(name: str, make: Make, *, composite: Any = None, repeat
             reason = f"{type(error).__name__} while it was {step}: {error}".removesuffix(": ")
     return Measurement(
         name, family_of(name), " ".join(reason.split()), **{k: _plain(v) for k, v in facts.items()},
-        threads=torch.get_num_threads(), versions=package_versions(), date=date.today().isoformat(),
+        threads=torch.get_num_threads(), versions=versions_at_check(), date=date.today().isoformat(),
     )  # fmt: skip
 
 
-def package_versions() -> dict[str, str]:
+def versions_at_check() -> dict[str, str]:
     """The versions that a result depends on; after a change of one, the model is measured again."""
     return {"lrp": lrp.__version__, **{name: version(name) for name in ("torch", "torchvision", "timm")}}
 
@@ -319,11 +317,11 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def main(arguments: list[str]) -> None:
+def _main(arguments: list[str]) -> None:
     name, place = arguments
     result = check(name)
     Path(place).write_text(json.dumps(result.to_dict(), allow_nan=False), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    _main(sys.argv[1:])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lrp.survey import check
-from lrp.survey.architectures import LEFT_OUT, TIMM, names
+from lrp.survey.architectures import LEFT_OUT, TIMM, surveyed_architectures
 from lrp.survey.check import HUGE, LARGE, NOISE, REACHED, Measurement
 
 COMMAND = "lrp models --check"
@@ -70,9 +70,9 @@ def survey_summary(results: Sequence[Measurement]) -> str:
     return f"{', '.join(parts)}: logits are the model's, every node closes, all is finite, and the input is reached."
 
 
-def page_order(results: Iterable[Measurement]) -> list[Measurement]:
-    """The results in the order of `names`; those of models that are no longer in it are left out."""
-    order = {name: place for place, name in enumerate(names())}
+def survey_page_order(results: Iterable[Measurement]) -> list[Measurement]:
+    """The results in the order of `surveyed_architectures`; those of models that are no longer in it are left out."""
+    order = {name: place for place, name in enumerate(surveyed_architectures())}
     return sorted((r for r in results if r.name in order), key=lambda r: order[r.name])
 
 
@@ -87,10 +87,10 @@ def _number(value: float | int | None, form: str) -> str:
 
 def page_as_markdown(results: Iterable[Measurement]) -> str:
     """The page docs/models.md: misses with their reasons, the tables, and how to read them."""
-    results = page_order(results)
+    results = survey_page_order(results)
     ours, theirs = ([r for r in results if (r.family == "torchvision") is of] for of in (True, False))
     misses = [r for r in results if not r.ok]
-    groups = (("torchvision", len(names()) - len(TIMM), ours), ("timm", len(TIMM), theirs))
+    groups = (("torchvision", len(surveyed_architectures()) - len(TIMM), ours), ("timm", len(TIMM), theirs))
     unmeasured = [f"{total - len(group)} of {name}" for name, total, group in groups if len(group) < total]
     lines = [
         "# Models", "",
@@ -124,7 +124,7 @@ def _provenance(results: Sequence[Measurement]) -> str:
 
     packages = [
         f"{package} {span(r.versions[package] for r in results if r.versions)}"
-        for package in check.package_versions()
+        for package in check.versions_at_check()
     ]
     days = sorted({r.date for r in results if r.date})
     return (

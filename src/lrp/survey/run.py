@@ -18,7 +18,7 @@ from lrp.storage.atomic import write_whole
 from lrp.survey import check
 from lrp.survey.architectures import TIMM, family_of
 from lrp.survey.check import Measurement
-from lrp.survey.page import COMMAND, page_as_markdown, page_order
+from lrp.survey.page import COMMAND, page_as_markdown, survey_page_order
 
 HOURS = 1.0  # limit per model; a model that takes longer counts as a miss
 GOAL = 90  # number of timm families that must pass; torchvision's classifiers must all pass
@@ -86,7 +86,7 @@ def survey(
     """Measure models and store the results in `folder`/models.json, which is written again after each model.
 
     Args:
-        names: from `architectures.names`.
+        names: from `surveyed_architectures`.
         jobs: number of models measured in parallel; they share the processor's cores.
         overwrite: also measure models again that were measured with the same versions.
 
@@ -98,7 +98,7 @@ def survey(
     """
     if jobs < 1:
         raise ModelError(f"jobs={jobs}: at least one model is measured at a time.")
-    results, now = load_survey(folder), check.package_versions()
+    results, now = load_survey(folder), check.versions_at_check()
     # The result of a crashed process has no versions, since the crash may not be the model's fault: it is tried again.
     kept = [n for n in names if n in results and results[n].versions == now and not overwrite]
     for name in kept:
@@ -125,7 +125,7 @@ def survey(
     write_whole(folder / "models.md", [page_as_markdown(results.values())], ModelError, parents=True)
 
 
-def met(results: Iterable[Measurement], everything: bool) -> bool:
+def survey_meets_goal(results: Iterable[Measurement], everything: bool) -> bool:
     """Whether the goal is met. All models: every torchvision classifier and `GOAL` timm families; else every model."""
     misses = [r.family for r in results if not r.ok]
     allowed = len(TIMM) - GOAL if everything else 0
@@ -151,5 +151,5 @@ def load_survey(folder: Path) -> dict[str, Measurement]:
 
 
 def _json(results: Iterable[Measurement]) -> str:
-    content = {"command": COMMAND, "results": [r.to_dict() for r in page_order(results)]}
+    content = {"command": COMMAND, "results": [r.to_dict() for r in survey_page_order(results)]}
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lrp.errors import TrainingError
-from lrp.pictures.figures import BLUE, GREY, ORANGE, figure_style, new_figure, words
+from lrp.pictures.figures import BLUE, GREY, ORANGE, figure_style, figure_text, new_figure
 from lrp.pictures.figures import save_figure as save_figure
 
 if TYPE_CHECKING:
@@ -65,5 +65,5 @@ def plot_training(history: Sequence[Mapping[str, Any]], best: int, *, title: str
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(axis="y")
             axes.legend()
-        figure.suptitle(words(title, 110), x=0.01, ha="left", fontsize=11, fontweight="bold")
+        figure.suptitle(figure_text(title, 110), x=0.01, ha="left", fontsize=11, fontweight="bold")
     return figure

@@ -23,11 +23,10 @@ from torch import Tensor
 
 from lrp.data.data_set import Sample
 from lrp.data.prefetch import read_ahead
-from lrp.errors import ImageError, TrainingError
+from lrp.errors import ImageError, TrainingError, os_errors
 from lrp.models.preprocessing import Preprocessing
 from lrp.pictures.photos import Photo, PhotoError, open_photo
-from lrp.storage.append import append, seal, unseal
-from lrp.storage.atomic import os_errors
+from lrp.storage.append import append, line_to_append, read_appended_line
 from lrp.storage.locks import Lock
 
 VIEWS: Mapping[str, Callable[[Tensor], Tensor]] = {"plain": lambda x: x, "mirrored": lambda x: x.flip(-1)}
@@ -260,7 +259,7 @@ class _Table:
 
     def _scan(self) -> None:
         with self._index_path.open("rb") as file:
-            header = unseal(file.readline())
+            header = read_appended_line(file.readline())
             if header is None or header.get("identity") != self._identity:
                 self._begin_anew()
                 return
@@ -272,7 +271,7 @@ class _Table:
                 if not line.endswith(b"\n"):
                     break  # the incomplete last line of a killed run
                 self._end += len(line)
-                entry = unseal(line)
+                entry = read_appended_line(line)
                 if entry is not None and entry["row"] < complete:
                     self._found[entry["digest"]] = entry["row"], entry["sum"]
 
@@ -305,7 +304,7 @@ class _Table:
         shapes: Shapes = tuple(tuple(part.shape[1:]) for part in parts)
         head = b""
         if self._shapes is None:
-            head = seal({"identity": self._identity, "shapes": shapes})
+            head = line_to_append({"identity": self._identity, "shapes": shapes})
             self._shapes, self._end, self._count = shapes, 0, 0
         elif shapes != self._shapes:
             raise TrainingError(
@@ -317,7 +316,7 @@ class _Table:
             (digest, self._count + number, zlib.crc32(row))
             for number, (digest, row) in enumerate(zip(digests, rows, strict=True))
         ]
-        lines = [seal({"digest": digest, "row": row, "sum": crc}) for digest, row, crc in entries]
+        lines = [line_to_append({"digest": digest, "row": row, "sum": crc}) for digest, row, crc in entries]
         _append(self._rows_path, self._count * rows.shape[1] * 4, rows.data.cast("B"))
         _append(self._index_path, self._end, head + b"".join(lines))
         self._end += len(head) + sum(map(len, lines))

@@ -23,7 +23,7 @@ from lrp.errors import TrainingError
 from lrp.models.preprocessing import Preprocessing
 from lrp.train.batches import Order, Photos, batch_loader
 from lrp.train.devices import shared_by_devices
-from lrp.train.fit_head import Facts, best_epoch
+from lrp.train.epochs import Facts, best_epoch
 from lrp.values import Plain
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def fit_all(
     else:
         val_loss, accuracy = _evaluate(model, val_batches, fabric, advance, total, "training")
         history.append({"epoch": 0, "val_loss": val_loss, "val_accuracy": accuracy})
-    while shared_by_devices(fabric, close) and not fit_all_finished(history, settings):
+    while shared_by_devices(fabric, close) and not _finished(history, settings):
         epoch, begin = len(history), time.perf_counter()
         order.epoch = epoch
         words, reported = f"training, epoch {epoch} of {settings.epochs}", begin
@@ -238,7 +238,7 @@ def fit_all(
     return history
 
 
-def fit_all_finished(history: Sequence[Facts], settings: NetSettings) -> bool:
+def _finished(history: Sequence[Facts], settings: NetSettings) -> bool:
     done = len(history) - 1
     return done >= settings.epochs or (done > 0 and done - best_epoch(history) >= settings.patience)
 

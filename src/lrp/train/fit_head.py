@@ -17,19 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from lrp.errors import TrainingError
+from lrp.train.epochs import Facts, best_epoch
 from lrp.train.lbfgs import (
     Data,
     Descent,
     Features,
     Variables,
     cross_validated,
-    expect_finite_features,
+    expect_lbfgs_data,
     lbfgs_settled,
     lbfgs_standardisation,
 )
 from lrp.values import Plain
-
-Facts = dict[str, Any]
 
 SETTLED = 1e-5  # relative to the objective: training stops after an epoch that gains less
 _FORMAT = 1  # version of the state
@@ -129,7 +128,7 @@ def fit_head(
     train = Data("training", list(features.values()), labels, device)
     val = Data("validation", list(validation.values())[:1], val_labels, device)
     standards = lbfgs_standardisation(tail, train)
-    expect_finite_features(tail, val)
+    expect_lbfgs_data(tail, val)
     identity = asdict(settings) | {
         "photos": len(labels),
         "validating": len(val_labels),
@@ -191,11 +190,6 @@ def fit_head(
     variables.set(best)
     variables.fold()
     return Fitted(history, best_epoch(history), strength, last)
-
-
-def best_epoch(history: Sequence[Facts]) -> int:
-    """The epoch with the highest accuracy on val; of equal ones the one with the lowest loss, then the first."""
-    return min(history[1:] or history, key=lambda f: (-f["val_accuracy"], f["val_loss"]))["epoch"]
 
 
 def _finished(history: Sequence[Facts], settings: HeadSettings) -> bool:

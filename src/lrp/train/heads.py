@@ -13,11 +13,12 @@ from torch import Tensor, fx, nn
 from lrp.engine.graph import vocabulary as vocabulary  # registers the operations that capture needs
 from lrp.engine.graph.capture import Batch, Captured, capture
 from lrp.errors import ModelError
-from lrp.models.catalogue import build_model, class_tensors
-from lrp.models.checkpoints import architecture
+from lrp.models.catalogue import build_from_catalogue
+from lrp.models.checkpoints import checkpoint_architecture
 from lrp.models.downloads import Progress
 from lrp.models.loading import load_model
 from lrp.models.preprocessing import Preprocessing
+from lrp.models.weights import weights_with_class_axis
 
 REMEDY = (
     "retrain the whole net instead (--train all), or let it end in nn.Linear or nn.Conv2d layers with one output "
@@ -282,9 +283,9 @@ def model_with_new_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         loaded = load_model(name, pretrained=pretrained, progress=progress, arch=arch)
-        of = architecture(name, arch)
-        fresh = {tensor.rpartition(".")[0] for tensor in class_tensors(of, loaded.preprocessing)}
-        model = build_model(of, classes, loaded.preprocessing)
+        of = checkpoint_architecture(name, arch)
+        fresh = {tensor.rpartition(".")[0] for tensor in weights_with_class_axis(of, loaded.preprocessing)}
+        model = build_from_catalogue(of, classes, loaded.preprocessing)
         torch.manual_seed(seed)  # again, so that building the rest does not affect the heads
         for path in sorted(fresh):
             model.get_submodule(path).reset_parameters()  # type: ignore[operator]

@@ -82,7 +82,7 @@ class Data:
         return Data(self.what, self.views[:1], self.labels, self.device, photos)
 
 
-def expect_finite_features(tail: nn.Module, data: Data) -> None:
+def expect_lbfgs_data(tail: nn.Module, data: Data) -> None:
     """Raise unless the tail accepts the features, has an output for each label, and all features are finite."""
     unfit = 0
     for inputs, labels in data:
@@ -134,7 +134,7 @@ def lbfgs_standardisation(tail: nn.Module, data: Data) -> dict[str, tuple[Tensor
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
     ]
     try:
-        expect_finite_features(tail, data)
+        expect_lbfgs_data(tail, data)
     finally:
         for hook in hooks:
             hook.remove()

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 import lrp
 from lrp.data.data_set import Sample
 from lrp.data.splits import TrainingData, split
-from lrp.errors import CaptureError, ModelError, TrainingError
-from lrp.models.catalogue import PACKAGED, build_model
+from lrp.errors import CaptureError, ModelError, TrainingError, os_errors
+from lrp.models.catalogue import PACKAGED, build_from_catalogue
 from lrp.models.checkpoints import SUFFIXES
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.resolve import resolve_device
 from lrp.models.weights import weights_fingerprint
 from lrp.pictures.photos import Photo, open_photo
-from lrp.storage.atomic import os_errors
 from lrp.storage.locks import Lock
 from lrp.train.devices import launch_devices, shared_by_devices
+from lrp.train.epochs import Facts
 from lrp.train.features import Store, features
 from lrp.train.fit_all import NetSettings, fit_all
-from lrp.train.fit_head import Facts, HeadSettings, fit_head
+from lrp.train.fit_head import HeadSettings, fit_head
 from lrp.train.heads import model_with_new_head, split_head
 from lrp.train.training_run import OnEpoch, Retrained, Run
 
@@ -179,7 +179,7 @@ def retrain(
         assert fabric is not None
         if not first:  # Fabric copies the weights from the first process
             model_ = _on_device(
-                build_model(task.architecture, len(task.data.classes), task.preprocessing), where
+                build_from_catalogue(task.architecture, len(task.data.classes), task.preprocessing), where
             )
         history = fit_all(
             model_, task.heads, task.preprocessing, task.data.train, task.data.val, settings, fabric,

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from lrp.data.splits import TrainingData
-from lrp.errors import TrainingError
+from lrp.errors import TrainingError, os_errors
 from lrp.models.checkpoints import save_checkpoint, sidecar_facts, sidecar_of, update_facts
 from lrp.models.loading import LoadedModel
 from lrp.models.preprocessing import Preprocessing
-from lrp.models.weights import save
-from lrp.storage.atomic import os_errors, remove_drafts, replacing, write_whole
-from lrp.storage.locks import START_OVER, identity_differs, path_beside
-from lrp.train.fit_head import Facts, best_epoch
+from lrp.models.weights import write_tensors
+from lrp.storage.atomic import path_beside, remove_drafts, replacing, write_whole
+from lrp.storage.locks import START_OVER, begun_by_another_run
+from lrp.train.epochs import Facts, best_epoch
 from lrp.values import Plain
 
 OnEpoch = Callable[[Facts, LoadedModel], None]
@@ -123,7 +123,7 @@ class Run:
             except Exception as error:  # a damaged file can raise any exception
                 raise TrainingError(f"{self.resume} is damaged: {START_OVER}.") from error
             if before != self.identity:
-                raise TrainingError(f"{identity_differs(self.output, before, self.identity)}.")
+                raise TrainingError(f"{begun_by_another_run(self.output, before, self.identity)}.")
             self.history = [dict(facts) for facts in state["history"]]
             self.resumed = len(self.history) - 1
             return state
@@ -150,7 +150,7 @@ class Run:
         """Write the state from which a killed run resumes, atomically."""
         advice = ". What was finished before is kept; the same command goes on"
         with replacing(self.resume, TrainingError, advice=advice) as draft:
-            save({"identity": self.identity, "state": dict(state)}, draft)
+            write_tensors({"identity": self.identity, "state": dict(state)}, draft)
 
     def after_epoch(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         self.save_state(state)

@@ -12,12 +12,11 @@ from PIL import Image
 
 from lrp.classes import classes_meant
 from lrp.engine.explainer import Explainer
-from lrp.errors import TrainingError
+from lrp.errors import TrainingError, os_errors
 from lrp.models.loading import LoadedModel
 from lrp.pictures import heatmap
 from lrp.pictures.contact_sheet import Entry, contact_sheet
 from lrp.pictures.photos import open_photo
-from lrp.storage.atomic import os_errors
 
 
 class Watch:
@@ -96,7 +95,7 @@ class Watch:
         """The maps of a photo in the folder, sorted by epoch, each with its titles."""
         found: list[tuple[int, Entry]] = []
         for tile in self.folder.glob(f"epoch_*/{glob.escape(self.names[i])}.map.png"):
-            facts = heatmap.read_heatmap_metadata(tile)
+            facts = heatmap.read_png_metadata(tile)
             if facts.get("photo") == self.photos[i].digest:
                 found.append((int(facts["epoch"]), (tile, f"epoch {facts['epoch']}", facts["said"])))
         return [entry for _, entry in sorted(found)]

@@ -62,14 +62,17 @@ class Matrix(Algebra):
     """An affine operation; its weights may be computed from its input and treated as constants, as in a layer norm.
 
     at: input -> the affine operation at this input. fixed: the operation, if its weights do not depend on the input.
+    reads: nodes (indices, a grid), whose values `at` takes as further arguments.
     """
 
-    at: Callable[[Any], Affine]
+    at: Callable[..., Affine]
     fixed: Affine | None = None
+    reads: Sequence[Any] = ()
 
     def hand_down(self, step: Step) -> Flow:
         a = step.inputs[0]
-        flow: Flow = step.rule.through_affine(self.at(a), step.site, a, step.output, step.relevance[0])
+        operation = self.at(a, *(step.read(node) for node in self.reads))
+        flow: Flow = step.rule.through_affine(operation, step.site, a, step.output, step.relevance[0])
         return flow
 
 
@@ -82,14 +85,21 @@ class Movement(Algebra):
     """Copies elements from inputs to outputs.
 
     back: relevance per output -> relevance per data input; constant: -> the sum that constants among the
-    inputs receive, if there can be any.
+    inputs receive, if there can be any. reads: nodes (masks, indices, the operation itself), whose values both take as
+    further arguments.
     """
 
-    back: Callable[[list[Any]], list[Any]]
-    constant: Callable[[list[Any]], Any] | None = None
+    back: Callable[..., list[Any]]
+    constant: Callable[..., Any] | None = None
+    reads: Sequence[Any] = ()
 
     def hand_down(self, step: Step) -> Flow:
-        flow: Flow = step.rule.through_movement(self, step.relevance)
+        values = [step.read(node) for node in self.reads]
+        back, constant = self.back, self.constant
+        known = Movement(
+            lambda r: back(r, *values), None if constant is None else lambda r: constant(r, *values)
+        )
+        flow: Flow = step.rule.through_movement(known if values else self, step.relevance)
         return flow
 
 

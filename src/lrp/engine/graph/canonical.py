@@ -87,11 +87,20 @@ def cast(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def data_nodes(graph: FxGraph) -> set[Node]:
-    """The nodes whose value depends on pixels, not only on the batch size."""
+    """The nodes whose value depends on pixels, not only on the batch size, and not only in steps.
+
+    Comparisons, indices, signs and rounded values are constants between their steps: no relevance passes through them.
+    """
     data: set[Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder" or (
-            node.op == "call_function" and any(n in data for n in ops.read_by(node))
+            node.op == "call_function" and any(n in data for n in ops.read_by(node)) and not _in_steps(node)
         ):
             data.add(node)
     return data
+
+
+def _in_steps(node: Node) -> bool:
+    dtype = node.meta.get("dtype")
+    discrete = isinstance(dtype, torch.dtype) and not (dtype.is_floating_point or dtype.is_complex)
+    return discrete or ops.facts(ops.operation_name(node)).steps(ops.arguments_of(node))

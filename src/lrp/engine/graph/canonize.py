@@ -15,6 +15,7 @@ from lrp.engine.graph import vocabulary as vocabulary  # registers it
 from lrp.engine.graph.canonical import Graph, cast, data_nodes, is_floating_type
 from lrp.engine.graph.capture import Captured
 from lrp.engine.graph.gates import signal_or_gate, values_or_attention_gate
+from lrp.engine.graph.layer_kinds import unify_layers
 from lrp.engine.graph.ops import Operation
 from lrp.engine.graph.rewrites import REWRITES
 from lrp.engine.graph.signs import nonnegative
@@ -50,6 +51,7 @@ def canonize(
     used = {str(n.target) for n in graph.fx.nodes if n.op == "get_attr"}
     graph.constants = {n: v for n, v in graph.constants.items() if n in used}
     _recognise(graph)
+    unify_layers(graph)
     if lay_out:
         _lay_out(graph)
     return graph

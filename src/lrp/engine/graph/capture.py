@@ -24,6 +24,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.nn.parameter import UninitializedParameter
 
+from lrp.engine.graph.any_batch import FIRST, SECOND, generalise
 from lrp.engine.graph.constant_branches import ConstantBranches
 from lrp.engine.graph.facts import facts
 from lrp.engine.graph.hooks import Hook, forward_hooks, hooked, hooks_that_change, only
@@ -168,12 +169,12 @@ def capture(model: nn.Module, example: Tensor, output: Output = None) -> Capture
         try:
             if forward_hooks(model):
                 hooks = hooks_that_change(model, example, lambda m, x: _own(m, x, output))
-            captured, program = _traced(model, example, output, hooks)
+            captured = _traced(model, example, output, hooks)
         except Exception as error:
             raise _capture_error(model, example, output, hooks, error) from error
         if hooks:
-            _compare(model, example, output, hooks, program)
-    return _without_head(captured)
+            _compare(model, example, output, hooks, captured)
+    return _without_head(captured, len(example))
 
 
 @contextlib.contextmanager
@@ -194,27 +195,42 @@ def _own(run: nn.Module, images: Tensor, output: Output) -> Tensor:
     return found
 
 
-def _traced(
-    model: nn.Module, example: Tensor, output: Output, hooks: set[Hook]
-) -> tuple[Captured, ExportedProgram]:
-    """The graph for any number of images if possible, else for that of the example; and the exported program."""
-    pair = example[:1].repeat(2, *[1] * (example.dim() - 1))  # a free batch needs an example of two
+def _traced(model: nn.Module, example: Tensor, output: Output, hooks: set[Hook]) -> Captured:
+    """The graph for any number of images if possible, else for that of the example."""
+
+    def attempt(count: int, free: bool = False, *, answers: bool) -> Captured:
+        images = example if count == len(example) else example[:1].repeat(count, *[1] * (example.dim() - 1))
+        return _attempt(model, images, free, output, hooks, answers)
+
+    def free(answers: bool) -> Captured:
+        return attempt(2, True, answers=answers)  # torch takes a single image for a constant
+
+    def from_two(answers: bool) -> Captured:
+        first, second = (attempt(count, answers=answers) for count in (FIRST, SECOND))
+        made: Captured = generalise(first, second, Batch)
+        return made
+
+    def fixed(answers: bool) -> Captured:
+        return attempt(len(example), answers=answers)
+
     failed: Exception | None = None
-    for images, free in ((pair, True), (example, False)):
+    for way in (free, from_two, fixed):
         for answers in (False, True):
             try:
-                return _attempt(model, images, free, output, hooks, answers)
+                return way(answers)
             except Exception as error:
                 failed = error
                 if not _asks_for_values(error):
                     break
+        else:
+            break  # it asks for values of pixels
     assert failed is not None
     raise failed
 
 
 def _attempt(
     model: nn.Module, images: Tensor, free: bool, output: Output, hooks: set[Hook], answers: bool
-) -> tuple[Captured, ExportedProgram]:
+) -> Captured:
     """One export of a copy that is thrown away afterwards.
 
     Args:
@@ -230,7 +246,7 @@ def _attempt(
     captured.written = frozenset(chosen.written)
     if chosen.constants is not None:
         captured.answers = chosen.constants.answers
-    return captured, program
+    return captured
 
 
 def _dense_products(model: nn.Module) -> Any:
@@ -499,8 +515,11 @@ def _inline(
     raise CaptureError("a region without output")
 
 
-def _without_head(captured: Captured) -> Captured:
-    """Make the logits the output, as [N, K]: without a softmax or sigmoid at the end of the model."""
+def _without_head(captured: Captured, images: int) -> Captured:
+    """Make the logits the output, as [N, K]: without a softmax or sigmoid at the end of the model.
+
+    images: N of a graph that is captured for a fixed number of images.
+    """
     graph = captured.graph
     output = graph.output_node()
     last: Any = output.args[0]
@@ -515,12 +534,14 @@ def _without_head(captured: Captured) -> Captured:
         node.replace_all_uses_with(node.args[0])
         last = output.args[0]
         graph.erase_node(node)
-    if len(last.meta["shape"] or ()) == 1:  # one logit per image
+    if len(last.meta["shape"] or ()) == 1:  # the images' logits one after the other; often one per image
+        (size,) = last.meta["shape"]
+        each = size.times if isinstance(size, Batch) else size // images
         with graph.inserting_before(output):
-            column = graph.call_function(torch.ops.aten.unsqueeze.default, (last, 1))
-        column.meta = {**last.meta, "shape": (*last.meta["shape"], 1)}
-        column.meta["shapes"] = [column.meta["shape"]]
-        output.args = (column,)
+            rows = graph.call_function(torch.ops.aten.reshape.default, (last, [-1, each]))
+        shape: Shape = (Batch() if isinstance(size, Batch) else images, each)
+        rows.meta = {**last.meta, "shape": shape, "shapes": [shape]}
+        output.args = (rows,)
     return captured
 
 
@@ -540,7 +561,9 @@ def _meta(node: fx.Node) -> dict[str, Any]:
     path = "" if path == "model" else path.removeprefix("model.")
     value = node.meta.get("val")
     tensors = _tensors(value)
+    size = {"size": _size(value)} if isinstance(value, torch.SymInt) else {}
     return {
+        **size,
         "shape": tuple(_size(s) for s in tensors[0].shape) if tensors else None,
         "shapes": [tuple(_size(s) for s in t.shape) for t in tensors],
         "dtype": tensors[0].dtype if tensors else None,
@@ -573,11 +596,14 @@ def _refuse(model: nn.Module) -> None:
 
 
 def _compare(
-    model: nn.Module, example: Tensor, output: Output, hooks: set[Hook], program: ExportedProgram
+    model: nn.Module, example: Tensor, output: Output, hooks: set[Hook], captured: Captured
 ) -> None:
     """Raise if a graph with hooks in it does not compute what the model does with them."""
+    root = nn.Module()
+    for name, value in captured.values(model).items():
+        root.register_buffer(name, value)
     expected = own_output(model, example, output)
-    found = program.module()(example)
+    found = fx.GraphModule(root, captured.graph)(example)
     limit = 10 * torch.finfo(expected.dtype).eps ** 0.5 * float(expected.abs().max())
     if not float((found - expected).abs().max()) <= limit:
         raise CaptureError(_hooks_text(model, hooks, "the traced graph gives other logits than the model"))

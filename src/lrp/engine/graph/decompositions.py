@@ -32,7 +32,13 @@ def decomposes(*names: str) -> Callable[[Decomposition], Decomposition]:
 
 
 def decompose(graph: Graph) -> None:
-    """Replace each compound operation that has a decomposition by its parts."""
+    """Replace each compound operation that has a decomposition by its parts, which may have one themselves."""
+    while _decompose_once(graph):
+        pass
+
+
+def _decompose_once(graph: Graph) -> bool:
+    changed = False
     for node in list(graph.fx.nodes):
         if node.op != "call_function":
             continue
@@ -40,6 +46,7 @@ def decompose(graph: Graph) -> None:
         made = decomposition(graph, node, ops.arguments_of(node)) if decomposition else None
         if made is None:
             continue
+        changed = True
         if isinstance(made, list):
             for user in [u for u in node.users if u.target is operator.getitem]:
                 user.replace_all_uses_with(made[user.args[1]])
@@ -47,6 +54,7 @@ def decompose(graph: Graph) -> None:
         else:
             node.replace_all_uses_with(made)
         graph.fx.erase_node(node)
+    return changed
 
 
 def _shape(value: Any) -> Shape:
@@ -196,6 +204,24 @@ def _fused_product(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     return graph.insert(
         node, aten.add.Tensor, (a["self"], _times(graph, node, product, a["value"])), _shape(node)
     )
+
+
+@decomposes("add", "sub", "rsub")
+def _weighted_sum(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
+    """x ± α y, with the product written out; rsub is y − α x."""
+    if "alpha" not in a or a["alpha"] == 1 or not isinstance(a["other"], Node):
+        return None
+    x, y = (a["other"], a["self"]) if ops.operation_name(node) == "rsub" else (a["self"], a["other"])
+    target = aten.add.Tensor if ops.operation_name(node) == "add" else aten.sub.Tensor
+    return graph.insert(node, target, (x, _times(graph, node, y, a["alpha"])), _shape(node))
+
+
+@decomposes("broadcast_tensors")
+def _broadcast(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
+    """Each tensor expanded to the shape of all."""
+    shape = ops.broadcast_shape(*map(_shape, a["tensors"]))
+    size = ops.sizes_for_reshape(shape)
+    return [graph.insert(node, aten.expand.default, (value, size), shape) for value in a["tensors"]]
 
 
 def _times(graph: Graph, node: Node, x: Node, factor: Any) -> Node:

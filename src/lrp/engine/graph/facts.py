@@ -22,6 +22,8 @@ class Facts:
         bounded: arguments -> whether its values have these limits.
         allocates: its output is always new memory, never a view of an input.
         reads_shape: it reads only a tensor's shape and dtype, not its values.
+        steps: arguments -> whether its floating values change only in steps (rounding, signs), so that it carries no
+            relevance. Whatever is not floating (comparisons, indices) carries none either.
     """
 
     nonnegative: str = ""
@@ -31,6 +33,7 @@ class Facts:
     bounded: Callable[[Arguments], bool] = lambda arguments: True
     allocates: bool = False
     reads_shape: bool = False
+    steps: Callable[[Arguments], bool] = lambda arguments: False
 
 
 _FACTS: dict[str, Facts] = {}
@@ -52,3 +55,6 @@ describe_operations(
     "new_full", "new_empty", "new_empty_strided", reads_shape=True,
 )  # fmt: skip
 describe_operations("batch_norm", allocates=True)
+describe_operations(
+    "sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "heaviside", "floor_divide", steps=lambda arguments: True
+)  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,87 +13,130 @@ from torch import Tensor
 from torch.fx import Node
 
 from lrp.engine.graph import ops
+from lrp.engine.graph.affine_forms import Part, axis_of
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.vocabulary.norms import scale_shift
 
 aten = torch.ops.aten
 CONVS = ("conv1d", "conv2d", "conv3d")
+TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+LAYERS_BY_CHANNEL = CONVS + TRANSPOSED  # their outputs are dimension 1; a linear layer's the last
 
 
 def fold_scale_into_producer(graph: Graph) -> None:
-    """A conv or linear that only a batch norm reads, and that norm, become one conv or linear with other weights."""
+    """A conv or linear, and the scale and shift of its outputs that alone reads it, are one with other weights."""
     for node in list(graph.fx.nodes):
         if node.target is not scale_shift:
             continue
-        conv: Node = node.args[0]
-        if (
-            conv.op != "call_function"
-            or ops.operation_name(conv) not in CONVS + ("linear",)
-            or len(conv.users) > 1
-        ):
+        parts = _parts(graph, node)
+        axis = next((axis_of(v, len(node.meta["shape"])) for v in parts if v is not None and v.numel() > 1), None)
+        layer, axis = _producer(node, axis)
+        if layer is None or not _constant_weights(graph, layer):
             continue
-        arguments = ops.arguments_of(conv)
-        weight, bias = graph.value(arguments["weight"]), graph.value(arguments["bias"])
-        if weight is None or (arguments["bias"] is not None and bias is None):
-            continue
-        w, b = (graph.value(v).flatten() for v in node.args[1:])
-        if len(w) != len(weight) or (ops.operation_name(conv) == "linear" and len(conv.meta["shape"]) > 2):
-            continue  # a norm over another axis than the outputs of the layer
-        weight = weight.double() * w.reshape(-1, *[1] * (weight.dim() - 1))
-        bias = b if bias is None else bias.double() * w + b
-        _set_weights(graph, conv, weight, bias)
-        node.replace_all_uses_with(conv)
+        outputs = 1 if ops.operation_name(layer) in LAYERS_BY_CHANNEL else len(layer.meta["shape"]) - 1
+        if axis not in (None, outputs):
+            continue  # along another dimension than the outputs of the layer
+        channels = layer.meta["shape"][outputs]
+        w, b = (None if v is None else v.flatten().expand(channels) for v in parts)
+        arguments = ops.arguments_of(layer)
+        weight, bias = graph.value(arguments["weight"]).double(), graph.value(arguments["bias"])
+        bias = None if bias is None else bias.double()
+        if w is not None:
+            weight = _scaled_outputs(weight, w, ops.operation_name(layer), arguments.get("groups", 1))
+            bias = None if bias is None else bias * w
+        _set_weights(graph, layer, weight, b if bias is None else bias if b is None else bias + b)
+        node.replace_all_uses_with(node.args[0])
         graph.fx.erase_node(node)
 
 
+def _producer(node: Node, axis: int | None) -> tuple[Node | None, int | None]:
+    """The layer whose outputs a node reads, through permutations that nothing else reads; and where `axis` lies there."""
+    source: Node = node.args[0]  # type: ignore[assignment]
+    while source.op == "call_function" and len(source.users) == 1:
+        name = ops.operation_name(source)
+        if name in LAYERS_BY_CHANNEL or name == "linear":
+            return source, axis
+        rank = len(source.meta["shape"] or ())
+        if name == "permute":
+            axis = None if axis is None else [d % rank for d in source.args[1]][axis]
+        elif name == "transpose":
+            first, second = (d % rank for d in source.args[1:3])
+            axis = {first: second, second: first}.get(axis, axis) if axis is not None else None
+        else:
+            break
+        source = source.args[0]  # type: ignore[assignment]
+    return None, axis
+
+
+def _constant_weights(graph: Graph, layer: Node) -> bool:
+    arguments = ops.arguments_of(layer)
+    weight, bias = graph.value(arguments["weight"]), graph.value(arguments["bias"])
+    return weight is not None and (arguments["bias"] is None or bias is not None)
+
+
+def _scaled_outputs(weight: Tensor, w: Tensor, name: str, groups: int) -> Tensor:
+    """The weights of a layer whose outputs are multiplied by w."""
+    if name not in TRANSPOSED:
+        return weight * w.reshape(-1, *[1] * (weight.dim() - 1))
+    apart = weight.reshape(groups, -1, *weight.shape[1:])  # [groups, inputs, outputs of the group, *kernel]
+    factors = w.reshape(groups, 1, weight.shape[1], *[1] * (weight.dim() - 2))
+    return (apart * factors).reshape(weight.shape)
+
+
 def fold_scale_into_consumers(graph: Graph) -> None:
-    """Fold a batch norm that only convs or linears read into these: exact only without zero padding after the norm."""
+    """Fold a scale and shift that only convs or linears read into these; a shift only where they pad no zeros after it."""
     for node in list(graph.fx.nodes):
-        if (
-            node.target is not scale_shift
-            or not node.users
-            or not all(_takes_scale(user, node) for user in node.users)
-        ):
+        if node.target is not scale_shift or not node.users:
             continue
-        w, b = (graph.value(v).flatten() for v in node.args[1:])
+        parts = _parts(graph, node)
+        if not all(_takes_scale(graph, user, node, parts) for user in node.users):
+            continue
         for user in list(node.users):
             arguments = ops.arguments_of(user)
             weight = graph.value(arguments["weight"]).double()
             old = graph.value(arguments["bias"])
             groups = arguments.get("groups", 1)
             inputs, per = weight.shape[1], weight.shape[0] // groups
+            w, b = (None if v is None else v.flatten().expand(inputs * groups) for v in parts)
             shape = (1, inputs, *[1] * (weight.dim() - 2))
             scaled, shift = [], []
             for g in range(groups):
                 part = weight[g * per : (g + 1) * per]
                 own = slice(g * inputs, (g + 1) * inputs)
-                scaled.append(part * w[own].reshape(shape))
-                shift.append((part * b[own].reshape(shape)).flatten(1).sum(1))
-            bias = torch.cat(shift) + (0 if old is None else old.double())
+                scaled.append(part if w is None else part * w[own].reshape(shape))
+                if b is not None:
+                    shift.append((part * b[own].reshape(shape)).flatten(1).sum(1))
+            bias = None if old is None else old.double()
+            if b is not None:
+                bias = torch.cat(shift) + (0 if bias is None else bias)
             _set_weights(graph, user, torch.cat(scaled), bias)
         node.replace_all_uses_with(node.args[0])
         graph.fx.erase_node(node)
 
 
-def _takes_scale(user: Node, norm: Node) -> bool:
-    if (
-        user.op != "call_function"
-        or ops.operation_name(user) not in CONVS + ("linear",)
-        or user.args[0] is not norm
-    ):
+def _takes_scale(graph: Graph, user: Node, scale: Node, parts: tuple[Part, Part]) -> bool:
+    if user.op != "call_function" or user.args[0] is not scale:
         return False
-    arguments = ops.arguments_of(user)
-    constant = all(isinstance(v, Node) and v.op == "get_attr" for v in (arguments["weight"],))
-    if ops.operation_name(user) == "linear":
-        return constant and len(user.meta["shape"]) == 2
-    padding = arguments["padding"]
-    return constant and all(p == 0 for p in (padding if isinstance(padding, (list, tuple)) else [padding]))
+    name = ops.operation_name(user)
+    if name not in CONVS + ("linear",) or not _constant_weights(graph, user):
+        return False
+    rank = len(scale.meta["shape"])
+    axes = {axis_of(v, rank) for v in parts if v is not None} - {None}
+    if axes - {1 if name in CONVS else rank - 1}:
+        return False
+    padding = () if name == "linear" else ops.arguments_of(user)["padding"]
+    padded = any(padding if isinstance(padding, (list, tuple)) else [padding])
+    return not padded or parts[1] is None or not bool(parts[1].any())
 
 
-def _set_weights(graph: Graph, conv: Node, weight: Tensor, bias: Tensor) -> None:
+def _parts(graph: Graph, node: Node) -> tuple[Part, Part]:
+    return tuple(None if v is None else graph.value(v).double() for v in node.args[1:])  # type: ignore[return-value]
+
+
+def _set_weights(graph: Graph, conv: Node, weight: Tensor, bias: Part) -> None:
     """Replace the weights of one call; other calls of the same module keep the module's weights."""
     new_weight = graph.constant(weight, f"{conv.name}_weight", conv)
-    new_bias = graph.constant(bias, f"{conv.name}_bias", conv)
+    new_bias = None if bias is None else graph.constant(bias, f"{conv.name}_bias", conv)
     conv.args = (conv.args[0], new_weight, new_bias, *conv.args[3:])
     conv.kwargs = {k: v for k, v in conv.kwargs.items() if k not in ("weight", "bias")}
 
@@ -103,8 +146,10 @@ def _set_weights(graph: Graph, conv: Node, weight: Tensor, bias: Tensor) -> None
 
 @dataclass(frozen=True, eq=False)
 class _Kernel:
-    """The parameters of a convolution; lists have one entry per spatial dimension."""
+    """An affine map of `source`: a convolution's parameters, lists with one entry per spatial dimension (a linear
+    layer's are empty)."""
 
+    source: Node
     weight: Tensor
     bias: Tensor
     stride: list[int]
@@ -118,7 +163,8 @@ class _Kernel:
 
 
 def merge_branches(graph: Graph) -> None:
-    """conv(x) ± conv(x) ± batch norm(x), as RepVGG and MobileOne are trained, is one convolution.
+    """conv(x) ± conv(x) ± batch norm(x), as RepVGG and MobileOne are trained, is one convolution; and so is a layer
+    with a low-rank update, W x + B (A x), one layer.
 
     The outputs of such branches largely cancel in their sum, so that relevance shared among them would explode.
     """
@@ -129,51 +175,86 @@ def merge_branches(graph: Graph) -> None:
         operands = [arguments["self"], arguments["other"]]
         if arguments["alpha"] != 1 or not all(_branch(n) and list(n.users) == [node] for n in operands):
             continue
-        if operands[0] is operands[1] or operands[0].args[0] is not operands[1].args[0]:
-            continue
-        kernels = [_kernel(graph, n) for n in operands]
-        merged = _sum(kernels, -1 if ops.operation_name(node) == "sub" else 1) if all(kernels) else None
+        kernels = _of_one_source(graph, [_kernel(graph, n) for n in operands])
+        sign = -1 if ops.operation_name(node) == "sub" else 1
+        merged = None if operands[0] is operands[1] or kernels is None else _sum(kernels, sign)
         if merged is None:
             continue
-        conv = getattr(aten, CONVS[len(merged.size) - 1]).default
-        source, settings = (
-            operands[0].args[0],
-            (merged.stride, merged.padding, merged.dilation, merged.groups),
-        )
+        linear = ops.operation_name(operands[0]) == "linear"
+        conv: Any = aten.linear.default if linear else getattr(aten, CONVS[len(merged.size) - 1]).default
+        settings = () if linear else (merged.stride, merged.padding, merged.dilation, merged.groups)
         weight, bias = (
             graph.constant(value, f"{node.name}_{name}", node)
             for name, value in (("weight", merged.weight), ("bias", merged.bias))
         )
         meta = next((n.meta for n in operands if n.target is not scale_shift), operands[0].meta)
-        new = graph.replace(node, conv, (source, weight, bias, *settings))
+        new = graph.replace(node, conv, (merged.source, weight, bias, *settings))
         new.meta |= {key: meta[key] for key in ("path", "module") if key in meta}
 
 
 def _branch(node: Any) -> bool:
     if not isinstance(node, Node) or node.op != "call_function":
         return False
-    return node.target is scale_shift or ops.operation_name(node) in CONVS
+    return node.target is scale_shift or ops.operation_name(node) in CONVS + ("linear",)
+
+
+def _of_one_source(graph: Graph, kernels: list[_Kernel | None]) -> list[_Kernel] | None:
+    """Both maps as maps of one source: one may be a chain of two layers, as a low-rank update is."""
+    first, second = kernels
+    if first is None or second is None or len(first.size) != len(second.size):
+        return None
+    if first.source is second.source:
+        return [first, second]
+    if (longer := _through_source(graph, second)) is not None and longer.source is first.source:
+        return [first, longer]
+    if (longer := _through_source(graph, first)) is not None and longer.source is second.source:
+        return [longer, second]
+    return None
+
+
+def _through_source(graph: Graph, outer: _Kernel) -> _Kernel | None:
+    """outer(inner(x)) as one map of x, if the outer one mixes channels only; None: it is not such a chain."""
+    if not _branch(outer.source) or len(outer.source.users) != 1 or outer.groups != 1:
+        return None
+    inner = _kernel(graph, outer.source)
+    pointwise = set(outer.size) <= {1} and set(outer.stride) <= {1} and not any(outer.padding)
+    if inner is None or inner.groups != 1 or not pointwise or len(inner.size) != len(outer.size):
+        return None
+    mixing = outer.weight.reshape(outer.weight.shape[:2])
+    weight = (mixing @ inner.weight.flatten(1)).reshape(-1, *inner.weight.shape[1:])
+    bias = mixing @ inner.bias + outer.bias
+    return replace(inner, weight=weight, bias=bias)
 
 
 def _kernel(graph: Graph, node: Node) -> _Kernel | None:
     """None: weights that are not constant, or a norm over another axis than the channels."""
-    spatial = len(node.meta["shape"]) - 2
+    source: Any = node.args[0]
     if node.target is scale_shift:
-        w, b = (graph.value(v).double() for v in node.args[1:])
-        channels = node.meta["shape"][1]
-        if not 1 <= spatial <= 3 or w.shape != (channels, *[1] * spatial):
+        spatial, channels = len(node.meta["shape"]) - 2, node.meta["shape"][1]
+        parts = _parts(graph, node)
+        axes = {axis_of(v, spatial + 2) for v in parts if v is not None} - {None}
+        if not 1 <= spatial <= 3 or axes - {1}:
             return None
+        w, b = (
+            torch.full((channels,), fill, dtype=torch.float64, device=graph.device)
+            if v is None
+            else v.flatten().expand(channels)
+            for v, fill in zip(parts, (1.0, 0.0), strict=True)
+        )
         ones, zeros = [1] * spatial, [0] * spatial
-        return _Kernel(w.reshape(-1, 1, *ones), b.flatten(), ones, zeros, ones, channels)
+        return _Kernel(source, w.reshape(-1, 1, *ones), b, ones, zeros, ones, channels)
     a = ops.arguments_of(node)
-    weight, bias = graph.value(a["weight"]), graph.value(a["bias"])
-    if weight is None or isinstance(a["padding"], str) or (a["bias"] is not None and bias is None):
+    if not _constant_weights(graph, node) or isinstance(a.get("padding"), str):
         return None
+    weight, bias = graph.value(a["weight"]), graph.value(a["bias"])
     bias = weight.new_zeros(len(weight)) if bias is None else bias
+    spatial = weight.dim() - 2
     stride, padding, dilation = (
-        ops.one_per_dimension(a[key], spatial) for key in ("stride", "padding", "dilation")
+        ops.one_per_dimension(a.get(key, []), spatial) for key in ("stride", "padding", "dilation")
     )
-    return _Kernel(weight.double(), bias.double(), stride, padding, dilation, a["groups"])
+    return _Kernel(
+        source, weight.double(), bias.double(), stride, padding, dilation, a.get("groups", 1)
+    )  # fmt: skip
 
 
 def _sum(kernels: Sequence[Any], sign: int) -> _Kernel | None:
@@ -193,7 +274,7 @@ def _sum(kernels: Sequence[Any], sign: int) -> _Kernel | None:
     weights[small] = F.pad(weights[small], pads)
     first, second = kernels
     weight, bias = weights[first] + sign * weights[second], first.bias + sign * second.bias
-    return _Kernel(weight, bias, large.stride, large.padding, large.dilation, groups)
+    return replace(large, weight=weight, bias=bias, groups=groups)
 
 
 def _regrouped(weight: Tensor, groups: int, fewer: int) -> Tensor:

@@ -28,6 +28,19 @@ def reached(graph: Graph, rules: dict[fx.Node, Rule]) -> set[fx.Node]:
     return arrives
 
 
+def reaches_image(graph: Graph, rules: dict[fx.Node, Rule]) -> bool:
+    """Whether any relevance reaches the image."""
+    if graph.logits is graph.image:
+        return True
+    for node in reached(graph, rules):
+        operation = graph.operations[node]
+        rule, data = rules.get(node), operation.data
+        indices = range(len(data)) if rule is None else operation.algebra.receivers(rule, len(data))
+        if any(data[i] is graph.image for i in indices):
+            return True
+    return False
+
+
 def refuse_unknown(graph: Graph, rules: dict[fx.Node, Rule]) -> None:
     """Raise for operations that relevance would reach and that have no rule, all at once, before anything runs."""
     arrives = reached(graph, rules)

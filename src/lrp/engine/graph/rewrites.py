@@ -14,10 +14,19 @@ from torch import Tensor
 from torch.fx import Node, map_arg
 
 from lrp.engine.graph import ops
+from lrp.engine.graph import distances as distances  # registers decompositions
+from lrp.engine.graph.affine_forms import (
+    normalise_input,
+    plain_matmuls,
+    plain_scales,
+    restore_scales,
+    scale_products,
+)
 from lrp.engine.graph.canonical import Graph, cast, is_floating_type
 from lrp.engine.graph.capture import Batch, Shape
 from lrp.engine.graph.decompositions import decompose
 from lrp.engine.graph.fusion import CONVS, fold_scale_into_consumers, fold_scale_into_producer, merge_branches
+from lrp.engine.graph.rectifiers import plain_relus
 from lrp.engine.graph.vocabulary.layers import padded_conv, per_channel
 from lrp.engine.graph.vocabulary.norms import scale_shift
 
@@ -38,7 +47,9 @@ NO_OPS = frozenset({
 })  # fmt: skip
 
 
-SAME_SIZE = frozenset({"adaptive_avg_pool2d", "expand", "expand_as", "view", "view_as", "reshape"})
+SAME_SIZE = frozenset({
+    "adaptive_avg_pool2d", "expand", "expand_as", "view", "view_as", "reshape", "squeeze",
+})  # fmt: skip
 
 
 def drop_no_ops(graph: Graph) -> None:
@@ -62,6 +73,15 @@ def drop_no_ops(graph: Graph) -> None:
         if (name in NO_OPS and not arguments.get("train")) or retyped or nothing or (whole and same):
             node.replace_all_uses_with(source)
             graph.fx.erase_node(node)
+
+
+def plain_squeezes(graph: Graph) -> None:
+    """squeeze() removes the dimensions that have size 1 for any number of images: not that of one image alone."""
+    for node in list(graph.fx.nodes):
+        if node.target is aten.squeeze.default:
+            sizes: Shape = node.args[0].meta["shape"]  # type: ignore[union-attr]
+            ones = [d for d, size in enumerate(sizes) if size == 1]
+            graph.replace(node, aten.squeeze.dims, (node.args[0], ones))
 
 
 def fold_constants(graph: Graph) -> None:
@@ -135,12 +155,12 @@ def plain_batch_norms(graph: Graph) -> None:
     """A batch norm with fixed statistics is x w + b per channel: w = γ/√(σ² + e), b = β − μw."""
     for node in list(graph.fx.nodes):
         if node.op != "call_function" or ops.operation_name(node) not in (
-            "_native_batch_norm_legit_no_training", "batch_norm", "native_batch_norm",
+            "_native_batch_norm_legit_no_training", "batch_norm", "native_batch_norm", "instance_norm",
         ):  # fmt: skip
             continue
         arguments = ops.arguments_of(node)
         mean, var = graph.value(arguments["running_mean"]), graph.value(arguments["running_var"])
-        if mean is None or var is None or arguments.get("training"):
+        if mean is None or var is None or arguments.get("training") or arguments.get("use_input_stats"):
             continue  # statistics of the batch itself: not a constant map, so not in the vocabulary
         gamma, beta = graph.value(arguments.get("weight")), graph.value(arguments.get("bias"))
         # In float64, so that folding loses no precision.
@@ -153,7 +173,7 @@ def plain_batch_norms(graph: Graph) -> None:
             shaped: Any = per_channel(value, dims)
             made.append(graph.constant(shaped, f"{node.name}_{suffix}", node))
         users = list(node.users)
-        if ops.operation_name(node) == "batch_norm":
+        if ops.operation_name(node) in ("batch_norm", "instance_norm"):
             graph.replace(node, scale_shift, (source, *made))
             continue
         for user in users:
@@ -221,16 +241,23 @@ def cast_constants(graph: Graph) -> None:
 
 REWRITES = (
     retype,
+    plain_squeezes,
     drop_no_ops,
+    plain_relus,
     decompose,
     fold_constants,
     plain_constants,
     plain_pools,
     plain_batch_norms,
     plain_paddings,
+    plain_matmuls,
+    plain_scales,
+    scale_products,
     fold_scale_into_producer,
     merge_branches,
+    normalise_input,
     merge_zero_pads,
     fold_scale_into_consumers,
+    restore_scales,
     cast_constants,
 )

@@ -187,8 +187,38 @@ def judge_health(
         notes.append(
             f"image {i}: of a start of {float(t['start'][i]):.4g}: {parts}; largest Σ|R| {float(amplification[i]):.3g} × start"
         )
+        notes += _where_all_went(ledger, shares, i)
+        if bool((relevance[i] == 0).all()) and float(t["start"][i]) != 0:
+            notes.append(f"image {i}: the map is 0: no relevance reached the input")
     if negative:
         notes.append(
             "seed 'one' on a negative logit turns the signs around: what speaks for the class looks negative"
         )
     return Health(not problems, problems, notes, logit_error, closing, amplification, shares)
+
+
+ONE_WAY = 0.999  # of the start
+TRY = {
+    "bias": "try lrp.preset(..., bias='ignore'), or another preset",
+    "epsilon": "ε is large beside the values there: try a smaller one, lrp.preset(..., epsilon=1e-9)",
+    "dropped": "no input has the sign by which the rule shares: try the preset 'gamma' or 'epsilon'",
+}
+
+
+def _where_all_went(ledger: Ledger, shares: dict[str, Tensor], image: int) -> list[str]:
+    """A note if nearly all of the start went one way that is not the input: to which operation, and what to try."""
+    if abs(float(shares["input"][image])) > 1 - ONE_WAY:
+        return []
+    for name, advice in TRY.items():
+        share = float(shares[name][image])
+        if share <= ONE_WAY:
+            continue
+        row = max(ledger.rows, key=lambda r: abs(float(getattr(r, name)[image])))
+        if row.rule == "Constant":
+            advice = "its rule treats it as a constant: try the preset 'attnlrp', or explain its input with output="
+        words = {"bias": "constants", "epsilon": "ε", "dropped": "empty denominators"}[name]
+        return [
+            f"image {image}: {100 * share:.1f} % of the start went to {words}, most of it at {row.path or '(model)'} "
+            f"({row.op}, {row.rule}): {advice}"
+        ]
+    return []

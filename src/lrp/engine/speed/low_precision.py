@@ -13,7 +13,7 @@ from lrp.engine.speed.site import KnownSite
 from lrp.engine.structured_weights import Structured
 
 
-def to_bfloat16(w: Tensor) -> Tensor:
+def _to_bfloat16(w: Tensor) -> Tensor:
     return w.to(torch.bfloat16)
 
 
@@ -21,7 +21,7 @@ def total_of_one_sign(op: Affine, site: KnownSite, a: Any, w: Any, c: Any) -> An
     """`site.total`, in bfloat16 where the site allows it."""
     if not site.low_precision or isinstance(w, Structured):
         return site.total(op, a, w, c)
-    z = site.total(op, a.to(torch.bfloat16), site.version(w, to_bfloat16), c)
+    z = site.total(op, a.to(torch.bfloat16), site.version(w, _to_bfloat16), c)
     return z.to(torch.float32)
 
 
@@ -29,4 +29,4 @@ def adjoint_of_one_sign(op: Affine, site: KnownSite, s: Any, w: Any) -> Any:
     """`op.adjoint`, in bfloat16 where the site allows it."""
     if not site.low_precision or isinstance(w, Structured):
         return op.adjoint(s, w)
-    return op.adjoint(s.to(torch.bfloat16), site.version(w, to_bfloat16)).to(torch.float32)
+    return op.adjoint(s.to(torch.bfloat16), site.version(w, _to_bfloat16)).to(torch.float32)

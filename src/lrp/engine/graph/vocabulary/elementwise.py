@@ -100,7 +100,13 @@ def _is_product(op: Operation) -> bool:
 
 
 @register("mul", family="product", when=_is_product, nonnegative="kept", numbers=("other",), allocates=True)
-@register("div", family="product", when=_is_product, allocates=True)
+@register(
+    "div",
+    family="product",
+    when=_is_product,
+    allocates=True,
+    steps=lambda arguments: arguments.get("rounding_mode") is not None,
+)
 def _product(op: Operation) -> Product:
     operands = op.arguments["self"], op.arguments["other"]
     shapes = _operand_shape(operands[0]), _operand_shape(operands[1])

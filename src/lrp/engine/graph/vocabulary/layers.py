@@ -45,6 +45,12 @@ def _constant_padded(op: Operation) -> bool:
     return op.is_constant("weight") and op.is_constant("bias")
 
 
+def _decided_later(op: Operation) -> bool:
+    """No use of the operation is recognised as one of this family: `layer_kinds` decides which are."""
+    return False
+
+
+@register("conv1d", "conv2d", "conv3d", "padded_conv", family="linear", when=_decided_later)
 @register("conv1d", "conv2d", "conv3d", family="conv", when=_constant_weight, allocates=True)
 @register("padded_conv", family="conv", when=_constant_padded)
 def _conv(op: Operation) -> Affine:
@@ -102,6 +108,7 @@ def _conv_transpose(op: Operation) -> Affine:
     return Affine(forward, adjoint, weight, per_channel(op["bias"], n))
 
 
+@register("linear", family="conv", when=_decided_later)
 @register("linear", family="linear", when=_constant_weight, allocates=True)
 def _linear(op: Operation) -> Affine:
     def forward(a: Any, w: Any, c: Any = None) -> Any:

@@ -87,24 +87,48 @@ def _flip(op: Operation) -> Movement:
 # ---------------------------------------------------------------- parts
 
 
-@register("slice", "narrow", family="movement", nonnegative="kept")
+@register("slice", "narrow", family="movement", nonnegative="kept", when=lambda op: _window(op) is not None)
 def _slice(op: Operation) -> Movement:
     shape, dim = op.input_shape(), op["dim"] % len(op.shape)
-    step = op["step"] if op.name == "slice" else 1
-    length, taken = shape[dim], op.shape[dim]
-    if isinstance(length, Batch) or isinstance(taken, Batch):
-        return Movement(lambda r: [r[0]])  # the whole batch: a slice of images cannot be captured
-    start = op["start"] or 0
-    start = max(start + length, 0) if start < 0 else min(start, length)
+    window = _window(op)
+    assert window is not None
+    start, taken, length, step = window
+    images = isinstance(shape[dim], Batch)  # then these numbers count batches
 
     def back(r: list[Any]) -> list[Any]:
         received = r[0]
+        if images and start == 0 and taken == length:
+            return [received]
         if step > 1:  # spread: one element, then step - 1 zeros
             received = F.pad(received.unsqueeze(dim + 1), _pads(len(shape) + 1, dim + 1, 0, step - 1))
             received = received.flatten(dim, dim + 1)
-        return [F.pad(received, _pads(len(shape), dim, start, length - start - taken * step))]
+        unit = received.shape[dim] // taken if images else 1
+        after = length - start - taken * step
+        return [F.pad(received, _pads(len(shape), dim, start * unit, after * unit))]
 
     return Movement(back)
+
+
+def _window(op: Operation) -> tuple[int, int, int, int] | None:
+    """(start, number taken, length, step) of a slice; along a dimension of images in multiples of their number.
+
+    None: it takes some of the images, or their number decides what it takes of each.
+    """
+    dim = op["dim"] % len(op.shape)
+    length, taken = op.input_shape()[dim], op.shape[dim]
+    start = op["start"] or 0
+    step = op["step"] if op.name == "slice" else 1
+    if isinstance(start, fx.Node):
+        start = start.meta.get("size")
+    if isinstance(length, Batch):
+        first = start.times if isinstance(start, Batch) else 0 if start == 0 else None
+        if first is None or step != 1 or not isinstance(taken, Batch):
+            return None
+        return first + length.times * (first < 0), taken.times, length.times, 1
+    if not isinstance(start, int) or isinstance(taken, Batch):
+        return None
+    start = max(start + length, 0) if start < 0 else min(start, length)
+    return start, taken, length, step
 
 
 @register(
@@ -207,21 +231,24 @@ def _unfold(op: Operation) -> Movement:
 # ---------------------------------------------------------------- joined with others
 
 
-def _pieces(
-    op: Operation, values: list[Any], take: Callable[[Any, int], Any]
-) -> tuple[Callable[[list[Any]], list[Any]], Callable[[list[Any]], Any]]:
-    """`back` and `constant` of a `Movement` with several inputs; `take(r, i)` extracts the i-th input's part of r."""
+def pieces(
+    op: Operation, values: list[Any], take: Callable[..., Any]
+) -> tuple[Callable[..., list[Any]], Callable[..., Any]]:
+    """`back` and `constant` of a `Movement` with several inputs; `take(r, i)` extracts the i-th input's part of r.
+
+    What the movement reads besides (`Movement.reads`) is handed on to `take`.
+    """
     fixed = [i for i, value in enumerate(values) if not op.is_data(value)]
 
-    def back(r: list[Any]) -> list[Any]:
+    def back(r: list[Any], *read: Any) -> list[Any]:
         received: list[Any] = [None] * len(op.data)
         for i, value in enumerate(values):  # the same tensor may occur twice
             if i not in fixed:
-                index, part = op.data.index(value), take(r[0], i)
+                index, part = op.data.index(value), take(r[0], i, *read)
                 received[index] = part if received[index] is None else received[index] + part
         return received
 
-    return back, lambda r: sum((total(take(r[0], i)) for i in fixed), start=0.0)
+    return back, lambda r, *read: sum((total(take(r[0], i, *read)) for i in fixed), start=0.0)
 
 
 @register("cat", "concat", "concatenate", family="movement", nonnegative="kept", allocates=True)
@@ -230,13 +257,19 @@ def _cat(op: Operation) -> Movement:
     dim = op["dim"] % len(op.shape)
     lengths = [one(value.meta["shape"])[dim] for value in values]
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    return Movement(*_pieces(op, values, lambda r, i: r.narrow(dim, starts[i], lengths[i])))
+    images = isinstance(op.shape[dim], Batch)  # then the lengths count batches
+
+    def take(r: Any, i: int) -> Any:
+        unit = r.shape[dim] // sum(lengths) if images else 1
+        return r.narrow(dim, starts[i] * unit, lengths[i] * unit)
+
+    return Movement(*pieces(op, values, take))
 
 
 @register("stack", family="movement", nonnegative="kept")
 def _stack(op: Operation) -> Movement:
     dim = op["dim"] % len(op.shape)
-    return Movement(*_pieces(op, op.arguments["tensors"], lambda r, i: r.select(dim, i)))
+    return Movement(*pieces(op, op.arguments["tensors"], lambda r, i: r.select(dim, i)))
 
 
 @register("slice_scatter", "select_scatter", family="movement")
@@ -264,9 +297,9 @@ def _scatter(op: Operation) -> Movement:
     whole = isinstance(shape[dim], Batch)
     if whole:  # an assignment to x[:] replaces everything
         return Movement(
-            *_pieces(op, [a["self"], a["src"]], lambda r, i: torch.zeros_like(r) if i == 0 else r)
+            *pieces(op, [a["self"], a["src"]], lambda r, i: torch.zeros_like(r) if i == 0 else r)
         )
-    return Movement(*_pieces(op, [a["self"], a["src"]], take))
+    return Movement(*pieces(op, [a["self"], a["src"]], take))
 
 
 @register("copy", family="movement")
@@ -304,7 +337,7 @@ def _where(op: Operation) -> Movement:
         part = torch.where(mask, r, 0.0) if i == 0 else torch.where(mask, 0.0, r)
         return sum_to(part, op.shape, values[i].meta["shape"]) if op.is_data(values[i]) else part
 
-    return Movement(*_pieces(op, values, take))
+    return Movement(*pieces(op, values, take))
 
 
 @register("tril", "triu", family="movement")

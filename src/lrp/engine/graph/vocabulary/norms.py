@@ -9,20 +9,31 @@ import torch
 from torch import Tensor
 
 from lrp.engine.affine import Affine
-from lrp.engine.graph.algebra import Matrix
+from lrp.engine.graph.algebra import Activation, Matrix
 from lrp.engine.graph.capture import Batch
 from lrp.engine.graph.ops import Operation, one, register
 from lrp.engine.structured_weights import Centred
 
 
-def scale_shift(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x w + b, elementwise: what a batch norm is, once its statistics are constants."""
-    return image * weight + bias
+def scale_shift(image: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """x w + b, elementwise: what a batch norm is, once its statistics are constants; None: no factor, no shift."""
+    scaled = image if weight is None else image * weight
+    return scaled if bias is None else scaled + bias
+
+
+def normalise(image: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """x w + b in front of the first layer: relevance passes through, as if the net's input were normalised already."""
+    return scale_shift(image, weight, bias)
 
 
 @register("scale_shift", family="norm")
 def _norm(op: Operation) -> Affine:
     return Affine(lambda a, w: a * w, lambda s, w: s * w, op["weight"], op["bias"])
+
+
+@register("normalise", family="activation")
+def _normalised_input(op: Operation) -> Activation:
+    return Activation()
 
 
 def _fixed(op: Operation) -> bool:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrp.engine.affine import Affine
-from lrp.engine.graph.algebra import MaxPool
+from lrp.engine.graph.algebra import Matrix, MaxPool
 from lrp.engine.graph.capture import Batch
 from lrp.engine.graph.ops import Operation, one, one_per_dimension, register
 from lrp.engine.structured_weights import Separable, Uniform
@@ -65,6 +65,23 @@ def _mean(op: Operation) -> Affine:
     if op.name == "mean":
         return _uniform(lambda a: a.mean(dim=dims, keepdim=keep), back, 1 / n)
     return _uniform(lambda a: a.sum(dim=dims, keepdim=keep), back, 1.0)
+
+
+@register("logsumexp", family="pool", when=_within_images)
+def _logsumexp(op: Operation) -> Matrix:
+    """log Σ exp(x) = Σ p x + H: an average with the weights p = softmax(x), treated as constants; the entropy H is its bias."""
+    dims, keep = _dims(op), bool(op.arguments.get("keepdim"))
+
+    def at(a: Any) -> Affine:
+        norm = a.logsumexp(dim=dims, keepdim=True)
+        p = torch.where(a == -torch.inf, 0.0, torch.exp(a - norm))
+        finite = torch.where(a == -torch.inf, 0.0, a)
+        entropy = (norm - (p * finite).sum(dim=dims, keepdim=True)).sum(dim=[] if keep else dims, keepdim=keep)
+        return Affine(
+            lambda a, w: (a * w).sum(dim=dims, keepdim=keep), lambda s, w: _kept(s, dims, keep) * w, p, entropy
+        )
+
+    return Matrix(at)
 
 
 @register("cumsum", family="pool", when=_within_images, nonnegative="kept")
@@ -318,12 +335,15 @@ def _indexed_max_pool(op: Operation) -> MaxPool:
 @register(
     "amax",
     "max",
+    "amin",
+    "min",
     family="maxpool",
     when=lambda op: len(op.data) == 1 and _within_images(op),
     nonnegative="kept",
 )
 def _max_over_dims(op: Operation) -> MaxPool:
-    """The first maximum along the dimensions receives all relevance."""
+    """The first maximum along the dimensions receives all relevance; of a minimum, the first minimum."""
+    smallest = op.name in ("amin", "min")
     dims, keep, shape = _dims(op), bool(op.arguments.get("keepdim")), op.input_shape()
     rank, last = len(shape), [len(shape) - len(_dims(op)) + i for i in range(len(_dims(op)))]
     order = [d for d in range(rank) if d not in dims] + dims
@@ -332,7 +352,7 @@ def _max_over_dims(op: Operation) -> MaxPool:
 
     def route(r: Any, a: Any, z: Any) -> Any:
         flat = a.permute(order).flatten(last[0])  # [..., all of the dims]
-        winner = flat.argmax(dim=-1, keepdim=True)
+        winner = (flat.argmin if smallest else flat.argmax)(dim=-1, keepdim=True)
         r = _kept(r, dims, keep).permute(order).flatten(last[0])
         taken = torch.zeros_like(flat).scatter(-1, winner, r)
         return taken.unflatten(-1, inner).permute(inverse)

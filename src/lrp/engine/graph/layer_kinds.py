@@ -1,0 +1,92 @@
+"""Whether an affine layer counts as a convolution or as a linear layer: by what it computes, not by the module it is in.
+
+Presets give the two different rules. A 1 × 1 convolution and a linear layer over the channels of every position are one
+function, and so are a convolution whose window is the whole input and a linear layer of all elements.
+
+- A layer with one window, the whole input, is linear.
+- A layer over the channels of each position belongs to the operations next to it that mix positions: in a transformer
+  (attention) it is linear, in a convolutional net it is a convolution, and without either it is linear.
+- Every other convolution is a convolution, every other linear layer linear.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch.fx import Node
+
+from lrp.engine.graph import ops
+from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.capture import Size
+from lrp.engine.graph.ops import Operation, one, one_per_dimension
+
+CONVS = frozenset({"conv1d", "conv2d", "conv3d", "padded_conv"})
+
+
+def unify_layers(graph: Graph) -> None:
+    """Set the family of every convolution and linear layer."""
+    operations = graph.operations
+    mixers = {node: kind for node, o in operations.items() if (kind := _mixes_positions(o))}
+    for node, operation in operations.items():
+        if _whole_window(operation):
+            operation.family = "linear"
+        elif _pointwise(operation, graph.image.meta["shape"][0]):
+            near = {mixers[m] for m in _next_to(node, mixers, graph)}
+            operation.family = "conv" if near == {"conv"} else "linear"
+
+
+def _kernel(operation: Operation) -> list[int]:
+    return list(operation["weight"].shape[2:])
+
+
+def _pads(operation: Operation) -> bool:
+    padding = operation["padding"]
+    own = any(padding if isinstance(padding, (list, tuple)) else [padding])
+    return own or (operation.name == "padded_conv" and any(operation["pad"]))
+
+
+def _whole_window(operation: Operation) -> bool:
+    """Whether a convolution's one window is all of its input."""
+    if operation.name not in CONVS or operation.family != "conv" or _pads(operation):
+        return False
+    return _kernel(operation) == one(operation.input_shape())[2:]
+
+
+def _pointwise(operation: Operation, images: Size) -> bool:
+    """Whether the same layer is applied to the channels of each of several positions."""
+    if operation.name == "linear":
+        rows = math.prod(one(operation.shape)[:-1])  # of all images, where their number is fixed
+        return rows > (images if isinstance(images, int) else 1)
+    if operation.name not in CONVS or operation.family != "conv" or _pads(operation):
+        return False
+    return set(_kernel(operation)) <= {1}
+
+
+def _mixes_positions(operation: Operation) -> str:
+    """ "conv" for a convolution with overlapping windows, "attention" for a product of data with data, else ""."""
+    if operation.family == "matmul":
+        return "attention"
+    if operation.family != "conv":
+        return ""
+    if operation.name not in CONVS:
+        return "conv"  # transposed
+    kernel = _kernel(operation)
+    strides = one_per_dimension(operation["stride"], len(kernel))
+    return "conv" if any(k > 1 and k > s for k, s in zip(kernel, strides, strict=True)) else ""
+
+
+def _next_to(node: Node, mixers: dict[Node, str], graph: Graph) -> set[Node]:
+    """The operations that mix positions and that a path without another such operation connects with a layer."""
+    found: set[Node] = set()
+    for neighbours in (lambda n: n.all_input_nodes, lambda n: list(n.users)):
+        seen, waiting = {node}, [node]
+        while waiting:
+            for other in neighbours(waiting.pop()):
+                if other in seen or other.op != "call_function" or ops.operation_name(other).startswith("sym_"):
+                    continue
+                seen.add(other)
+                if other in mixers:
+                    found.add(other)
+                else:
+                    waiting.append(other)
+    return found
