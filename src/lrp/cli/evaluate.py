@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -82,9 +83,9 @@ def evaluate(
 def _print_notes(notes: Sequence[str]) -> None:
     """What was assumed about files, each once."""
     for note in notes:
-        common.complain(f"some files: {note}.")
+        common.print_message(f"some files: {note}.")
     if any("black to white" in note for note in notes):
-        common.complain(common.RANGES)
+        common.print_message(common.RANGES)
 
 
 def _summary(found: Evaluation) -> str:

@@ -138,7 +138,7 @@ def print_explained_files(
             print(_line(result), flush=True)
         if not assumed and any("black to white" in note for note in result.facts.get("notes") or ()):
             assumed = True
-            common.complain(common.RANGES)
+            common.print_message(common.RANGES)
         if result.status == "skipped" and (json_lines or quiet):
             common.print_message(f"skipped {result.path}: {result.error}")
     if not quiet:

@@ -19,7 +19,7 @@ from lrp.engine.default_preset import default_preset
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.canonize import canonize
 from lrp.engine.graph.capture import Captured, as_module, capture, own_output, plain_numbers
-from lrp.engine.graph.isolation import LOCK
+from lrp.engine.graph.isolation import LOCK, sources_go_with
 from lrp.engine.graph.model_copy import in_train_mode
 from lrp.engine.graph.outputs import HEADS, Output
 from lrp.engine.graph.writer import TERMS, Program
@@ -30,6 +30,7 @@ from lrp.engine.results.ledger import Ledger, Row
 from lrp.engine.results.rules_table import RulesTable
 from lrp.engine.rule_check import RuleCheck, check_rules
 from lrp.engine.rules import Rule
+from lrp.engine.shared_constants import SharedConstants
 from lrp.engine.speed.plan import Plan
 from lrp.engine.speed.shared_forward import split_at_shared_forward
 from lrp.engine.targets import Start, resolve_target
@@ -44,6 +45,7 @@ SIZES = 16
 # Captured graphs are shared by all explainers of a model: fifteen presets need one capture.
 _Captures = OrderedDict[Any, tuple[Captured, ModelState]]
 _CAPTURES: weakref.WeakKeyDictionary[nn.Module, _Captures] = weakref.WeakKeyDictionary()
+_CONSTANTS: weakref.WeakKeyDictionary[nn.Module, SharedConstants] = weakref.WeakKeyDictionary()
 
 
 PRECISIONS = ("exact", "mixed")
@@ -65,7 +67,8 @@ class Prepared:
 
     @functools.cached_property
     def halves(self) -> tuple[fx.GraphModule, fx.GraphModule]:
-        return split_at_shared_forward(self.plain.module)
+        with sources_go_with(self.builder):
+            return split_at_shared_forward(self.plain.module)
 
 
 class Explainer:
@@ -249,7 +252,9 @@ class Explainer:
 
     def _prepare(self, captured: Captured, state: ModelState, device: torch.device) -> Prepared:
         with plain_numbers(device):
-            graph = canonize(captured, captured.values(self.model), self.dtype, device, self.optimise)
+            constants = _CONSTANTS.setdefault(self.model, SharedConstants())
+            values = constants.known(captured.values(self.model), captured.parameters)
+            graph = constants.share(lambda: canonize(captured, values, self.dtype, device, self.optimise))
             shape = graph.logits.meta["shape"]
             if shape is None or len(shape) != 2:
                 raise CaptureError(
@@ -260,7 +265,9 @@ class Explainer:
             rules = chosen.assign(graph)
             plan = Plan(graph, rules, self.low_precision, device.type == "cpu" and not self.compile)
             builder = Builder(graph, rules, chosen.top_k, self.seed, plan if self.optimise else None)
-            plain = builder.program()
+            builder.versions.compute = constants.version
+            with sources_go_with(builder):
+                plain = builder.program()
         program: Any = torch.compile(plain.module, fullgraph=True) if self.compile else plain
         return Prepared(captured, graph, chosen, rules, builder, state, plain, program)
 
@@ -349,7 +356,7 @@ class Explainer:
             prepared = self._prepare(
                 capture(self.model, self._as_model_takes(x[:1]), self.output), prepared.state, x.device
             )
-        with LOCK, plain_numbers(x.device):
+        with sources_go_with(prepared.builder), plain_numbers(x.device):
             if prepared.ledger_program is None:
                 prepared.ledger_program = prepared.builder.program(ledger=True)
         program = prepared.ledger_program

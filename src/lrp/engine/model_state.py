@@ -44,7 +44,7 @@ class ModelState:
         facts = tuple(
             (n, _pointer(t), tensor_version(t), tuple(t.shape), t.dtype, t.device) for n, t in tensors.items()
         )
-        picked = [_sample(t.detach()) for t in tensors.values()]
+        picked = [sample_of(t.detach()) for t in tensors.values()]
         sample = torch.cat(picked) if picked else torch.zeros(0)
         return ModelState(names, written, modules, facts, sample)
 
@@ -93,7 +93,8 @@ def _pointer(t: Tensor) -> int:
     return t.data_ptr() if t.layout is torch.strided else id(t)
 
 
-def _sample(t: Tensor) -> Tensor:
+def sample_of(t: Tensor) -> Tensor:
+    """About 32 of its values, in float32."""
     t = t if t.layout is torch.strided else t.to_dense()
     flat = t.reshape(-1) if t.is_contiguous() else t.flatten()
     return flat[:: max(1, flat.numel() // 32)].to(torch.float32).nan_to_num(0.5)

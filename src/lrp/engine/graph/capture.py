@@ -169,11 +169,11 @@ def capture(model: nn.Module, example: Tensor, output: Output = None) -> Capture
         try:
             if forward_hooks(model):
                 hooks = hooks_that_change(model, example, lambda m, x: _own(m, x, output))
-            captured, program = _traced(model, example, output, hooks)
+            captured = _traced(model, example, output, hooks)
         except Exception as error:
             raise _capture_error(model, example, output, hooks, error) from error
         if hooks:
-            _compare(model, example, output, hooks, program)
+            _compare(model, example, output, hooks, captured)
     return _without_head(captured, len(example))
 
 
@@ -195,40 +195,42 @@ def _own(run: nn.Module, images: Tensor, output: Output) -> Tensor:
     return found
 
 
-def _traced(
-    model: nn.Module, example: Tensor, output: Output, hooks: set[Hook]
-) -> tuple[Captured, ExportedProgram]:
-    """The graph for any number of images if possible, else for that of the example; and the exported program."""
+def _traced(model: nn.Module, example: Tensor, output: Output, hooks: set[Hook]) -> Captured:
+    """The graph for any number of images if possible, else for that of the example."""
 
-    def of(images: int) -> Tensor:
-        return example[:1].repeat(images, *[1] * (example.dim() - 1))
+    def attempt(count: int, free: bool = False, *, answers: bool) -> Captured:
+        images = example if count == len(example) else example[:1].repeat(count, *[1] * (example.dim() - 1))
+        return _attempt(model, images, free, output, hooks, answers)
 
-    def symbolic(answers: bool) -> tuple[Captured, ExportedProgram]:
-        return _attempt(model, of(2), True, output, hooks, answers)  # a free batch needs an example of two
+    def free(answers: bool) -> Captured:
+        return attempt(2, True, answers=answers)  # torch takes a single image for a constant
 
-    def from_two(answers: bool) -> tuple[Captured, ExportedProgram]:
-        first, second = (_attempt(model, of(n), False, output, hooks, answers) for n in (FIRST, SECOND))
-        return generalise(first[0], second[0], Batch), first[1]
+    def from_two(answers: bool) -> Captured:
+        first, second = (attempt(count, answers=answers) for count in (FIRST, SECOND))
+        made: Captured = generalise(first, second, Batch)
+        return made
 
-    def fixed(answers: bool) -> tuple[Captured, ExportedProgram]:
-        return _attempt(model, example, False, output, hooks, answers)
+    def fixed(answers: bool) -> Captured:
+        return attempt(len(example), answers=answers)
 
     failed: Exception | None = None
-    for attempt in (symbolic, from_two, fixed):
+    for way in (free, from_two, fixed):
         for answers in (False, True):
             try:
-                return attempt(answers)
+                return way(answers)
             except Exception as error:
                 failed = error
                 if not _asks_for_values(error):
                     break
+        else:
+            break  # it asks for values of pixels
     assert failed is not None
     raise failed
 
 
 def _attempt(
     model: nn.Module, images: Tensor, free: bool, output: Output, hooks: set[Hook], answers: bool
-) -> tuple[Captured, ExportedProgram]:
+) -> Captured:
     """One export of a copy that is thrown away afterwards.
 
     Args:
@@ -244,7 +246,7 @@ def _attempt(
     captured.written = frozenset(chosen.written)
     if chosen.constants is not None:
         captured.answers = chosen.constants.answers
-    return captured, program
+    return captured
 
 
 def _dense_products(model: nn.Module) -> Any:
@@ -595,12 +597,13 @@ def _refuse(model: nn.Module) -> None:
             )
 
 
-def _compare(
-    model: nn.Module, example: Tensor, output: Output, hooks: set[Hook], program: ExportedProgram
-) -> None:
+def _compare(model: nn.Module, example: Tensor, output: Output, hooks: set[Hook], captured: Captured) -> None:
     """Raise if a graph with hooks in it does not compute what the model does with them."""
+    root = nn.Module()
+    for name, value in captured.values(model).items():
+        root.register_buffer(name, value)
     expected = own_output(model, example, output)
-    found = program.module()(example)
+    found = fx.GraphModule(root, captured.graph)(example)
     limit = 10 * torch.finfo(expected.dtype).eps ** 0.5 * float(expected.abs().max())
     if not float((found - expected).abs().max()) <= limit:
         raise CaptureError(_hooks_text(model, hooks, "the traced graph gives other logits than the model"))

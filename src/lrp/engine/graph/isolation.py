@@ -4,34 +4,57 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import linecache
 import logging
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import _trace
 from torch.fx._symbolic_trace import _Patcher
+from torch.fx.graph_module import _loader
 
 LOCK = threading.RLock()
 """Held while a model is captured or a program written: torch.export and torch.fx keep their state for the whole process."""
 
 
+SHAPES = 10_000
+"""How many results of operations on shapes torch may keep from capture to capture."""
+
+
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Everything below, for the time of one capture."""
-    with LOCK, _quiet(), _traced_here(), _no_fused_attention():
+    """Everything below, for the time of one capture, of which torch keeps nothing."""
+    with (
+        LOCK,
+        _forgotten(),
+        _quiet(),
+        _traced_here(),
+        _exporting_here(),
+        _no_fused_attention(),
+        _backends_stay(),
+    ):
         yield
 
 
 @contextlib.contextmanager
 def replaced_here(owner: Any, name: str, new: Callable[..., Any]) -> Iterator[None]:
     """Replace a function of a module or class; other threads that call it get the original."""
-    original = getattr(owner, name)
-    setattr(owner, name, here(new, original))
-    try:
+    with _put_back(owner, name) as original:
+        setattr(owner, name, here(new, original))
         yield
+
+
+@contextlib.contextmanager
+def _put_back(owner: Any, name: str) -> Iterator[Any]:
+    original = getattr(owner, name)
+    try:
+        yield original
     finally:
         setattr(owner, name, original)
 
@@ -48,6 +71,32 @@ def here(new: Callable[..., Any], original: Callable[..., Any]) -> Callable[...,
 
 
 @contextlib.contextmanager
+def sources_go_with(owner: Any) -> Iterator[None]:
+    """torch keeps the code of every graph that it makes, for tracebacks; of those made inside, until `owner` is gone."""
+    with LOCK:
+        before = set(_loader.eval_cache)
+        yield
+        weakref.finalize(owner, _forget, set(_loader.eval_cache) - before).atexit = False
+
+
+def _forget(names: set[str]) -> None:
+    for name in names:
+        _loader.eval_cache.pop(name, None)
+        linecache.cache.pop(name, None)
+
+
+@contextlib.contextmanager
+def _forgotten() -> Iterator[None]:
+    before = set(_loader.eval_cache)
+    try:
+        yield
+    finally:
+        _forget(set(_loader.eval_cache) - before)
+        if len(FakeTensorMode.cache) > SHAPES:
+            FakeTensorMode.cache_clear()
+
+
+@contextlib.contextmanager
 def _traced_here() -> Iterator[None]:
     """torch.fx puts itself in the place of nn.Module.__call__ and __getattr__ while it traces, for all threads."""
     patch_method = _Patcher.patch_method
@@ -60,9 +109,27 @@ def _traced_here() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _exporting_here() -> Iterator[None]:
+    """torch's flags that it is exporting hold for the process; layers compute in another way then."""
+    with contextlib.ExitStack() as stack:
+        for name in ("is_compiling", "is_exporting"):
+            original = stack.enter_context(_put_back(torch.compiler, name))
+            setattr(torch.compiler, name, here(original, functools.partial(bool, original())))
+        yield
+
+
+@contextlib.contextmanager
 def _no_fused_attention() -> Iterator[None]:
     """Without torch's fused transformer layer, which would hide the model's operations in one."""
     with replaced_here(torch.backends.mha, "get_fastpath_enabled", lambda: False):
+        yield
+
+
+@contextlib.contextmanager
+def _backends_stay() -> Iterator[None]:
+    """torch.export switches oneDNN off meanwhile, and all threads would compute slower, and with other roundings."""
+    with _put_back(_trace, "_ignore_backend_decomps"):
+        _trace._ignore_backend_decomps = contextlib.nullcontext
         yield
 
 

@@ -126,11 +126,16 @@ def rename_node(relevance: Any, name: str) -> None:
 
 @dataclass
 class Versions:
-    """Versions of tensors, computed once for all programs of a graph."""
+    """Versions of tensors, computed once for all programs of a graph.
+
+    Attributes:
+        compute: (tensor, version) -> the version of it; may know it from another graph.
+    """
 
     made: dict[Any, Any]
     alive: list[Any]
     names: dict[int, str]
+    compute: Callable[[Tensor, Callable[[Any], Any]], Any] = lambda w, version: version(w)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self.made:
@@ -141,7 +146,7 @@ class Versions:
         if not isinstance(w, Tensor):
             return version(w)
         self.alive.append(w)  # so that its id, the key, is not reused
-        made = self.once((id(w), version), lambda: version(w))
+        made = self.once((id(w), version), lambda: self.compute(w, version))
         if id(w) in self.names and isinstance(made, Tensor):
             called = re.sub(r"\W", "_", getattr(version, "__name__", str(version)))
             self.names.setdefault(id(made), f"{self.names[id(w)]}_{called}")
