@@ -46,7 +46,9 @@ def test_every_way_to_write_it_gives_one_map(kind, name, dtype):
         for n in (1, 2, 3):
             x = images(n, dtype)
             first, *others = (maps(model, composite, x) for model in written)
-            assert composite not in ("epsilon", "epsilon_plus") or float(first.abs().max()) > 0, "nothing to compare"
+            assert composite not in ("epsilon", "epsilon_plus") or float(first.abs().max()) > 0, (
+                "nothing to compare"
+            )
             apart = [difference(first, other) for other in others]
             if not all(d <= LIMITS[dtype] for d in apart):
                 wrong.append(f"{composite}, N = {n}: " + ", ".join(f"{d:.1e}" for d in apart))
