@@ -164,7 +164,9 @@ def test_normalize_inside_a_model():
 
     class Plain(Net):
         def before(self, x):
-            mean, std = (torch.tensor(v, dtype=x.dtype)[:, None, None] for v in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]))
+            mean, std = (
+                torch.tensor(v, dtype=x.dtype)[:, None, None] for v in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+            )
             return (x - mean) / std
 
     model, plain = Normalizing().double().eval(), Plain().double().eval()

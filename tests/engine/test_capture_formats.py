@@ -12,7 +12,9 @@ from torch.nn import functional as F
 import lrp
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*quantize_per"),
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*quantize_per"
+    ),
     pytest.mark.filterwarnings("ignore:the model is in train mode"),
 ]
 PAIRS = {1: (nn.Conv1d, nn.BatchNorm1d, nn.ConvTranspose1d), 2: (nn.Conv2d, nn.BatchNorm2d, nn.ConvTranspose2d),

@@ -12,7 +12,9 @@ from torch.nn.utils import prune, spectral_norm, weight_norm
 
 import lrp
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated", "ignore:the model is in train mode")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*weight_norm.*is deprecated", "ignore:the model is in train mode"
+)
 
 
 class Net(nn.Module):
@@ -63,7 +65,9 @@ REPARAMETRISATIONS = {
     "weight norm of all": lambda m: weight_norm(m, dim=None),
     "spectral norm": lambda m: spectral_norm(m),
     "pruned at random": lambda m: prune.random_unstructured(m, "weight", 0.4),
-    "pruned twice": lambda m: prune.l1_unstructured(prune.random_unstructured(m, "weight", 0.3), "weight", 0.3),
+    "pruned twice": lambda m: prune.l1_unstructured(
+        prune.random_unstructured(m, "weight", 0.3), "weight", 0.3
+    ),
     "pruned channels": lambda m: prune.ln_structured(m, "weight", 0.5, n=2, dim=0),
     "parametrised weight norm": lambda m: nn.utils.parametrizations.weight_norm(m),
     "parametrised spectral norm": lambda m: nn.utils.parametrizations.spectral_norm(m),

@@ -247,9 +247,7 @@ class Explainer:
             )
         if captured.head:
             _warn_once(self, f"the model ends in a {captured.head}: its input, the logits, is explained.")
-        _remember(
-            known, key if captured.free_batch else (*key, len(x)), (captured, self._state(captured))
-        )
+        _remember(known, key if captured.free_batch else (*key, len(x)), (captured, self._state(captured)))
         return captured
 
     def _prepare(self, captured: Captured, state: ModelState, device: torch.device) -> Prepared:

@@ -19,7 +19,9 @@ class ModelState:
     """
 
     names: frozenset[str]  # of the tensors that the captured graph reads
-    written: frozenset[tuple[str, str]]  # (module's path, name) of attributes that a forward pass sets: no change
+    written: frozenset[
+        tuple[str, str]
+    ]  # (module's path, name) of attributes that a forward pass sets: no change
     modules: tuple[Any, ...]
     tensors: tuple[Any, ...]
     sample: Tensor
@@ -40,8 +42,7 @@ class ModelState:
         )
         modules += (tuple(torch_module._global_forward_pre_hooks), tuple(torch_module._global_forward_hooks))
         facts = tuple(
-            (n, _pointer(t), tensor_version(t), tuple(t.shape), t.dtype, t.device)
-            for n, t in tensors.items()
+            (n, _pointer(t), tensor_version(t), tuple(t.shape), t.dtype, t.device) for n, t in tensors.items()
         )
         picked = [sample_of(t.detach()) for t in tensors.values()]
         sample = torch.cat(picked) if picked else torch.zeros(0)

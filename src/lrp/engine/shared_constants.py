@@ -21,7 +21,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.model_state import sample_of, tensor_version
 
-SMALL = 1 << 16  # elements; larger intermediate results are computed again for each use, so that memory does not grow
+SMALL = (
+    1 << 16
+)  # elements; larger intermediate results are computed again for each use, so that memory does not grow
 
 
 class SharedConstants:
@@ -115,7 +117,7 @@ class PutOff(Tensor):
 
     @staticmethod
     def __new__(cls, outline: Tensor, device: torch.device) -> PutOff:
-        return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined, no-any-return]
+        return Tensor._make_wrapper_subclass(
             cls, outline.shape, strides=outline.stride(), dtype=outline.dtype, device=device
         )
 
@@ -141,7 +143,7 @@ class PutOff(Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         return func(*_ready(args), **_ready(kwargs or {}))

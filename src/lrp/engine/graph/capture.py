@@ -108,7 +108,11 @@ class _Chosen(nn.Module):
 
     Attributes:
         written: (module's path, name) of the attributes that a forward pass sets. They are taken off again.
+        paths: id of a module's attributes -> its path and itself.
     """
+
+    model: nn.Module
+    paths: dict[int, tuple[str, nn.Module]]
 
     def __init__(self, model: nn.Module, output: Output, constants: ConstantBranches | None = None) -> None:
         super().__init__()
@@ -132,9 +136,8 @@ class _Chosen(nn.Module):
             kept.append((path, module.__dict__, dict(module.__dict__), [(h, h.copy()) for h in holders]))
 
         def note(module: nn.Module, name: str, value: Any) -> None:
-            path, _ = self.paths.get(id(module.__dict__), (None, None))
-            if path is not None:
-                self.written.add((path, name))
+            if id(module.__dict__) in self.paths:
+                self.written.add((self.paths[id(module.__dict__)][0], name))
             original(module, name, value)
 
         try:
@@ -281,7 +284,9 @@ def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
-    return {name: t.detach() if t.layout is torch.strided else t.detach().to_dense() for name, t in own.items()}
+    return {
+        name: t.detach() if t.layout is torch.strided else t.detach().to_dense() for name, t in own.items()
+    }
 
 
 def _exportable(copied: nn.Module, images: Tensor) -> nn.Module:
@@ -291,12 +296,13 @@ def _exportable(copied: nn.Module, images: Tensor) -> nn.Module:
     _replace_scripts(copied, images)
     made: dict[int, Tensor] = {}
     for module in copied.modules():
-        for table in (module._parameters, module._buffers):
+        tables: tuple[Any, Any] = module._parameters, module._buffers
+        for table in tables:
             for name, t in table.items():
                 if t is not None and (t.is_inference() or t.layout is not torch.strided):
                     dense = t.detach().clone() if t.layout is torch.strided else t.detach().to_dense()
                     plain = nn.Parameter(dense, requires_grad=False) if table is module._parameters else dense
-                    table[name] = made.setdefault(id(t), plain)  # type: ignore[index]
+                    table[name] = made.setdefault(id(t), plain)
     return copied
 
 
@@ -595,9 +601,7 @@ def _refuse(model: nn.Module) -> None:
             )
 
 
-def _compare(
-    model: nn.Module, example: Tensor, output: Output, hooks: set[Hook], captured: Captured
-) -> None:
+def _compare(model: nn.Module, example: Tensor, output: Output, hooks: set[Hook], captured: Captured) -> None:
     """Raise if a graph with hooks in it does not compute what the model does with them."""
     root = nn.Module()
     for name, value in captured.values(model).items():

@@ -46,7 +46,9 @@ class ConstantBranches(TorchFunctionMode):
 
     def __init__(self, real: dict[str, Tensor]) -> None:
         super().__init__()
-        self.real = {name: t.detach() for name, t in real.items()}  # not in the trace, where it would be an operation of it
+        self.real = {
+            name: t.detach() for name, t in real.items()
+        }  # not in the trace, where it would be an operation of it
         self.answers = dict[str, Tensor]()
         self._known: dict[int, _Known] = {}
         self._written: set[int] = {_memory(t) for t in real.values()}
@@ -83,7 +85,9 @@ class ConstantBranches(TorchFunctionMode):
         for name in self._names((args, kwargs)):
             self.answers[name] = _really(torch.clone, (self.real[name],), {})
         result = _really(func, *self._values((args, kwargs)))
-        return result if isinstance(result, (bool, Tensor, tuple)) else copy.copy(result)  # an array's memory is the model's
+        return (
+            result if isinstance(result, (bool, Tensor, tuple)) else copy.copy(result)
+        )  # an array's memory is the model's
 
     def _without_masks(self, index: Any) -> Any:
         """A constant mask selects what its indices do; their number depends on its values."""
@@ -147,7 +151,11 @@ def _written(name: str, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
     """The tensor that a function writes into."""
     if isinstance(kwargs.get("out"), Tensor):
         return kwargs["out"]
-    in_place = name in ("__setitem__", "__set__") or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
+    in_place = (
+        name in ("__setitem__", "__set__")
+        or (name.endswith("_") and not name.endswith("__"))
+        or name.startswith("__i")
+    )
     in_place = in_place and name not in ("__invert__", "__index__", "__int__", "__iter__")
     return args[0] if in_place and args and isinstance(args[0], Tensor) else None
 

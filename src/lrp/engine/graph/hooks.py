@@ -47,7 +47,9 @@ def _table(module: nn.Module | None, kind: str) -> dict[int, Any]:
     return found
 
 
-def hooks_that_change(model: nn.Module, images: Tensor, run: Callable[[nn.Module, Tensor], Tensor]) -> set[Hook]:
+def hooks_that_change(
+    model: nn.Module, images: Tensor, run: Callable[[nn.Module, Tensor], Tensor]
+) -> set[Hook]:
     """The hooks that are part of the function, found in one run; all of them where leaving out the others matters.
 
     Args:

@@ -30,7 +30,15 @@ SHAPES = 10_000
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
     """Everything below, for the time of one capture, of which torch keeps nothing."""
-    with LOCK, _forgotten(), _quiet(), _traced_here(), _exporting_here(), _no_fused_attention(), _backends_stay():
+    with (
+        LOCK,
+        _forgotten(),
+        _quiet(),
+        _traced_here(),
+        _exporting_here(),
+        _no_fused_attention(),
+        _backends_stay(),
+    ):
         yield
 
 
@@ -121,7 +129,7 @@ def _no_fused_attention() -> Iterator[None]:
 def _backends_stay() -> Iterator[None]:
     """torch.export switches oneDNN off meanwhile, and all threads would compute slower, and with other roundings."""
     with _put_back(_trace, "_ignore_backend_decomps"):
-        _trace._ignore_backend_decomps = contextlib.nullcontext
+        _trace._ignore_backend_decomps = contextlib.nullcontext  # type: ignore[assignment]
         yield
 
 
@@ -129,7 +137,7 @@ def _backends_stay() -> Iterator[None]:
 def _quiet() -> Iterator[None]:
     """Without logs, warnings and prints: torch.export writes pages about an error that it raises as well."""
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_SilentHere, streams)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = map(_SilentHere, streams)
     try:
         with _no_warnings(), replaced_here(logging.Logger, "isEnabledFor", lambda *_: False):
             yield
@@ -155,9 +163,10 @@ def _no_warnings() -> Iterator[None]:
     try:
         yield
     finally:
+        held: Any
         for held in (filters, warnings.filters):
             if entry in held:
-                held.remove(entry)  # type: ignore[attr-defined]
+                held.remove(entry)
 
 
 class _SilentHere:

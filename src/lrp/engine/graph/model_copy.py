@@ -48,7 +48,9 @@ def copy_of(model: nn.Module, *, own_tensors: bool = False) -> nn.Module:
         # Not module.eval(): models override train() and eval(), and change more than a flag there.
         if not isinstance(module, torch.jit.ScriptModule):
             module.__dict__["training"] = False
-        if "_guards_fn" in module._modules:  # of an exported program: refuses other batch sizes than its example's
+        if (
+            "_guards_fn" in module._modules
+        ):  # of an exported program: refuses other batch sizes than its example's
             module._modules["_guards_fn"] = _Nothing()
     return copied
 
@@ -77,7 +79,7 @@ class Copier:
             return value
         if id(value) in self.memo:
             return self.memo[id(value)][1]
-        make: Callable[[Any], Any] | None = COPIERS.get(kind)
+        make = COPIERS.get(kind)
         if make is not None:
             return make(self, value)
         if isinstance(value, torch.jit.ScriptModule):
@@ -88,7 +90,8 @@ class Copier:
             return self.tensor(value)
         if isinstance(value, tuple) and hasattr(kind, "_make"):  # a named tuple
             return self._kept(value, kind._make(map(self.copy, value)))
-        return self.plain_object(value) if _is_plain(kind) else value
+        plain: bool = _is_plain(kind)  # type: ignore[arg-type]
+        return self.plain_object(value) if plain else value
 
     def _kept(self, value: Any, copied: Any) -> Any:
         self.memo[id(value)] = value, copied
