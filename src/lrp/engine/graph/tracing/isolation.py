@@ -23,7 +23,7 @@ LOCK = threading.RLock()
 """Held while a model is captured or a program written: torch.export and torch.fx keep their state for the whole process."""
 
 
-SHAPES = 10_000
+SHAPES = 2_000
 """How many results of operations on shapes torch may keep from capture to capture."""
 
 
