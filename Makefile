@@ -8,7 +8,7 @@ OLDEST_STAMP := $(OLDEST)/.installed
 USED := demo,study,report,train,export,notebooks,test
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo quick test bench bench-gpu faithfulness notebooks docs clean
+.PHONY: demo quick test fuzz bench bench-gpu faithfulness notebooks docs clean
 .PHONY: test-oldest constraints dist
 
 demo: $(STAMP)  ## photos to input/, explained to output/
@@ -25,6 +25,9 @@ test: $(STAMP)  ## ruff, mypy, pytest in two processes
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+fuzz: $(STAMP)  ## ten thousand random nets explained; prints the seeds of those for which something does not hold
+	$(BIN)/python tools/fuzz.py $(or $(COUNT),10000)
 
 bench: $(STAMP)  ## speed, memory, errors and growth against one input gradient, into docs/performance.md; of evaluating a data set
 	$(BIN)/python benchmarks/speed.py --write $(BENCH)

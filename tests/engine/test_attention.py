@@ -214,8 +214,6 @@ ATTENDED = {
     "reshaped": lambda p: p.reshape(-1, 12, 4).view(-1, 3, 4, 4),
     "sliced": lambda p: p[:, :, :2],
     "dropout": nn.Dropout(0.5),
-    "scaled": lambda p: 2.5 * p,
-    "divided": lambda p: p / 3.0,
     "clamped": lambda p: p.clamp(0.1, 0.6),
     "filled_afterwards": lambda p: p.masked_fill(torch.from_numpy(HIDDEN), 0.0),
     "where": lambda p: torch.where(torch.from_numpy(HIDDEN), 0.0, p),
@@ -330,7 +328,7 @@ SOFTMAXES = {
 def test_softmax(name, rule):
     torch.manual_seed(4)
     function, axis, hidden, added = SOFTMAXES[name]
-    taylor = rule == "attnlrp" or isinstance(rule, lrp.SoftmaxTaylor)
+    taylor = not isinstance(rule, lrp.Constant)  # without a rule of its own: nothing else reaches the image
     model = Alone(Call(function)).double().eval()
     x, R = 2 * numbers(whole=False), torch.randn(2, 96).double()
     named = [] if rule in (None, "attnlrp") else [(lrp.family("softmax"), rule)]
@@ -447,11 +445,8 @@ class MultiHead(nn.Module):
         y = merged(softmax(q @ k.transpose(0, 2, 1) * 3**-0.5 + added, -1) @ v)
         R_y, R_query = books.sum(y @ w_out.T + (0 if b_out is None else b_out), tokens[:L], R.reshape(L, 6))
         R_y = heads(books.linear(y, w_out, b_out, R_y))
-        if self.weights:  # then PyTorch scales the queries, not the scores
-            R_q, R_k, R_v = books.attention(q * 3**-0.5, k, v, R_y, rule, mask=mask)
-            R_q = books.times_constant(q, 3**-0.5, R_q)
-        else:
-            R_q, R_k, R_v = books.attention(q, k, v, R_y, rule, 3**-0.5, mask)
+        # With the weights PyTorch scales the queries, not the scores: the same function, and the same relevance.
+        R_q, R_k, R_v = books.attention(q, k, v, R_y, rule, 3**-0.5, mask)
         relevance = np.zeros((4, 6))
         relevance[:L] += R_query
         for part, x, w, b in zip((R_q, R_k, R_v), inputs, ws, bs, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -44,7 +45,7 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     size = {"inception_v3": 96, "alexnet": 96}.get(name, 64)
     options = (
-        {"init_weights": False, "aux_logits": False, "transform_input": True}
+        {"init_weights": False, "aux_logits": False, "transform_input": False}
         if name in ("googlenet", "inception_v3")
         else {}
     )
@@ -345,6 +346,114 @@ def test_targets_agree_with_each_other():
     assert torch.allclose(contrast.start.sum(1), logits[:, 2] - logits[:, 3])
     against = explainer(x, lrp.Contrast(0, "predicted"))
     assert torch.allclose(against.start.sum(1), logits[:, 0] - logits.amax(1))
+
+
+class Column:
+    """As a pandas column: entries under labels of their own, here from the last to the first."""
+
+    def __init__(self, values):
+        self.values = np.array(values, dtype=object if isinstance(values[0], str) else None)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, label):
+        return self.values[len(self.values) - 1 - label]
+
+    def __iter__(self):
+        return iter(self.values)
+
+
+NAMES = ["ant", "bee", "cat", "dog", "elk"]
+AS_DATA_COMES = {
+    "array": lambda: np.array([3, 1]),
+    "array_uint8": lambda: np.array([3, 1], np.uint8),
+    "array_of_names": lambda: np.array(["dog", "bee"]),
+    "array_of_names_as_objects": lambda: np.array(["dog", 1], dtype=object),
+    "list_of_numpy_integers": lambda: [np.int64(3), np.int16(1)],
+    "list_of_numpy_names": lambda: list(np.array(["dog", "bee"])),
+    "list_of_torch_integers": lambda: list(torch.tensor([3, 1])),
+    "tensor_of_int32": lambda: torch.tensor([3, 1], dtype=torch.int32),
+    "column": lambda: Column([3, 1]),
+    "column_of_names": lambda: Column(["dog", "bee"]),
+    "tuple": lambda: ("dog", 1),
+}
+
+
+@pytest.mark.parametrize("name", AS_DATA_COMES)
+def test_targets_as_data_comes(name):
+    explainer = lrp.Explainer(small(), "epsilon_plus", class_names=NAMES)
+    target, expected = AS_DATA_COMES[name](), explainer(X, [3, 1])
+    assert torch.equal(explainer(X, target).relevance, expected.relevance)
+    assert explainer(X, target).target.tolist() == [3, 1]
+    assert torch.equal(explainer.many(X, [target, 0]).relevance[0], expected.relevance)
+    # One target of the sequence for all images at a time.
+    assert explainer.many(X, target).target.tolist() == [[3, 3], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    "one", [np.int64(3), np.array(3), torch.tensor(3), np.str_("dog"), np.array("dog"), np.uint8(3)], ids=repr
+)
+def test_one_target_as_data_comes(one):
+    explainer = lrp.Explainer(small(), "epsilon_plus", class_names=NAMES)
+    assert torch.equal(explainer(X, one).relevance, explainer(X, 3).relevance)
+    assert torch.equal(
+        lrp.explain(small(), X, one, "epsilon_plus", class_names=NAMES).relevance, explainer(X, 3).relevance
+    )
+    assert (
+        explainer(X, lrp.Contrast(one, 1)).start.argmax(1).tolist()
+        == explainer(X, lrp.Contrast(3, 1)).start.argmax(1).tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        (np.array([1, 2, 3]), "3 targets for 2 images: give one target, or one per image."),
+        (np.array([1, 7]), "target 7 is out of range: the model has 5 classes, 0 to 4."),
+        (np.array([0.5, 1.5]), "a start relevance must have shape [2, 5] (images, classes), got [2]."),
+        (np.zeros((2, 4)), "a start relevance must have shape [2, 5] (images, classes), got [2, 4]."),
+        (np.zeros((2, 5, 1), int), "a start relevance must have shape [2, 5] (images, classes), got [2, 5, 1]."),
+        (
+            np.array([["ant", "bee"]]),
+            "a target array of shape [1, 2] holds <U3: expected N class indices or names, or a start relevance [N, K].",
+        ),
+        (
+            np.array(["2020-01-01", "2020-01-02"], dtype="datetime64[D]"),
+            "a target array of shape [2] holds datetime64[D]: expected N class indices or names, or a start relevance [N, K].",
+        ),
+        (
+            np.array([True, False]),
+            "target True is a bool: expected 'predicted', a class index, a class name, lrp.Contrast(a, b), one of these per "
+            "image, or a start relevance [N, K].",
+        ),
+        (
+            [["ant"], ["bee"]],
+            "nested targets must be a start relevance, numbers [N, K] with rows of one length, got [['ant'], ['bee']].",
+        ),
+        (
+            [[1.0, 2.0], [1.0]],
+            "nested targets must be a start relevance, numbers [N, K] with rows of one length, got [[1.0, 2.0], [1.0]].",
+        ),
+        (
+            [torch.tensor(0.5), 1],
+            "target 0.5 is a float: expected 'predicted', a class index, a class name, lrp.Contrast(a, b), one of these per "
+            "image, or a start relevance [N, K].",
+        ),
+        (
+            [torch.tensor([1]), 1],
+            "target tensor([1]) is a Tensor: expected 'predicted', a class index, a class name, lrp.Contrast(a, b), one of "
+            "these per image, or a start relevance [N, K].",
+        ),
+    ],
+)  # fmt: skip
+def test_targets_that_are_none(target, text):
+    with pytest.raises(lrp.TargetError) as error:
+        lrp.explain(small(), X, target, "epsilon_plus", class_names=NAMES)
+    assert str(error.value) == text
 
 
 def test_many_is_each_alone():

@@ -480,16 +480,15 @@ def test_folded_batch_norm_after_a_linear():
 @pytest.mark.parametrize("preset", ["epsilon", "epsilon_gamma_box", "epsilon_alpha2_beta1"])
 def test_folded_batch_norm_before_a_convolution(preset):
     """Without padding, a batch norm before a convolution is part of it: w scale, b + Σ w shift."""
-    model = randomise(
-        nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(168, 5)), 24
-    )
-    norm, layer = model[0], model[1]
+    behind = [nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(168, 5)]
+    model = randomise(nn.Sequential(nn.Conv2d(3, 3, 1), *behind), 24)
+    norm, layer = model[2], model[3]
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     shift = norm.bias - norm.running_mean * scale
-    by_hand = copy.deepcopy(model[1:])
+    by_hand = copy.deepcopy(nn.Sequential(*model[:2], *model[3:]))
     with torch.no_grad():
-        by_hand[0].weight.mul_(scale.reshape(1, -1, 1, 1))
-        by_hand[0].bias.add_((layer.weight * shift.reshape(1, -1, 1, 1)).sum((1, 2, 3)))
+        by_hand[2].weight.mul_(scale.reshape(1, -1, 1, 1))
+        by_hand[2].bias.add_((layer.weight * shift.reshape(1, -1, 1, 1)).sum((1, 2, 3)))
     x = images()
     R = start_of(model, x)
     ours = explainer_of(model, preset)(x, R)

@@ -22,7 +22,7 @@ LAYERS, NORMS, POOLS = (f"engine/graph/vocabulary/{name}.py" for name in ("layer
 ELEMENTWISE, MOVEMENT = (f"engine/graph/vocabulary/{name}.py" for name in ("elementwise", "movement"))
 GATES = "engine/graph/gates.py"
 RULE, OLD = "test_rules_oracle.py::test_rule_on_operation", "test_rules_oracle.py"
-NEW, MOVES = "test_vocabulary.py", "test_movement.py"
+NEW, MOVES, KNOWN = "test_vocabulary.py", "test_movement.py", "test_known_operations.py"
 
 # (what, file, as it is, the mistake, the test that notices)
 MUTATIONS = [
@@ -30,9 +30,14 @@ MUTATIONS = [
      f"{RULE}[conv2d-Epsilon(0.25, absorb)]"),
     ("conv: adjoint of another padding", LAYERS, "c = transposed(s, w, None, stride, padding, left,",
      "c = transposed(s.roll(1, -1), w, None, stride, padding, left,", f"{RULE}[conv2d-ZPlus(0.25, absorb)]"),
-    ("conv_transpose: kernel turned", LAYERS, "return conv(s, w, None, stride, padding, dilation, groups)",
-     "return conv(s, w.flip(-1), None, stride, padding, dilation, groups)",
+    ("conv_transpose: kernel turned", LAYERS, "c = conv(s, w, None, stride, padding, dilation, groups)",
+     "c = conv(s, w.flip(-1), None, stride, padding, dilation, groups)",
      f"{RULE}[conv_transpose2d-Zero(absorb)]"),
+    ("conv_transpose: room beyond the last input kept", LAYERS, "c = c.narrow(d - n, 0, inner[d])",
+     "c = c.narrow(d - n, c.shape[d - n] - inner[d], inner[d])",
+     f"{KNOWN}::test_zero_is_gradient_times_input[conv_transpose_dilated_output_padding_1d]"),
+    ("pool: volumes pooled with the depth last", "engine/structured_weights.py", "for m in reversed(matrices[:-1]):",
+     "for m in matrices[:-1]:", f"{KNOWN}::test_zero_is_gradient_times_input[adaptive_avg_pool_uneven_3d]"),
     ("linear: relevance a thousandth too much", LAYERS, "return F.linear(s, w.t())",
      "return F.linear(s, w.t()) * 1.001", f"{RULE}[linear-Zero(absorb)]"),
     ("matmul with a constant: not transposed back", LAYERS, "c = s @ w.mT if data_left else w.mT @ s",
@@ -49,10 +54,10 @@ MUTATIONS = [
      "own = (a.var(dim=dims, keepdim=True) + eps).rsqrt()", f"{OLD}::test_default_rule_is_epsilon[rms_norm]"),
     ("pool: a mean hands down n times as much", POOLS, "return (s if n == 1 else s / n).expand(size)",
      "return s.expand(size)", f"{RULE}[mean_positions-Zero(absorb)]"),
-    ("pool: padding gets a share", POOLS, "own = F.avg_pool2d(blank, *windows) / F.avg_pool2d(blank, *cuts, True, 1)",
-     "own = F.avg_pool2d(blank, *windows)", f"{RULE}[avg_pool2d_overlap_padding-Flat(0.25)]"),
-    ("upsampling: rows for columns", POOLS, "return _separable(tall[:, 0, :, 0].t().to(**op.meta), wide",
-     "return _separable(tall[:, 0, :, 0].t().flip(0).to(**op.meta), wide",
+    ("pool: padding gets a share", POOLS, "own = pool(blank, *windows) / pool(blank, *cuts, True, 1)",
+     "own = pool(blank, *windows)", f"{RULE}[avg_pool2d_overlap_padding-Flat(0.25)]"),
+    ("upsampling: rows for columns", POOLS, "return _separable(_interpolation(op, d).to(**op.meta)",
+     "return _separable(_interpolation(op, d).flip(0).to(**op.meta)",
      f"{OLD}::test_default_rule_is_epsilon[bilinear]"),
     ("scale: over a constant as times it", ELEMENTWISE, '1 / weight if op.name == "div" else weight',
      "weight", f"{RULE}[divided_by_number-Gamma(7, absorb)]"),
@@ -64,8 +69,8 @@ MUTATIONS = [
      'return gate, f"gate: {_ordinal(gate)} operand, from', f"{NEW}::test_signal_takes_all[sigmoid]"),
     ("product: broadcasting not summed back", GATES, "broadcast[0] != broadcast[1]", "False",
      f"{NEW}::test_signal_takes_all[broadcast]"),
-    ("maxpool: the least of a window wins", POOLS, "received = received.scatter_add(2, indices.flatten(2)",
-     "received = received.scatter_add(2, indices.flatten(2).flip(2)", f"{OLD}::test_winner_takes_all[plain-real]"),
+    ("maxpool: the least of a window wins", POOLS, "received = received.scatter_add(-1, z[1].flatten(lead)",
+     "received = received.scatter_add(-1, z[1].flatten(lead).flip(-1)", f"{OLD}::test_winner_takes_all[plain-real]"),
     ("activation: relevance doubled", "engine/rules_beyond_affine.py", "return Flow((relevance,))", "return Flow((relevance * 2,))",
      f"{MOVES}::test_activation_passes[GELU(approximate='none')]"),
     ("movement: rolled on instead of back", MOVEMENT, "back = [-s for s in shifts]", "back = list(shifts)",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import lrp
@@ -96,9 +97,18 @@ def test_targets(photos):
     assert panels("owl") == panels(2) == ["owl"]
     assert panels(["dog", 2]) == panels("dog,owl") == ["dog", "owl"]
     assert panels([lrp.Contrast("dog", "owl"), "true"]) == ["dog, not owl", "cat"]
+    assert panels(np.int64(2)) == panels(np.str_("owl")) == panels(torch.tensor(2)) == ["owl"]
+    assert (
+        panels(np.array(["dog", "owl"]))
+        == panels(np.array([1, 2]))
+        == panels(torch.tensor([1, 2]))
+        == ["dog", "owl"]
+    )
+    assert panels([np.uint8(1), lrp.Contrast(np.int64(1), torch.tensor(2))]) == ["dog", "dog, not owl"]
     assert panels(Request("own", (1, 0), titles=("a", "b"))) == ["dog", "cat"]
     for wrong, message in (
         (1.5, "target: expected text, an index, a Contrast, or a list of these, got float."),
+        (np.array([0.5, 1]), "target: expected text, an index, a Contrast, or a list of these, got float."),
         ([], "request '[]': expected parts or a count, got 0 parts and count=0."),
     ):
         with pytest.raises(lrp.TargetError) as error:

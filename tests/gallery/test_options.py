@@ -18,6 +18,7 @@ WRONG = {
     "precision": ("half", "precision='half': expected 'exact' or 'mixed'"),
     "batch_size": (True, "batch_size=True: expected a whole number from 1 on"),
     "max_megapixels": (-1, "max_megapixels=-1: expected a number from 0 on"),
+    "range": ((3, 1), "range=(3, 1): expected (LOW, HIGH), two finite numbers, LOW below HIGH, or None"),
     "save": ("npz", "save='npz': expected a tuple of at least one of 'png', 'npz', 'heatmap'"),
 }
 

@@ -23,6 +23,7 @@ def measured(function: Callable, shape: Sequence[int], elementwise=False) -> Aff
     with torch.no_grad():
         zeros = torch.zeros(1, *shape, dtype=torch.float64)
         weight = oracle.dense(lambda u: function(u) - function(torch.zeros_like(u)), shape)
+        weight[np.abs(weight) < 1e-12] = 0.0  # antialiasing leaves 1e-17, which is no connection
         tap = np.eye(len(weight), dtype=bool) if elementwise else weight != 0
         return Affine(weight, function(zeros).reshape(-1).numpy().copy(), tap)
 

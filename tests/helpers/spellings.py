@@ -26,6 +26,8 @@ class Parameters(nn.Module):
             generator = torch.Generator().manual_seed(sum(map(ord, name)) + 100 * len(shape))
             made = torch.rand if positive else torch.randn
             value = made(shape, generator=generator, dtype=torch.float64) + 0.5 * positive
+            if not positive and len(shape) == 1:  # both signs in every vector
+                value = value.abs() * torch.tensor([1.0, -1.0]).repeat(shape[0])[: shape[0]]
             self.register_parameter(name, nn.Parameter(value))
         return getattr(self, name)
 
@@ -152,7 +154,9 @@ def unit(x: torch.Tensor, dim: int) -> torch.Tensor:
 
 INDEX = torch.tensor([0, 2, 2, 1, 3, 0])
 GRID = F.affine_grid(
-    torch.tensor([[[0.8, 0.1, 0.05], [-0.1, 0.9, 0.1]]], dtype=torch.float64), [1, 4, 6, 6], align_corners=False
+    torch.tensor([[[0.8, 0.1, 0.05], [-0.1, 0.9, 0.1]]], dtype=torch.float64),
+    [1, 4, 6, 6],
+    align_corners=False,
 )
 
 
@@ -180,7 +184,9 @@ def low_rank_conv(z: torch.Tensor, p: Any) -> torch.Tensor:
 
 
 def merged_conv(z: torch.Tensor, p: Any) -> torch.Tensor:
-    weight = p("k", 4, 4, 3, 3) / 3 + 2 * torch.einsum("or,rchw->ochw", p("c", 4, 2, 1, 1)[..., 0, 0], p("a", 2, 4, 3, 3))
+    weight = p("k", 4, 4, 3, 3) / 3 + 2 * torch.einsum(
+        "or,rchw->ochw", p("c", 4, 2, 1, 1)[..., 0, 0], p("a", 2, 4, 3, 3)
+    )
     return F.conv2d(z, weight, p("kb", 4), padding=1).relu()
 
 

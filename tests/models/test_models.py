@@ -403,6 +403,35 @@ def test_preprocessing_survives_json(resize):
     assert Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
 
 
+def test_one_channel_and_a_range_survive_json():
+    grey = Preprocessing(Geometry(256, (224, 224)), (0.4,), (0.2,), (0.0, 4095.0))
+    assert Preprocessing.from_dict(json.loads(json.dumps(grey.to_dict()))) == grey
+    assert "range" not in HALF.to_dict() and HALF.with_range((0, 9)).range == (0.0, 9.0)
+    assert grey.low == (-2.0,) and grey.zeros(3).shape == (3, 1, 224, 224)
+
+
+def test_one_channel_is_the_grey_of_the_photo():
+    grey = Preprocessing(Geometry(None, (3, 2)), (0.0,), (1.0,))
+    pixels = np.arange(18, dtype=np.uint8).reshape(3, 2, 3) * 14
+    red, green, blue = pixels.astype(float).transpose(2, 0, 1)
+    expected = 0.299 * red + 0.587 * green + 0.114 * blue
+    assert grey(pixels).shape == (1, 3, 2)
+    assert np.abs(grey(pixels)[0].numpy() * 255 - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "text"),
+    [
+        ("mean", [0.5, 0.5], "mean cannot be [0.5, 0.5], std cannot be [0.5, 0.5, 0.5]"),
+        ("std", [0.5], "std cannot be [0.5]"),
+        ("range", [5, 5], "range cannot be [5, 5]"),
+        ("range", "0-4095", 'range cannot be "0-4095"'),
+    ],
+)
+def test_channels_and_ranges_that_cannot_be(entry, value, text):
+    assert message(Preprocessing.from_dict, HALF.to_dict() | {entry: value}) == f"preprocessing: {text}"
+
+
 def test_every_wrong_entry_of_a_preprocessing_is_named():
     wrong = {"resize": -1, "crop": [224], "interpolation": "cubic", "std": [1, 0, 1]}
     assert message(Preprocessing.from_dict, wrong) == (
@@ -687,13 +716,13 @@ def test_labels_given_as_a_list_that_do_not_fit(bare):
 
 def test_all_that_does_not_fit_is_listed_at_once(bare):
     state = dict(read_weights(bare))
-    state["features.0.weight"] = torch.zeros(64, 1, 3, 3)
+    state["features.0.weight"] = torch.zeros(64, 2, 3, 3)
     state["classifier.1.bias"] = torch.zeros(4)
     state["extra"] = state.pop("features.0.bias")
     torch.save(state, bare)
     assert message(load_model, str(bare), arch="squeezenet1_1") == (
         f"{bare} does not fit squeezenet1_1: 1 missing (features.0.bias), 1 unexpected (extra), 2 of another shape "
-        "(features.0.weight is [64, 1, 3, 3], expected [64, 3, 3, 3]; classifier.1.bias is [4], expected [3])."
+        "(features.0.weight is [64, 2, 3, 3], expected [64, 3, 3, 3]; classifier.1.bias is [4], expected [3])."
     )
 
 

@@ -156,30 +156,114 @@ def test_nonsense_orientation_means_upright(tmp_path):
 
 
 RAMP = np.array([[0, 1000, 32768, 65535]])
+OWN = "levels {} to {}, the file's own, are black to white"
+
+
+def of_bits(bits: int, stored: int = 16) -> str:
+    return f"{bits} of {stored} bits: levels 0 to {2**bits - 1} are black to white"
 
 
 @pytest.mark.parametrize(
-    ("image", "kind", "expected"),
+    ("image", "kind", "expected", "note"),
     [
-        (Image.fromarray(RAMP.astype(np.uint16)), "PNG", [0, 4, 128, 255]),
-        (Image.fromarray(RAMP.astype(np.uint16)), "TIFF", [0, 4, 128, 255]),
-        (Image.fromarray(RAMP.astype(np.uint16) // 256), "PNG", [0, 0, 0, 1]),  # dark, not stretched
-        (Image.fromarray(RAMP.astype(np.int32)), "TIFF", [0, 4, 128, 255]),
-        (Image.fromarray((RAMP // 257).astype(np.int32)), "TIFF", [0, 3, 127, 255]),
-        (Image.fromarray((RAMP * 30000).astype(np.int32)), "TIFF", [0, 4, 128, 255]),
-        (Image.fromarray((RAMP - 30000).astype(np.int32)), "TIFF", [0, 4, 128, 255]),
-        (Image.fromarray((RAMP / 65535).astype(np.float32)), "TIFF", [0, 4, 128, 255]),
-        (Image.fromarray((RAMP / 257).astype(np.float32)), "TIFF", [0, 4, 128, 255]),
-        (Image.fromarray((RAMP / 655.35 - 50).astype(np.float32)), "TIFF", [0, 4, 128, 255]),
-        (Image.fromarray(np.full((1, 4), -3.0, np.float32)), "TIFF", [0, 0, 0, 0]),
-        (Image.fromarray(np.array([[0, np.nan, np.inf, 0.5]], np.float32)), "TIFF", [0, 0, 255, 128]),
+        (Image.fromarray(RAMP.astype(np.uint16)), "PNG", [0, 4, 128, 255], ""),
+        (Image.fromarray(RAMP.astype(np.uint16)), "TIFF", [0, 4, 128, 255], ""),
+        (Image.fromarray(RAMP.astype(np.uint16) // 256), "PNG", [0, 3, 128, 255], of_bits(8)),
+        (Image.fromarray(RAMP.astype(np.uint16) // 128), "PNG", [0, 2, 64, 127], of_bits(10)),
+        (Image.fromarray(RAMP.astype(np.uint16) // 16), "PNG", [0, 4, 128, 255], of_bits(12)),
+        (Image.fromarray(RAMP.astype(np.uint16) // 16), "TIFF", [0, 4, 128, 255], of_bits(12)),
+        (Image.fromarray(RAMP.astype(np.uint16) // 16 + 1), "TIFF", [0, 1, 32, 64], of_bits(14)),
+        (Image.fromarray(RAMP.astype(np.uint16) // 4), "TIFF", [0, 4, 128, 255], of_bits(14)),
+        (Image.fromarray(RAMP.astype(np.uint16) // 2), "TIFF", [0, 2, 64, 127], ""),
+        (Image.fromarray(RAMP.astype(np.int32)), "TIFF", [0, 4, 128, 255], of_bits(16, 32)),
+        (Image.fromarray((RAMP // 16).astype(np.int32)), "TIFF", [0, 4, 128, 255], of_bits(12, 32)),
+        (Image.fromarray((RAMP // 257).astype(np.int32)), "TIFF", [0, 3, 127, 255], of_bits(8, 32)),
+        (
+            Image.fromarray((RAMP * 30000).astype(np.int32)), "TIFF", [0, 4, 128, 255], OWN.format(0, "1.96605e+09"),
+        ),
+        (Image.fromarray((RAMP - 30000).astype(np.int32)), "TIFF", [0, 4, 128, 255], OWN.format(-30000, 35535)),
+        (Image.fromarray((RAMP / 65535).astype(np.float32)), "TIFF", [0, 4, 128, 255], ""),
+        (Image.fromarray(np.array([[0, np.nan, np.inf, 0.5]], np.float32)), "TIFF", [0, 0, 255, 128], ""),
+    ],
+)  # fmt: skip
+def test_deep_grey_is_scaled_by_its_significant_bits_and_not_clipped(tmp_path, image, kind, expected, note):
+    (tmp_path / "photo").write_bytes(saved(image, kind))
+    photo = open_photo(tmp_path / "photo")
+    assert photo.pixels.shape == (1, 4, 3)
+    assert photo.pixels[0].tolist() == [[value] * 3 for value in expected]
+    assert photo.notes == ((note,) if note else ())
+
+
+@pytest.mark.parametrize(
+    ("levels", "given", "expected"),
+    [
+        ((RAMP // 16).astype(np.uint16), (0, 4095), [0, 4, 128, 255]),
+        ((RAMP // 16).astype(np.uint16), (0, 65535), [0, 0, 8, 16]),
+        ((RAMP // 16).astype(np.uint16), (1000, 3000), [0, 0, 134, 255]),
+        ((RAMP / 655.35 - 50).astype(np.float32), (-50, 50), [0, 4, 128, 255]),
+        ((RAMP / 655.35 - 50).astype(np.float32), [0.0, 25.0], [0, 0, 0, 255]),
+        ((RAMP - 30000).astype(np.int32), (-30000, 35535), [0, 4, 128, 255]),
     ],
 )
-def test_deep_grey_is_scaled_by_its_range_and_not_clipped(tmp_path, image, kind, expected):
-    (tmp_path / "photo").write_bytes(saved(image, kind))
-    pixels = open_photo(tmp_path / "photo").pixels
-    assert pixels.shape == (1, 4, 3)
-    assert pixels[0].tolist() == [[value] * 3 for value in expected]
+def test_a_range_that_is_given_holds(tmp_path, levels, given, expected):
+    (tmp_path / "photo").write_bytes(saved(Image.fromarray(levels), "TIFF"))
+    photo = open_photo(tmp_path / "photo", range=given)
+    assert photo.pixels[0, :, 0].tolist() == expected and photo.notes == ()
+    (tmp_path / "colours").write_bytes(saved(corners(), "PNG"))  # of eight bits: there is nothing to scale
+    np.testing.assert_array_equal(open_photo(tmp_path / "colours", range=given).pixels, np.asarray(corners()))
+
+
+@pytest.mark.parametrize(
+    "given", [(5, 5), (1, 0), (0, np.nan), "0-4095", (0,), (0, True), 4095, (0, np.inf)], ids=repr
+)
+def test_what_is_no_range(given):
+    with pytest.raises(ImageError) as error:
+        open_photo("photo", range=given)
+    assert str(error.value) == f"range={given!r}: expected (LOW, HIGH), two finite numbers, LOW below HIGH"
+
+
+@pytest.mark.parametrize(
+    ("levels", "shown"),
+    [
+        (RAMP / 257, "0 to 255"),
+        (RAMP / 655.35 - 50, "-50 to 50"),
+        (np.full((1, 4), -3.0), "-3 to -3"),
+        (np.array([[0, np.nan, 812.4, 1]]), "0 to 812.4"),
+    ],
+)
+def test_floats_outside_zero_to_one_need_a_range(tmp_path, levels, shown):
+    (tmp_path / "photo").write_bytes(saved(Image.fromarray(levels.astype(np.float32)), "TIFF"))
+    assert refusal(tmp_path / "photo") == (
+        f"holds floats from {shown}, and nothing says which is black and which white: say it with --range LOW HIGH "
+        "(range=(LOW, HIGH))"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "tags", "expected"),
+    [
+        (np.uint16, {341: 8191}, [0, 2, 64, 127]),
+        (np.uint16, {340: 62, 341: 4095}, [0, 0, 126, 255]),
+        (np.uint16, {341: 100}, [0, 4, 128, 255]),  # not true: 12 bits are assumed
+        (np.float32, {340: 0.0, 341: 4095.0}, [0, 4, 128, 255]),
+    ],
+)
+def test_the_range_that_a_tiff_states(tmp_path, kind, tags, expected):
+    levels = (RAMP // 16).clip(tags.get(340, 0)).astype(kind)
+    image = Image.fromarray(levels)
+    image.save(tmp_path / "photo", "TIFF", tiffinfo=tags)
+    photo = open_photo(tmp_path / "photo")
+    assert photo.pixels[0, :, 0].tolist() == expected
+    assert photo.notes == ((of_bits(12),) if tags == {341: 100} else ())
+
+
+def test_colours_of_sixteen_bits_that_use_twelve(tmp_path):
+    """Pillow reads the upper 8 of each; that little of them is left is said."""
+    levels = np.array([[0, 4095, 1000], [300, 2048, 257]], ">u2")
+    (tmp_path / "photo").write_bytes(png(2, 1, 16, 2, b"\0" + levels.tobytes()))
+    assert open_photo(tmp_path / "photo").notes == (
+        "colours of 16 bits are read by their upper 8, and these reach 15 of 255",
+    )
 
 
 def test_big_endian_deep_colour_and_alpha(tmp_path):
@@ -255,7 +339,21 @@ def test_first_frame_of_several(tmp_path, kind):
     later = [Image.new("RGB", (24, 16), colour) for colour in (GREEN, BLUE)]
     options = {"lossless": True} if kind == "WEBP" else {}
     (tmp_path / "photo").write_bytes(saved(corners(), kind, save_all=True, append_images=later, **options))
-    np.testing.assert_array_equal(open_photo(tmp_path / "photo").pixels, np.asarray(corners()))
+    photo = open_photo(tmp_path / "photo")
+    np.testing.assert_array_equal(photo.pixels, np.asarray(corners()))
+    assert photo.notes == ("page 1 of 3" if kind == "TIFF" else "frame 1 of 3",)
+
+
+def test_a_file_with_damaged_later_pages(tmp_path):
+    data = saved(corners(), "TIFF", save_all=True, append_images=[Image.new("RGB", (24, 16), GREEN)])
+    (start,) = struct.unpack_from(
+        "<I", data, 4
+    )  # the first directory, which ends with the place of the second
+    place = start + 2 + 12 * struct.unpack_from("<H", data, start)[0]
+    (tmp_path / "photo").write_bytes(data[:place] + struct.pack("<I", len(data) + 99) + data[place + 4 :])
+    photo = open_photo(tmp_path / "photo")
+    np.testing.assert_array_equal(photo.pixels, np.asarray(corners()))
+    assert photo.notes == ("page 1 of several",)
 
 
 # --- what is refused --------------------------------------------------------------------------------------

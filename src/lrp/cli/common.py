@@ -101,6 +101,12 @@ TOP_K = typer.Option(
     "--top-k", help="Keep this fraction of the largest relevance at each layer; 0 keeps all."
 )
 DEVICE = typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")
+RANGE = typer.Option(
+    "--range",
+    metavar="LOW HIGH",
+    help="Of photos deeper than 8 bits: which level is black, which white; none: for each file what it states, else 0 to the "
+    "largest level of the smallest of 8, 10, 12, 14, 16 bits that hold all of its levels; floats: 0 to 1.",
+)
 SIZE = typer.Option(
     "--size", min=1, help="Side of the model's input in pixels; none: what it was trained with."
 )
@@ -119,6 +125,23 @@ def explain_options(
 
     with as_wrong_arguments():
         return ExplainOptions(composite=composite, size=size, device=device)
+
+
+RANGES = (
+    "the range of grey levels is assumed, for each file by its own levels: where files are to be compared, give all of "
+    "them one with --range LOW HIGH."
+)
+
+
+def checked_range(given: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The range if it is one; else the error of a wrong argument."""
+    from lrp.errors import ImageError
+    from lrp.pictures.levels import check_range
+
+    try:
+        return check_range(given)
+    except ImageError as error:
+        raise OptionError(str(error)) from error
 
 
 def print_result_warnings(results: Iterable[Result]) -> None:

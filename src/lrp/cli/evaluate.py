@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,6 +51,7 @@ def evaluate(
     device: Annotated[str, common.DEVICE] = "auto",
     batch_size: Annotated[int, BATCH] = 32,
     max_megapixels: Annotated[float, MEGAPIXELS] = 100.0,
+    range: Annotated[tuple[float, float] | None, common.RANGE] = None,
     overwrite: Annotated[bool, OVERWRITE] = False,
     as_json: Annotated[bool, JSON] = False,
     quiet: Annotated[bool, QUIET] = False,
@@ -65,15 +67,25 @@ def evaluate(
     ):
         found = evaluate(
             read, model, output or prediction_table_paths([model], ".")[0], classes=classes.value, size=size, arch=arch,
-            labels=labels, batch_size=batch_size, device=device, max_megapixels=max_megapixels, overwrite=overwrite, advance=advance,
+            labels=labels, batch_size=batch_size, device=device, max_megapixels=max_megapixels,
+            range=common.checked_range(range), overwrite=overwrite, advance=advance,
         )  # fmt: skip
     common.print_unmatched_folders(model, found.unmatched)
+    _print_notes(found.notes)
     if as_json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
     elif not quiet:
         print(_summary(found))
     if found.counts.get("unreadable") or found.counts.get("unmatched"):
         raise common.Skipped
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    """What was assumed about files, each once."""
+    for note in notes:
+        common.print_message(f"some files: {note}.")
+    if any("black to white" in note for note in notes):
+        common.print_message(common.RANGES)
 
 
 def _summary(found: Evaluation) -> str:

@@ -77,6 +77,7 @@ def explain(
     ] = Precision.exact,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos that go through the model together.")] = 8,
     max_megapixels: Annotated[float, typer.Option(min=0, help="Larger photos are skipped unread.")] = 100.0,
+    range: Annotated[tuple[float, float] | None, common.RANGE] = None,
     save: Annotated[
         list[Save] | None,
         typer.Option(
@@ -99,7 +100,7 @@ def explain(
             options = ExplainOptions(
                 composite, bias, epsilon, top_k, style.value, percentile, shared_scale, size, device, precision.value,
                 batch_size, max_megapixels, ("png", *dict.fromkeys(one.value for one in save or ())), overwrite, arch,
-                labels,
+                labels, common.checked_range(range),
             )  # fmt: skip
             try:
                 with common.as_wrong_arguments(ImageError):
@@ -128,12 +129,16 @@ def print_explained_files(
 ) -> Counter[str]:
     """Print each result when it is ready, then the totals; returns the number of files per status."""
     counts: Counter[str] = Counter()
+    assumed = False
     for result in results:
         counts[result.status] += 1
         if json_lines:
             print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
         elif not quiet:
             print(_line(result), flush=True)
+        if not assumed and any("black to white" in note for note in result.facts.get("notes") or ()):
+            assumed = True
+            common.print_message(common.RANGES)
         if result.status == "skipped" and (json_lines or quiet):
             common.print_message(f"skipped {result.path}: {result.error}")
     if not quiet:
@@ -150,4 +155,6 @@ def _line(result: Result) -> str:
     line = f"{result.status:<7}  {result.path} -> {result.output}  {facts['predicted']} {100 * facts['confidence']:.1f} %"
     if facts["target_index"] != facts["predicted_index"]:
         line += f", explained: {facts['target']}"
+    if facts.get("notes"):
+        line += f"  ({'; '.join(facts['notes'])})"
     return line if facts["health"]["ok"] else f"{line}  NOT TRUSTWORTHY: {facts['health']['problems'][0]}"

@@ -64,6 +64,7 @@ def retrain(
         float, typer.Option(min=0, max=1, help="More unreadable files than this share: stop.")
     ] = 0.05,
     max_megapixels: Annotated[float, MEGAPIXELS] = 100.0,
+    range: Annotated[tuple[float, float] | None, common.RANGE] = None,
     follow_links: Annotated[bool, LINKS] = False,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Random weights; nothing downloaded.")
@@ -114,12 +115,13 @@ def retrain(
                 **given,
             )
         }
+    given_range = common.checked_range(range)
     heard: list[OnEpoch] = []
     place = output.with_name(output.stem)
     if watch:
         from lrp.train.watch import Watch
 
-        heard.append(Watch(watch, f"{place}.watch", every=1 if train is Train.all else 10))
+        heard.append(Watch(watch, f"{place}.watch", every=1 if train is Train.all else 10, range=given_range))
     if tensorboard:
         heard.append(_tensorboard_writer(Path(f"{place}.tensorboard")))
     quiet = quiet or (devices * nodes > 1 and _not_the_first())
@@ -137,8 +139,8 @@ def retrain(
         with common.as_wrong_arguments(DataError, TrainingError):
             found = run(
                 data, output, model, arch=arch, train=train.value, **settings, size=size, val_share=val_share, seed=seed,
-                max_skip_rate=max_skip_rate, max_megapixels=max_megapixels, follow_links=follow_links,
-                pretrained=not from_scratch, device=device, devices=devices, nodes=nodes, workers=workers,
+                max_skip_rate=max_skip_rate, max_megapixels=max_megapixels, range=given_range,
+                follow_links=follow_links, pretrained=not from_scratch, device=device, devices=devices, nodes=nodes, workers=workers,
                 batch_size=batch_size, cache=cache, overwrite=overwrite, on_epoch=heard,
                 on_data=on_data, advance=advance,
             )  # fmt: skip

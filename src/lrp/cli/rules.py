@@ -21,19 +21,20 @@ def rules(
     top_k: Annotated[float, common.TOP_K] = 0.0,
     size: Annotated[int | None, common.SIZE] = None,
     known: Annotated[
-        bool, typer.Option("--known", help="List the operations that have a rule, instead.")
+        bool,
+        typer.Option(
+            "--known",
+            help="List instead the operations that the tests have run, and on images of how many dimensions.",
+        ),
     ] = False,
 ) -> None:
     """Print the table operation -> rule: module path, operation, output's shape, rule, sign of its input."""
     if known:
-        import lrp.engine.graph.vocabulary  # noqa: F401  (registers the supported operations)
-        from lrp.engine.graph.ops import known as vocabulary
+        from lrp.engine.results.known import known_operations
 
-        for name, family in vocabulary().items():
-            print(f"{name:<24} {family}")
+        for name, families, dimensions in known_operations():
+            print(f"{name:<28} {families:<22} {', '.join(f'{d}-d' for d in dimensions)}")
         return
-    import torch
-
     from lrp.engine.explainer import Explainer
     from lrp.gallery.options import ExplainOptions
     from lrp.models.loading import load_model
@@ -45,8 +46,4 @@ def rules(
         model or "efficientnet_lite0", pretrained=False, **named
     )  # rules do not depend on weights
     preprocessing = loaded.preprocessing.with_size(size) if size else loaded.preprocessing
-    print(
-        Explainer(loaded.model, options.rules(preprocessing)).rules(
-            torch.zeros(2, 3, *preprocessing.geometry.crop)
-        )
-    )
+    print(Explainer(loaded.model, options.rules(preprocessing)).rules(preprocessing.zeros(2)))

@@ -7,13 +7,15 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from lrp.classes import wnid_name
 from lrp.data.data_set import SPLITS, DataSet, Sample
 from lrp.errors import ImageError, TrainingError
-from lrp.pictures.photos import PhotoError, open_photo
+from lrp.pictures.photos import Photo, PhotoError, kinds_of, open_photo
 from lrp.values import Plain
 
 FOR_VALIDATION = tuple(name for name in SPLITS if name != "train")
@@ -68,6 +70,7 @@ def split(
     seed: int = 0,
     max_skip_rate: float = 0.05,
     max_megapixels: float = 100.0,
+    range: tuple[float, float] | None = None,
     follow_links: bool = False,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrainingData:
@@ -84,6 +87,7 @@ def split(
             with two or more.
         seed: another seed gives another split.
         max_skip_rate: the fraction of all files that may be unreadable.
+        range: which levels of photos deeper than 8 bits are black and white, as `open_photo` takes it.
         advance: called with the number of files read since the last call, and of all.
 
     Raises:
@@ -107,7 +111,8 @@ def split(
             f"{root}: class folders of {validation}/ that train/ has not: {', '.join(map(repr, unknown))}."
         )
     sides = [list(part) for part in parts]
-    read, broken = _read([s for side in sides for s in side], max_megapixels, advance)
+    assumed: Counter[str] = Counter()
+    read, broken = _read([s for side in sides for s in side], max_megapixels, range, assumed, advance)
     if len(broken) > max_skip_rate * sum(map(len, sides)):
         raise TrainingError(
             f"{root}: {len(broken)} of {sum(map(len, sides))} files cannot be read, more than {max_skip_rate:.0%} "
@@ -117,7 +122,7 @@ def split(
     examples = [
         [Example(s, index[s.category], read[s.path]) for s in side if s.path in read] for side in sides
     ]
-    notes: list[str] = []
+    notes = [f"{count:,} photos: {note}." for note, count in assumed.most_common()]
     train, val = examples if given else _split_by_content(examples[0], val_share, seed, notes)
     counts = [Counter(e.target for e in side) for side in (train, val)]
     classes = tuple(
@@ -148,13 +153,21 @@ def _names(root: Path | str, folders: Sequence[str]) -> list[str]:
 
 
 def _read(
-    samples: Sequence[Sample], max_megapixels: float, advance: Callable[[int, int], None]
+    samples: Sequence[Sample],
+    max_megapixels: float,
+    range: tuple[float, float] | None,
+    assumed: Counter[str],
+    advance: Callable[[int, int], None],
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Digest of each readable file by path, and (path, reason) of the others; only decoding shows which is which."""
+    """Digest of each readable file by path, and (path, reason) of the others; only decoding shows which is which.
 
-    def look(sample: Sample) -> str | ImageError:
+    Photos' notes are counted in `assumed`.
+    """
+
+    def look(sample: Sample) -> Photo | ImageError:
         try:
-            return open_photo(sample.file, max_megapixels=max_megapixels).digest
+            photo = open_photo(sample.file, max_megapixels=max_megapixels, range=range)
+            return replace(photo, pixels=np.empty((0, 0, 3), np.uint8))
         except ImageError as error:
             return error
 
@@ -162,8 +175,9 @@ def _read(
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "lrp-decode")
     try:
         for sample, seen in zip(samples, pool.map(look, samples), strict=True):
-            if isinstance(seen, str):
-                read[sample.path] = seen
+            if isinstance(seen, Photo):
+                read[sample.path] = seen.digest
+                assumed.update(kinds_of(seen.notes))
             else:
                 broken.append((sample.path, seen.reason if isinstance(seen, PhotoError) else str(seen)))
             advance(1, len(samples))

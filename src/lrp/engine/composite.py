@@ -122,6 +122,7 @@ class Composite:
             for node, o in graph.operations.items()
             if o.family in DEFAULTS
         }
+        chosen: set[fx.Node] = set()
         for predicate, rule in self.pairs:
             matched = [o for o in graph.operations.values() if predicate(o)]
             taken = [o for o in matched if o.family in rule.families]
@@ -129,7 +130,8 @@ class Composite:
                 self._refuse(predicate, rule, matched, graph)
             for o in taken:
                 rules[o.node] = rule
-        _open_softmaxes(graph, rules)
+                chosen.add(o.node)
+        _open_softmaxes(graph, rules, chosen)
         for node, rule in rules.items():
             o = graph.operations[node]
             if (equation := EQUATIONS.get(o.family)) and not hasattr(rule, equation):
@@ -167,13 +169,14 @@ class Composite:
         return f"{self.name}[{'; '.join(f'{predicate_text(p)}: {r}' for p, r in self.pairs)}]"
 
 
-def _open_softmaxes(graph: Graph, rules: dict[fx.Node, Rule]) -> None:
+def _open_softmaxes(graph: Graph, rules: dict[fx.Node, Rule], chosen: set[fx.Node]) -> None:
     """Where a softmax that is treated as a constant keeps all relevance from the image, relevance goes through it.
 
-    A softmax of the logits in front of the output (a mean of predictions, an expected age) is such a one.
+    A softmax of the logits in front of the output (a mean of predictions, an expected age) is such a one. Those whose
+    rule a pair of the composite has `chosen` keep it.
     """
     while not reaches_image(graph, rules):
-        closed = [node for node in reached(graph, rules) if isinstance(rules.get(node), Constant)]
+        closed = [n for n in reached(graph, rules) if isinstance(rules.get(n), Constant) and n not in chosen]
         if not closed:
             return
         for node in closed:

@@ -85,12 +85,13 @@ class Proportional(AnyStabilised):
         if not self.window:
             return None
         side, stride = self.window
-        before, after = operation.space(-2)
+        before, after = operation.space(2)
         made = tuple((size - side) // stride + 1 for size in before)
         if made == tuple(after):
             return None
+        windows = " x ".join([str(side)] * len(before))
         return (
-            f"it turns {operation.shown(before)} into {operation.shown(after)}, and an average pool over {side} x {side} "
+            f"it turns {operation.shown(before)} into {operation.shown(after)}, and an average pool over {windows} "
             f"would give {operation.shown(made)}; use Proportional()."
         )
 

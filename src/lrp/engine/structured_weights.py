@@ -7,7 +7,7 @@ in few numbers, and computes its own positive part.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,56 +132,75 @@ class Uniform(Structured):
         return Uniform(number * self.factor, self.power)
 
 
+Matrices = tuple[Tensor, ...]
+
+
 @dataclass(frozen=True)
 class Separable(Structured):
-    """Σ rows ⊗ columns: acts along height and width one after the other, as an upsampling does.
+    """Σ of products of one matrix per spatial dimension, which act one after the other, as an upsampling does.
 
-    terms: (rows [H', H], columns [W', W]) each.
+    terms: of each, the matrices [out, in] along the last dimensions, such as (rows [H', H], columns [W', W]).
     """
 
-    terms: tuple[tuple[Tensor, Tensor], ...]
+    terms: tuple[Matrices, ...]
 
     @property
     def empty(self) -> bool:  # type: ignore[override]
-        return not any(bool(r.any()) and bool(c.any()) for r, c in self.terms)
+        return not any(_nonzero(term) for term in self.terms)
 
-    def _single(self) -> tuple[Tensor, Tensor]:
+    def _single(self) -> Matrices:
         (term,) = self.terms  # versions are computed only from an operation's own weight, which has one term
         return term
 
+    def _of_sign(self, negatives: int) -> Separable:
+        """The entries that are products of an odd (1) or even (0) number of negative factors."""
+        terms: list[Matrices] = [()]
+        parity = [0]
+        for m in self._single():
+            terms = [(*term, part) for term in terms for part in (m.clamp(min=0), m.clamp(max=0))]
+            parity = [(p + own) % 2 for p in parity for own in (0, 1)]
+        wanted = [term for term, p in zip(terms, parity, strict=True) if p == negatives]
+        return Separable(tuple(filter(_nonzero, wanted)) or tuple(wanted[:1]))
+
     def positive(self) -> Separable:
-        r, c = self._single()
-        return Separable(_nonzero((r.clamp(min=0), c.clamp(min=0)), (r.clamp(max=0), c.clamp(max=0))))
+        return self._of_sign(0)
 
     def negative(self) -> Separable:
-        r, c = self._single()
-        return Separable(_nonzero((r.clamp(min=0), c.clamp(max=0)), (r.clamp(max=0), c.clamp(min=0))))
+        return self._of_sign(1)
 
     def square(self) -> Separable:
-        r, c = self._single()
-        return Separable(((r * r, c * c),))
+        return Separable((tuple(m * m for m in self._single()),))
 
     def ones(self) -> Separable:
-        r, c = self._single()
-        return Separable((((r != 0).to(r.dtype), (c != 0).to(c.dtype)),))
+        return Separable((tuple((m != 0).to(m.dtype) for m in self._single()),))
 
     def __add__(self, other: Any) -> Separable:
         return Separable(self.terms + other.terms)
 
     def __rmul__(self, number: float) -> Separable:
-        return Separable(tuple((number * r, c) for r, c in self.terms))
+        return Separable(tuple((number * first, *rest) for first, *rest in self.terms))
 
     def forward(self, a: Any) -> Any:
-        parts = [r @ a @ c.t() for r, c in self.terms]
+        parts = [_along_each(a, term) for term in self.terms]
         return sum(parts[1:], start=parts[0])
 
     def adjoint(self, s: Any) -> Any:
-        parts = [r.t() @ s @ c for r, c in self.terms]
+        parts = [_along_each(s, [m.t() for m in term]) for term in self.terms]
         return sum(parts[1:], start=parts[0])
 
 
-def _nonzero(*terms: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
-    return tuple((r, c) for r, c in terms if bool(r.any()) and bool(c.any())) or terms[:1]
+def _along_each(a: Any, matrices: Sequence[Tensor]) -> Any:
+    """Each matrix [out, in] along its own one of the last dimensions of `a`."""
+    a = a @ matrices[-1].t()
+    made = [len(matrices[-1])]
+    for m in reversed(matrices[:-1]):
+        a = m @ a if len(made) == 1 else (m @ a.flatten(-len(made))).unflatten(-1, made)
+        made = [len(m), *made]
+    return a
+
+
+def _nonzero(term: Matrices) -> bool:
+    return all(bool(m.any()) for m in term)
 
 
 @dataclass(frozen=True)

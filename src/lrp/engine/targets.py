@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,8 +42,8 @@ def resolve_target(
     """Convert a target to a start.
 
     Args:
-        target: "predicted", an index, a class name, a `Contrast`, a sequence of N of these, or a tensor
-            or array [N, K] of relevance.
+        target: "predicted", an index, a class name, a `Contrast`, N of these (a sequence, tensor, numpy array or
+            pandas column), or a tensor or array [N, K] of relevance.
         images: N.
         classes: K.
         class_names: K names, or None.
@@ -53,6 +54,7 @@ def resolve_target(
     """
     given, weight = like.new_zeros(images, classes), like.new_zeros(images, classes)
     predicted = like.new_zeros(images)
+    target = plain_target(target)
     array = _as_matrix(target)
     if array is not None:
         if tuple(array.shape) != (images, classes):
@@ -67,7 +69,7 @@ def resolve_target(
         if entry == "predicted":
             predicted[i] = 1
         elif isinstance(entry, Contrast):
-            for side, sign in ((entry.a, 1), (entry.b, -1)):
+            for side, sign in ((plain_target(entry.a), 1), (plain_target(entry.b), -1)):
                 if side == "predicted":
                     predicted[i] += sign
                 else:
@@ -77,15 +79,50 @@ def resolve_target(
     return Start(given, weight, predicted)
 
 
+def plain_target(target: Any) -> Any:
+    """A target without numpy and pandas: arrays, columns and their scalars as tensors, lists, numbers and text.
+
+    The labels of a pandas column do not matter, only its order.
+
+    Raises:
+        TargetError: an array of neither numbers nor text, or a table of names.
+    """
+    if isinstance(target, str):
+        return str(target)  # numpy's text is of a class of its own
+    if isinstance(target, Tensor):
+        return target if target.dim() else target.item()
+    if not hasattr(target, "__array__"):
+        return target
+    array = np.asarray(target)
+    if array.dtype.kind in "biufUOT" and not array.ndim:
+        return array.item()
+    if array.dtype.kind in "biuUOT" and array.ndim == 1:
+        return array.tolist()
+    if array.dtype.kind in "iuf":
+        return torch.tensor(array.tolist(), dtype=torch.float64)
+    raise TargetError(
+        f"a target array of shape {list(array.shape)} holds {array.dtype}: expected N class indices or names, or a start "
+        "relevance [N, K]."
+    )
+
+
 def _as_matrix(target: Any) -> Tensor | None:
     """The target as a tensor if it is relevance (a float tensor or array, or nested lists), else None."""
-    if hasattr(target, "__array__") and not isinstance(target, Tensor):
-        target = torch.as_tensor(target)
     if isinstance(target, Tensor):
-        return target.detach() if target.dim() == 2 or target.is_floating_point() else None
+        return target.detach() if target.dim() >= 2 or target.is_floating_point() else None
     if isinstance(target, (list, tuple)) and target and all(isinstance(row, (list, tuple)) for row in target):
-        return torch.as_tensor(target, dtype=torch.float64)
+        try:
+            return torch.as_tensor(target, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TargetError(
+                f"nested targets must be a start relevance, numbers [N, K] with rows of one length, got {_shown(target)}."
+            ) from error
     return None
+
+
+def _shown(target: Any) -> str:
+    text = " ".join(repr(target).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _per_image(target: Any, images: int) -> list[Any]:
@@ -95,7 +132,7 @@ def _per_image(target: Any, images: int) -> list[Any]:
         return [target] * images
     if len(target) != images:
         raise TargetError(f"{len(target)} targets for {images} images: give one target, or one per image.")
-    return list(target)
+    return [plain_target(entry) for entry in target]
 
 
 def _index(entry: Any, classes: int, class_names: Sequence[str] | None) -> int:
@@ -105,7 +142,7 @@ def _index(entry: Any, classes: int, class_names: Sequence[str] | None) -> int:
                 f"target {entry!r} is a class name, and this explainer knows none: pass class_names=[...]."
             )
         return class_index(entry, class_names)
-    if isinstance(entry, bool) or not hasattr(entry, "__index__"):
+    if isinstance(entry, bool | Tensor) or not hasattr(entry, "__index__"):
         raise TargetError(
             f"target {entry!r} is a {type(entry).__name__}: expected 'predicted', a class index, a class name, "
             "lrp.Contrast(a, b), one of these per image, or a start relevance [N, K]."

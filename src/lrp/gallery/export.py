@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import lrp
@@ -73,5 +72,5 @@ def export(
         "producer": f"lrp {lrp.__version__}", "model": gallery.identity["model"], "weights": gallery.identity["weights"],
         "target": words, "classes": list(loaded.class_names), "preprocessing": loaded.preprocessing.to_dict(),
     }  # fmt: skip
-    image = torch.zeros(1, 3, *loaded.preprocessing.geometry.crop, device=gallery.device)
+    image = loaded.preprocessing.zeros(1).to(gallery.device)
     return write_onnx(gallery.explainer, image, path, request.parts[0], target_input, facts, overwrite)

@@ -32,6 +32,7 @@ def result_fingerprint(
         **identity,
         "lrp": lrp.__version__,
         "photo": photo.digest,
+        **({"read as": photo.notes} if photo.notes else {}),  # by another rule, the same file has other pixels
         "target": request.text if _text_is_complete(request, loaded.class_names) else repr(request),
         "true": true,
         "preprocessing": loaded.preprocessing.to_dict(),

@@ -26,7 +26,7 @@ from lrp.models.loading import LoadedModel
 from lrp.models.resolve import resolve_device, resolve_model, resolve_model_name
 from lrp.models.weights import weights_fingerprint as weights_of
 from lrp.pictures import heatmap
-from lrp.pictures.photos import Found, open_photo
+from lrp.pictures.photos import Found, Photo, open_photo
 
 RequestOf = Request | Callable[[Found], Request]
 
@@ -68,7 +68,7 @@ class Gallery:
             TargetError: no such class.
         """
         device = resolve_device(options.device)
-        loaded = resolve_model(model, options.size, options.arch, options.labels)
+        loaded = resolve_model(model, options.size, options.arch, options.labels, options.range)
         request = target if callable(target) else Request.of(target, loaded.class_names)
         loaded.model.to(device)
         explainer = Explainer(
@@ -124,7 +124,7 @@ class Gallery:
     def _opened(self, file: Found, path: Path, scale_digest: str) -> Result | Waiting:
         """The photo with its target; or a result: kept from an earlier run, or skipped with the reason."""
         try:
-            photo = open_photo(file.path, max_megapixels=self.options.max_megapixels)
+            photo = self._photo(file.path)
             self.loaded.preprocessing.geometry.box(
                 *photo.pixels.shape[:2]
             )  # raises for a photo that is too narrow
@@ -141,6 +141,10 @@ class Gallery:
             if kept is not None:
                 return Result(file.path, "kept", path, facts=kept)
         return Waiting(photo, path, fingerprint, request, request.entries(true))
+
+    def _photo(self, path: Path) -> Photo:
+        limit, range = self.options.max_megapixels, self.loaded.preprocessing.range
+        return open_photo(path, max_megapixels=limit, range=range)
 
     def _folder_class(self, file: Found) -> int:
         folder = file.path.absolute().parent.name
@@ -180,7 +184,7 @@ class Gallery:
         try:
             pixels = sheet.photo.pixels
             if not pixels.size:
-                pixels = open_photo(source, max_megapixels=options.max_megapixels).pixels
+                pixels = self._photo(source).pixels
             panels = [one.panel(*pixels.shape[:2]) for one in sheet.maps]
             made = Finished(sheet, pixels, panels, options.style, options.percentile, limit)
             sheet.output.parent.mkdir(parents=True, exist_ok=True)

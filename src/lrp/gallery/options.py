@@ -14,10 +14,11 @@ from lrp.engine.composite import Composite
 from lrp.engine.default_preset import default_preset
 from lrp.engine.explainer import PRECISIONS
 from lrp.engine.graph.canonical import Graph
-from lrp.errors import OptionError
+from lrp.errors import ImageError, OptionError
 from lrp.gallery.formats import FORMATS
 from lrp.models.preprocessing import Preprocessing
 from lrp.pictures.heatmap import STYLES
+from lrp.pictures.levels import check_range
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class ExplainOptions:
         precision: "exact", or "mixed": sums of one sign in bfloat16.
         batch_size: photos per batch.
         max_megapixels: larger photos are skipped without being read.
+        range: (LOW, HIGH), the levels of photos deeper than 8 bits that are black and white; None: as `open_photo` finds
+            for each file.
         save: files written for each photo: "png" (the picture), "npz" (relevance and logits as arrays), "heatmap" (the
             heatmap alone, transparent). A result is kept by a later run only if "png" is among them: the picture holds its
             facts.
@@ -64,10 +67,13 @@ class ExplainOptions:
     overwrite: bool = False
     arch: str | None = None
     labels: str | Path | Sequence[str] | None = None
+    range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.save, list):
             object.__setattr__(self, "save", tuple(self.save))
+        if isinstance(self.range, list):
+            object.__setattr__(self, "range", tuple(self.range))
         wrong = [f"{name}={getattr(self, name)!r}: expected {words}" for name, words in self._wrong()]
         if wrong:
             raise OptionError("; ".join(wrong))
@@ -92,6 +98,7 @@ class ExplainOptions:
                 _number(self.max_megapixels) and self.max_megapixels >= 0,
                 "a number from 0 on",
             ),
+            "range": (_range(self.range), "(LOW, HIGH), two finite numbers, LOW below HIGH, or None"),
             "save": (bool(formats), f"a tuple of at least one of {', '.join(map(repr, FORMATS))}"),
         }
         wrong = [(name, words) for name, (right, words) in fits.items() if not right]
@@ -131,6 +138,14 @@ def _one_of(names: Sequence[str]) -> str:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _range(value: Any) -> bool:
+    try:
+        check_range(value)
+    except ImageError:
+        return False
+    return True
 
 
 def _number(value: Any) -> bool:

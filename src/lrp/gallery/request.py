@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from lrp.classes import class_index
-from lrp.engine.targets import Contrast
+from lrp.engine.targets import Contrast, plain_target
 from lrp.errors import TargetError
 
 
@@ -49,15 +51,18 @@ class Request:
 
     @staticmethod
     def of(target: Any, class_names: Sequence[str]) -> Request:
-        """From text in the command line's syntax, an index, a `Contrast`, or a list of these; a `Request` is unchanged.
+        """From text in the command line's syntax, an index, a `Contrast`, or a list, array or pandas column of these; a
+        `Request` is unchanged.
 
         Raises:
             TargetError: no such class, or another type of target.
         """
         if isinstance(target, Request):
             return target
+        target = plain_target(target)
         if isinstance(target, str):
             return Request.parse(target, class_names)
+        target = target.tolist() if isinstance(target, Tensor) else target
         parts = tuple(target) if isinstance(target, list | tuple) else (target,)
         return Request(repr(target), tuple(_resolved(part, class_names) for part in parts))
 
@@ -103,6 +108,7 @@ class Request:
 
 
 def _resolved(part: Any, class_names: Sequence[str]) -> Any:
+    part = plain_target(part)
     if isinstance(part, Contrast):
         return Contrast(_resolved(part.a, class_names), _resolved(part.b, class_names))
     if isinstance(part, str):

@@ -13,7 +13,7 @@ from lrp.values import Plain
 
 FACTS = (
     "predicted", "predicted_index", "confidence", "target", "target_index", "target_confidence", "top5", "logit",
-    "start", "relevance_sum", "health", "panels", "scale",
+    "start", "relevance_sum", "health", "panels", "scale", "notes",
 )  # fmt: skip
 
 

@@ -94,6 +94,7 @@ def sheet(
             for p, k in zip(best.values, best.indices, strict=True)
         ],
         "panels": panels if len(panels) > 1 else None,
+        "notes": list(photo.notes),
     }
     relevance = torch.stack([e.relevance[i] for e in explained]).detach().float().cpu().numpy()
     arrays = None

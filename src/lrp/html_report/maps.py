@@ -47,7 +47,8 @@ def explain_maps(
     for one in asked:
         changed: list[str] = []
         try:
-            made = _explained(one, open_photo(one.file), galleries, position, changed)
+            photo = open_photo(one.file, range=galleries[0].loaded.preprocessing.range)
+            made = _explained(one, photo, galleries, position, changed)
         except ImageError:
             unread += 1
             continue

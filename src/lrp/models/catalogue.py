@@ -136,6 +136,8 @@ def build_from_catalogue(
 ) -> nn.Module:
     """The architecture with random weights, set up as its published weights need it; in training mode.
 
+    Its first convolution takes as many channels as the preprocessing has means: three, or one of grey.
+
     filled_later: True leaves out the slow part of some initialisations, because weights are loaded afterwards.
     """
     if architecture == PACKAGED:
@@ -144,7 +146,10 @@ def build_from_catalogue(
         import timm
 
         timm_catalogue_entry(architecture)
-        return timm.create_model(architecture.removeprefix("timm:"), num_classes=classes)
+        channels: dict[str, Any] = (
+            {} if len(preprocessing.mean) == 3 else {"in_chans": len(preprocessing.mean)}
+        )
+        return timm.create_model(architecture.removeprefix("timm:"), num_classes=classes, **channels)
     if architecture not in torchvision_names():
         raise unknown_model(architecture)
     import torchvision.models
@@ -153,7 +158,20 @@ def build_from_catalogue(
     if architecture.startswith("vit_"):  # position embeddings have the size of the input
         options["image_size"] = preprocessing.geometry.crop[0]
     if architecture in ("googlenet", "inception_v3"):  # weights from TensorFlow: inputs from -1 to 1
-        options |= {"transform_input": True, "aux_logits": False}
+        options |= {"transform_input": len(preprocessing.mean) == 3, "aux_logits": False}
     if architecture.startswith(("googlenet", "inception_v3", "vgg")):
         options["init_weights"] = not filled_later
-    return torchvision.models.get_model(architecture, weights=None, num_classes=classes, **options)
+    model = torchvision.models.get_model(architecture, weights=None, num_classes=classes, **options)
+    if len(preprocessing.mean) != 3:
+        _take_channels(model, len(preprocessing.mean))
+    return model
+
+
+def _take_channels(model: nn.Module, channels: int) -> None:
+    """Replace the first convolution by one like it that takes so many channels."""
+    path, old = next((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    new = nn.Conv2d(
+        channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.groups,  # type: ignore[arg-type]
+        old.bias is not None, old.padding_mode,
+    )  # fmt: skip
+    model.set_submodule(path, new)

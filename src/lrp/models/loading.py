@@ -3,12 +3,13 @@
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from lrp.classes import read_class_names
 from lrp.errors import ModelError
@@ -23,7 +24,13 @@ from lrp.models.catalogue import (
 from lrp.models.checkpoints import SUFFIXES, is_checkpoint, read_sidecar, sidecar_of
 from lrp.models.downloads import Progress, download_checkpoint, download_from_hub
 from lrp.models.preprocessing import Preprocessing
-from lrp.models.weights import load_weights_into, read_weights, weights_sha256, weights_with_class_axis
+from lrp.models.weights import (
+    first_convolution_weight,
+    load_weights_into,
+    read_weights,
+    weights_sha256,
+    weights_with_class_axis,
+)
 
 # torchvision, timm and safetensors are imported where they are used: together they take seconds.
 
@@ -54,7 +61,8 @@ def load_model(
         pretrained: False for random weights: nothing is downloaded.
         progress: called with lines about downloads; None: prints them to stderr.
         arch: for a file without sidecar: the model whose weights it holds ("vgg19"). The file determines the number
-            of classes; the preprocessing is that of the model's own weights.
+            of classes; the preprocessing is that of the model's own weights. If the file's first convolution takes one
+            channel, photos are turned to grey, and mean and std are the averages of the published ones.
         labels: for a file without sidecar: its class names, in order; or a file of them, one per line or a JSON
             list. None: those of the model's own weights if their number fits; else "class 0", "class 1", ...
 
@@ -159,12 +167,22 @@ def _from_file(
     return LoadedModel(model.eval(), preprocessing, class_names)
 
 
+def _channels_of(tensors: Mapping[str, Tensor], arch: str, preprocessing: Preprocessing) -> Preprocessing:
+    """The preprocessing for one channel of grey, if the weights differ from the architecture's by taking one."""
+    name, shape = first_convolution_weight(arch, preprocessing)
+    if name not in tensors or tensors[name].shape != (shape[0], 1, *shape[2:]):
+        return preprocessing
+    mean, std = ((sum(values) / len(values),) for values in (preprocessing.mean, preprocessing.std))
+    return replace(preprocessing, mean=mean, std=std)
+
+
 def _without_sidecar(
     path: Path, pretrained: bool, arch: str, labels: str | Path | Sequence[str] | None
 ) -> LoadedModel:
     """Load a file of weights that has no sidecar."""
     preprocessing, own_names = catalogue_preprocessing(arch)
     tensors = read_weights(path)
+    preprocessing = _channels_of(tensors, arch, preprocessing)
     axes = weights_with_class_axis(arch, preprocessing)
     sizes = [tensors[n].shape[a] for n, a in axes.items() if n in tensors and tensors[n].dim() > a]
     classes = sizes[0] if sizes else len(own_names)  # if they disagree, `load_weights_into` raises

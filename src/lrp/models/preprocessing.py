@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lrp.errors import ModelError
+from lrp.pictures.levels import check_range
 from lrp.pictures.photos import Geometry
 
 
@@ -18,18 +20,36 @@ from lrp.pictures.photos import Geometry
 class Preprocessing:
     """From a photo's pixels to the input that the model was trained on: resize, crop, then (x / 255 - mean) / std.
 
-    mean, std: one number per channel.
+    mean, std: one number per channel: three of RGB, or one of grey.
+    range: which levels of photos deeper than 8 bits are black and white; None: as `open_photo` finds.
     """
 
     geometry: Geometry
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    range: tuple[float, float] | None = None
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
-        """uint8 [H, W, 3], upright RGB -> float32 [3, h, w]."""
-        cropped = torch.tensor(np.ascontiguousarray(self.geometry.apply(pixels).transpose(2, 0, 1)))
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return cropped.float().div(255).sub(mean).div(std)
+        """uint8 [H, W, 3], upright RGB -> float32 [C, h, w], C as many as there are means."""
+        seen = self.channels(self.geometry.apply(pixels))
+        return self.normalised(torch.tensor(np.ascontiguousarray(seen.transpose(2, 0, 1))))
+
+    def channels(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] -> [H, W, C]: as it is, or one channel of grey (ITU-R 601, as Pillow's and torchvision's)."""
+        if len(self.mean) == 3:
+            return pixels
+        return np.array(Image.fromarray(pixels).convert("L"))[..., None]
+
+    def normalised(self, levels: Tensor) -> Tensor:
+        """uint8 [..., C, h, w] -> float32, (x / 255 - mean) / std."""
+        mean, std = (
+            torch.tensor(values, device=levels.device).view(-1, 1, 1) for values in (self.mean, self.std)
+        )
+        return levels.float().div(255).sub(mean).div(std)
+
+    def zeros(self, images: int) -> Tensor:
+        """[images, C, h, w] of the shape that the model takes."""
+        return torch.zeros(images, len(self.mean), *self.geometry.crop)
 
     @property
     def low(self) -> tuple[float, ...]:
@@ -53,6 +73,10 @@ class Preprocessing:
             resize = (round(resize[0] * side / height), round(resize[1] * side / width))
         return replace(self, geometry=replace(self.geometry, resize=resize, crop=(side, side)))
 
+    def with_range(self, range: tuple[float, float] | None) -> "Preprocessing":
+        """The same for photos in which these levels are black and white."""
+        return replace(self, range=check_range(range))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         resize = self.geometry.resize
@@ -62,6 +86,7 @@ class Preprocessing:
             "interpolation": self.geometry.interpolation,
             "mean": list(self.mean),
             "std": list(self.std),
+            **({} if self.range is None else {"range": list(self.range)}),
         }
 
     @classmethod
@@ -71,10 +96,12 @@ class Preprocessing:
             "resize": lambda v: v is None or _are_sizes([v]) or _are_sizes(v, 2),
             "crop": lambda v: _are_sizes(v, 2),
             "interpolation": lambda v: v in ("bilinear", "bicubic", "nearest", "lanczos"),
-            "mean": _are_three_numbers,
-            "std": lambda v: _are_three_numbers(v) and min(v) > 0,
+            "mean": lambda v: _are_numbers(v, 1, 3),
+            "std": lambda v: _are_numbers(v, 1, 3) and min(v) > 0 and len(v) == len(values.get("mean") or v),
         }
         values = values if isinstance(values, Mapping) else {}
+        if "range" in values:
+            rules["range"] = lambda v: _are_numbers(v, 2) and v[0] < v[1]
         wrong = [
             f"{key} cannot be {json.dumps(values[key])}" if key in values else f"{key} is missing"
             for key, fits in rules.items()
@@ -84,7 +111,11 @@ class Preprocessing:
             raise ModelError(f"preprocessing: {', '.join(wrong)}")
         resize = tuple(values["resize"]) if isinstance(values["resize"], list) else values["resize"]
         geometry = Geometry(resize=resize, crop=tuple(values["crop"]), interpolation=values["interpolation"])
-        return cls(geometry, tuple(map(float, values["mean"])), tuple(map(float, values["std"])))
+        low_high = values.get("range")
+        return cls(
+            geometry, tuple(map(float, values["mean"])), tuple(map(float, values["std"])),
+            None if low_high is None else (float(low_high[0]), float(low_high[1])),
+        )  # fmt: skip
 
 
 def _are_sizes(values: Any, count: int = 1) -> bool:
@@ -96,9 +127,10 @@ def _are_sizes(values: Any, count: int = 1) -> bool:
     )
 
 
-def _are_three_numbers(values: Any) -> bool:
+def _are_numbers(values: Any, *counts: int) -> bool:
+    """Whether it is a list of finite numbers, as many as one of `counts`."""
     return (
         isinstance(values, list)
-        and len(values) == 3
+        and len(values) in counts
         and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
     )

@@ -18,6 +18,7 @@ def resolve_model(
     size: int | None = None,
     arch: str | None = None,
     labels: str | Path | Sequence[str] | None = None,
+    range: tuple[float, float] | None = None,
 ) -> LoadedModel:
     """The model of that name, or the one given, with an input of `size` pixels.
 
@@ -25,9 +26,11 @@ def resolve_model(
         model: what `load_model` takes, or what it returns.
         size: side of the model's input; None: what it was trained with.
         arch, labels: as `load_model` takes them, for a file without sidecar.
+        range: which levels of deep photos are black and white; None: as the preprocessing says.
 
     Raises:
         ModelError: neither a name nor a loaded model; or what `load_model` raises.
+        ImageError: `range` is none.
     """
     if isinstance(model, str | Path):
         given = {"arch": arch, "labels": labels}
@@ -39,7 +42,8 @@ def resolve_model(
             f"model: expected a name, a file of weights, or what lrp.load_model returns, got {type(model).__name__}; "
             "of a module of yours, LoadedModel(module.eval(), preprocessing, class_names) makes one."
         )
-    return loaded if size is None else loaded._replace(preprocessing=loaded.preprocessing.with_size(size))
+    preprocessing = loaded.preprocessing if size is None else loaded.preprocessing.with_size(size)
+    return loaded._replace(preprocessing=preprocessing if range is None else preprocessing.with_range(range))
 
 
 def resolve_model_name(model: str | Path | LoadedModel) -> str:

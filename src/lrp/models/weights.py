@@ -148,19 +148,30 @@ def weights_with_class_axis(architecture: str, preprocessing: Preprocessing) -> 
     {"classifier.6.weight": 0, "classifier.6.bias": 0} for "vgg19".
     """
 
-    def shapes(classes: int) -> dict[str, torch.Size]:
-        try:
-            with torch.device("meta"):  # allocates no memory, which is fast
-                model = build_from_catalogue(architecture, classes, preprocessing)
-        except RuntimeError:  # its constructor computes with values, as in torchvision's regnets
-            model = build_from_catalogue(architecture, classes, preprocessing)
-        return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-    with torch.random.fork_rng(devices=[]):
-        two, three = shapes(2), shapes(3)
+    two, three = (
+        {name: tensor.shape for name, tensor in _outline(architecture, n, preprocessing).state_dict().items()}
+        for n in (2, 3)
+    )
     return {
         name: axis
         for name, shape in two.items()
         for axis, sizes in enumerate(zip(shape, three[name], strict=True))
         if sizes == (2, 3)
     }
+
+
+def first_convolution_weight(architecture: str, preprocessing: Preprocessing) -> tuple[str, torch.Size]:
+    """The weight of the first convolution, ("features.0.weight", [64, 3, 3, 3]) for "vgg19"; ("", []) if there is none."""
+    modules = _outline(architecture, 2, preprocessing).named_modules()
+    found = ((f"{path}.weight", m.weight.shape) for path, m in modules if isinstance(m, nn.Conv2d))
+    return next(found, ("", torch.Size()))
+
+
+def _outline(architecture: str, classes: int, preprocessing: Preprocessing) -> nn.Module:
+    """The architecture with weights of no memory, or random ones; for the shapes."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):  # allocates no memory, which is fast
+                return build_from_catalogue(architecture, classes, preprocessing)
+        except RuntimeError:  # its constructor computes with values, as in torchvision's regnets
+            return build_from_catalogue(architecture, classes, preprocessing)

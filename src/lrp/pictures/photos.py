@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from lrp.errors import ImageError
+from lrp.pictures.levels import NoRange, Range, check_range, eight_bits, is_deep, shallow_colours
 
 FORMATS = "JPEG, PNG, WebP, BMP, GIF or TIFF"
 
@@ -74,6 +75,8 @@ class Photo:
     """uint8 [H, W, 3]: RGB, upright, transparency on white. A new array: writable and contiguous."""
     digest: str
     """SHA-256 of the file's bytes, in hex."""
+    notes: tuple[str, ...] = ()
+    """What was assumed about the file, or left out: "page 1 of 5", "12 of 16 bits: levels 0 to 4095 are ..."."""
 
 
 @dataclass(frozen=True)
@@ -84,31 +87,42 @@ class Found:
     """Relative to the given folder; for a file that was given itself, its name."""
 
 
-def open_photo(path: Path | str, *, max_megapixels: float = 100.0) -> Photo:
-    """Read one photo: orientation applied, any colour mode to RGB, the first frame of several.
+def open_photo(
+    path: Path | str, *, max_megapixels: float = 100.0, range: tuple[float, float] | None = None
+) -> Photo:
+    """Read one photo: orientation applied, any colour mode to RGB, the first page or frame of several.
 
-    Grey levels deeper than 8 bits are scaled by their range. Where the file declares none (32-bit integers,
-    floats), it is the smallest usual one that holds all values (0 to 1 for floats, 255, 65535), or else from
-    the lowest value to the highest. Colour profiles are not applied, as in the pipelines models train with.
+    One channel of more than 8 bits is scaled to 8: `range` (LOW, HIGH) says which level is black and which white. Without
+    it, that is what the file states (TIFF's BitsPerSample, SMinSampleValue and SMaxSampleValue); else 0 to the
+    largest level of the smallest of 8, 10, 12, 14 and 16 bits that hold the file's levels; floats must then lie in 0 to 1,
+    and integers above 16 bits or below 0 go from the file's lowest level to its highest. What was assumed is one of the
+    photo's `notes`. Each file decides alone: for files that are to be compared, give a range.
+    Colour profiles are not applied, as in the pipelines models train with.
 
     Thread-safe, and threads decode in parallel: Pillow releases the GIL.
 
     Raises:
         PhotoError: an ImageError, and the only error, whatever the file holds. The size is checked in the
             header, before any pixel is decoded.
+        ImageError: `range` is not two numbers, LOW below HIGH.
     """
-    path = Path(path)
+    path, range = Path(path), check_range(range)
     try:
         _expect_regular(path)
         with path.open("rb") as file:
             kind = _kind(path, file.read(16))
             file.seek(0)
             with _pillow(max_megapixels):
-                pixels = _decode(path, file, kind, max_megapixels)
+                pixels, notes = _decode(path, file, kind, max_megapixels, range)
             file.seek(0)
-            return Photo(path, pixels, hashlib.file_digest(file, "sha256").hexdigest())
+            return Photo(path, pixels, hashlib.file_digest(file, "sha256").hexdigest(), notes)
     except OSError as error:
         raise PhotoError(path, f"cannot be opened: {error.strerror or error}") from error
+
+
+def kinds_of(notes: Sequence[str]) -> list[str]:
+    """The notes of a photo, without what differs from file to file: "page 1 of several"."""
+    return [re.sub(r"^(page|frame) 1 of \d+$", r"\1 1 of several", note) for note in notes]
 
 
 def find_photos(paths: Sequence[Path | str]) -> list[Found]:
@@ -287,13 +301,20 @@ def _kind(path: Path, head: bytes) -> str:
     )
 
 
-def _decode(path: Path, file: BinaryIO, kind: str, max_megapixels: float) -> np.ndarray:
+Notes = tuple[str, ...]
+
+
+def _decode(
+    path: Path, file: BinaryIO, kind: str, max_megapixels: float, range: Range | None
+) -> tuple[np.ndarray, Notes]:
     """The only function in which Pillow reads the file: whatever it raises becomes a PhotoError."""
     try:
         with Image.open(file, formats=[kind]) as image:
             count = image.width * image.height
             if count <= max_megapixels * 1e6:
-                return _pixels(image)
+                return _pixels(image, range)
+    except NoRange as error:
+        raise PhotoError(path, str(error)) from error
     except Image.DecompressionBombError as error:
         # Far above the limit Pillow raises before it returns an image; the first number of its message is the pixel count.
         number = re.search(r"\d+", str(error))
@@ -316,11 +337,18 @@ def _decode(path: Path, file: BinaryIO, kind: str, max_megapixels: float) -> np.
     )
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def _pixels(image: Image.Image, range: Range | None) -> tuple[np.ndarray, Notes]:
     """Decode and convert to uint8 [H, W, 3]. Decoding detects a truncated file; Image.verify does not."""
+    rawmodes = [
+        str(part)
+        for tile in getattr(image, "tile", ())
+        for part in (tile[3] if isinstance(tile[3], tuple) else tile[3:])
+    ]
     image.load()
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        rgb = Image.fromarray(_eight_bits(image)).convert("RGB")
+    note = ""
+    if is_deep(image):
+        grey, note = eight_bits(image, range)
+        rgb = Image.fromarray(grey).convert("RGB")
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -330,30 +358,19 @@ def _pixels(image: Image.Image) -> np.ndarray:
         turn = _UPRIGHT.get(image.getexif().get(0x0112, 1))
     except Exception:  # a photo with a damaged EXIF block can still be read
         turn = None
-    return np.array(rgb if turn is None else rgb.transpose(turn))
+    pixels = np.array(rgb if turn is None else rgb.transpose(turn))
+    notes = _pages(image), note, shallow_colours(image, rawmodes, pixels)
+    return pixels, tuple(filter(None, notes))
 
 
-def _eight_bits(image: Image.Image) -> np.ndarray:
-    """Deep grey levels -> uint8 [H, W]; the ranges are those that `open_photo` documents."""
-    levels = np.asarray(image).astype(np.float32 if image.mode == "F" else np.float64)
-    finite = levels[np.isfinite(levels)]
-    if not finite.size:
-        raise ValueError("no finite value")
-    low, high = float(finite.min()), float(finite.max())
-    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
-    if image.mode.startswith("I;16") or image.format == "PNG":  # older Pillow opens a PNG of 16 bits as "I"
-        start, end = 0.0, 2.0 ** tags.get(258, (16,))[0] - 1
-    else:
-        usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        start, end = next(((0.0, end) for end in usual if low >= 0 and high <= end), (low, high))
-    scaled = (np.nan_to_num(levels, nan=start, posinf=end, neginf=start) - start) / max(end - start, 1e-30)
-    grey = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
-    if image.mode == "I;16" and tags.get(262) == 0:
-        grey = 255 - grey  # "white is zero", which Pillow handles up to 8 bits only
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        grey[np.asarray(image) == clear] = 255
-    return grey
+def _pages(image: Image.Image) -> str:
+    """ "page 1 of 5", "frame 1 of 5"; "" for a single one. A JPEG's others are previews and depth maps of phones."""
+    word = "page" if image.format == "TIFF" else "frame"
+    try:
+        count = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+    except Exception:  # the later ones are damaged
+        return f"{word} 1 of several"
+    return f"{word} 1 of {count}" if count > 1 else ""
 
 
 _pillow_lock = threading.Lock()

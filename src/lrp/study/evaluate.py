@@ -29,7 +29,7 @@ from lrp.errors import DataError, ImageError, ModelError, PredictionsError
 from lrp.models.loading import LoadedModel
 from lrp.models.resolve import resolve_device, resolve_model, resolve_model_name
 from lrp.models.weights import weights_fingerprint
-from lrp.pictures.photos import PhotoError, open_photo
+from lrp.pictures.photos import PhotoError, kinds_of, open_photo
 from lrp.study.analysis import Accuracy, analyse_accuracy
 from lrp.study.journal import Journal, journal_of
 from lrp.study.predictions import Prediction, read_prediction_rows, read_predictions, write_predictions
@@ -65,6 +65,7 @@ class Classifier:
         names = self.loaded.class_names
         known = {name for name, count in Counter(names).items() if count > 1}
         self.labels = [f"{n} ({i})" if n in known else n for i, n in enumerate(names)]
+        self.notes: set[str] = set()  # what was assumed about files that have been read
         self.competing = sorted(set(self.indices.values())) if self.restrict else list(range(len(names)))
 
     def __call__(self, samples: Sequence[Sample]) -> list[Prediction]:
@@ -72,10 +73,12 @@ class Classifier:
         return self.rows(samples, [self.read(sample) for sample in samples])
 
     def read(self, sample: Sample) -> np.ndarray | str:
-        """The model's input pixels of a file, uint8 [h, w, 3]; or the reason why it cannot be read."""
+        """The model's input pixels of a file, uint8 [h, w, C]; or the reason why it cannot be read."""
         try:
-            photo = open_photo(sample.file, max_megapixels=self.max_megapixels)
-            return self.loaded.preprocessing.geometry.apply(photo.pixels)
+            pre = self.loaded.preprocessing
+            photo = open_photo(sample.file, max_megapixels=self.max_megapixels, range=pre.range)
+            self.notes.update(kinds_of(photo.notes))
+            return pre.channels(pre.geometry.apply(photo.pixels))
         except PhotoError as error:
             return error.reason
         except ImageError as error:
@@ -91,11 +94,9 @@ class Classifier:
         ]
 
     def confidences(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [N, h, w, 3] -> float64 [N, K]: softmax over the classes that can be predicted, 0 for the others."""
-        pre = self.loaded.preprocessing
-        mean, std = (torch.tensor(v, device=self.device).view(-1, 1, 1) for v in (pre.mean, pre.std))
+        """uint8 [N, h, w, C] -> float64 [N, K]: softmax over the classes that can be predicted, 0 for the others."""
         x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # a view: memory stays channels-last
-        x = x.float().div(255).sub(mean).div(std)
+        x = self.loaded.preprocessing.normalised(x)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.float16, enabled=self.half):
             logits: Any = self.loaded.model(x)
         if not isinstance(logits, Tensor) or logits.shape != (len(pixels), len(self.labels)):
@@ -144,6 +145,7 @@ class Evaluation:
         resumed: files whose rows come from an interrupted run; all files if the CSV was up to date.
         seconds: of this run, without loading the model.
         unmatched: folders that are no class of the model -> the most similar class names.
+        notes: what was assumed about files that were read now, such as "page 1 of several"; each once.
     """
 
     output: Path
@@ -152,6 +154,7 @@ class Evaluation:
     resumed: int
     seconds: float
     unmatched: Mapping[str, Sequence[str]]
+    notes: Sequence[str] = ()
 
     @property
     def total(self) -> int:
@@ -181,6 +184,7 @@ def evaluate(
     device: torch.device | str = "auto",
     workers: int | None = None,
     max_megapixels: float = 100.0,
+    range: tuple[float, float] | None = None,
     overwrite: bool = False,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
@@ -201,6 +205,8 @@ def evaluate(
         batch_size: photos per batch.
         workers: decoding threads; None: one per core, at most eight.
         max_megapixels: larger photos are not read.
+        range: (LOW, HIGH), the levels of photos deeper than 8 bits that are black and white; None: as the model's
+            preprocessing says, or `open_photo` finds for each file.
         overwrite: start from the beginning and replace an existing output.
         advance: called with the number of files done since the last call, and the number of all files.
 
@@ -214,7 +220,7 @@ def evaluate(
         raise DataError(f"classes={classes!r}: expected 'model' or 'data'.")
     output, device, name = Path(output), resolve_device(device), name or resolve_model_name(model)
     data = data if isinstance(data, DataSet) else DataSet.open(data)
-    loaded = resolve_model(model, size, arch, labels)
+    loaded = resolve_model(model, size, arch, labels, range)
     matched = match_class_folders(data.categories, loaded.class_names)
     net = loaded.model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     classifier = Classifier(
@@ -260,7 +266,15 @@ def evaluate(
             write_predictions(output, tally.of(journal.rows()))
             journal.remove()
     seconds = time.perf_counter() - begin
-    return Evaluation(output, dict(tally.counts), tally.correct, resumed, seconds, matched.unmatched)
+    return Evaluation(
+        output,
+        dict(tally.counts),
+        tally.correct,
+        resumed,
+        seconds,
+        matched.unmatched,
+        sorted(classifier.notes),
+    )
 
 
 @dataclass

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Photos(Dataset[tuple[Tensor, int]]):
-    """The examples as model inputs, [3, h, w] normalised; for training, augmented differently in each epoch.
+    """The examples as model inputs, [C, h, w] normalised; for training, augmented differently in each epoch.
 
     The augmentation of a photo depends only on the seed, the epoch and its index: not on workers, nor on resuming.
     """
@@ -44,7 +44,8 @@ class Photos(Dataset[tuple[Tensor, int]]):
         epoch, index = item
         example = self.examples[index]
         try:
-            pixels = open_photo(example.sample.file, max_megapixels=self.max_megapixels).pixels
+            limit, range = self.max_megapixels, self.preprocessing.range
+            pixels = open_photo(example.sample.file, max_megapixels=limit, range=range).pixels
         except ImageError as error:
             raise TrainingError(
                 f"{error}: it could be read when the training began. Put it back, and the same command goes on."
@@ -53,7 +54,8 @@ class Photos(Dataset[tuple[Tensor, int]]):
             return self.preprocessing(pixels), example.target
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self.settings.seed, epoch, index)) % 2**63)
-            return self._augmented(torch.from_numpy(pixels).permute(2, 0, 1)), example.target
+            levels = torch.from_numpy(self.preprocessing.channels(pixels)).permute(2, 0, 1)
+            return self._augmented(levels), example.target
 
     def _augmented(self, photo: Tensor) -> Tensor:
         from torchvision.transforms import v2

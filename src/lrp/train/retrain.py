@@ -59,6 +59,7 @@ def retrain(
     seed: int = 0,
     max_skip_rate: float = 0.05,
     max_megapixels: float = 100.0,
+    range: tuple[float, float] | None = None,
     follow_links: bool = False,
     pretrained: bool = True,
     device: torch.device | str = "auto",
@@ -80,6 +81,8 @@ def retrain(
 
     Args:
         data: see `lrp.data.splits.split`, also for val_share, seed, max_skip_rate, max_megapixels, follow_links.
+        range: (LOW, HIGH), the levels of photos deeper than 8 bits that are black and white; the output's sidecar stores
+            it, so that other commands read photos in the same way. None: as `open_photo` finds for each file.
         output: the file of the trained weights; ends in .pth, .pt or .safetensors.
         model: a name that `load_model` accepts; or a file with its sidecar, to continue with other classes or data.
         train: "head": only the last layers, on features that are computed once. "all": all layers, starting from the
@@ -130,12 +133,13 @@ def retrain(
         nonlocal run, model_
         material = split(
             data, val_share=val_share, seed=seed, max_skip_rate=max_skip_rate, max_megapixels=max_megapixels,
-            follow_links=follow_links, advance=lambda done, total: advance(done, total, "reading photos"),
+            range=range, follow_links=follow_links, advance=lambda done, total: advance(done, total, "reading photos"),
         )  # fmt: skip
         on_data(material)
         advance(0, 1, f"loading {model}")
         fresh = model_with_new_head(model, len(material.classes), pretrained=pretrained, seed=seed, arch=arch)
         preprocessing = fresh.preprocessing if size is None else fresh.preprocessing.with_size(size)
+        preprocessing = preprocessing if range is None else preprocessing.with_range(range)
         identity = {
             "model": model,
             "weights": weights_fingerprint(fresh.model)[:16],
@@ -157,7 +161,7 @@ def retrain(
         model_ = _on_device(fresh.model, where)
         if train == "head" or (state is None and pretrained):
             fitted = _head(
-                run, model_, torch.zeros(2, 3, *preprocessing.geometry.crop, device=where),
+                run, model_, preprocessing.zeros(2).to(where),
                 head or HeadSettings(seed=seed), where, batch_size, workers,
                 Path(cache) if cache else output.parent / ".lrp_features", max_megapixels, advance, state,
             )  # fmt: skip
@@ -226,7 +230,7 @@ def _head(
         return parts.trunk(images.contiguous(memory_format=torch.channels_last))
 
     def read(sample: Sample) -> Photo:
-        return open_photo(sample.file, max_megapixels=max_megapixels)
+        return open_photo(sample.file, max_megapixels=max_megapixels, range=run.preprocessing.range)
 
     count = len(run.data.train) + len(run.data.val)
     stores: list[Store] = []

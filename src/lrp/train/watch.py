@@ -31,6 +31,7 @@ class Watch:
         folder: for the pictures.
         composite: a preset's name, or another composite that `lrp.Explainer` accepts; None: the preset that fits the
             architecture.
+        range: which levels of photos deeper than 8 bits are black and white, as `open_photo` takes it.
         every: explain only after every `every`-th epoch, and after the first two.
 
     Raises:
@@ -38,9 +39,10 @@ class Watch:
     """
 
     def __init__(
-        self, photos: Sequence[Path | str], folder: Path | str, *, composite: Any = None, every: int = 1
-    ) -> None:
-        self.photos = [open_photo(path) for path in photos]
+        self, photos: Sequence[Path | str], folder: Path | str, *, composite: Any = None, every: int = 1,
+        range: tuple[float, float] | None = None,
+    ) -> None:  # fmt: skip
+        self.photos = [open_photo(path, range=range) for path in photos]
         self.folder, self.composite, self.every = Path(folder), composite, every
         self.names = _names([photo.path for photo in self.photos])
 

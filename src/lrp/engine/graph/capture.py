@@ -24,13 +24,13 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.nn.parameter import UninitializedParameter
 
-from lrp.engine.graph.any_batch import FIRST, SECOND, generalise
-from lrp.engine.graph.tracing.constant_branches import ConstantBranches
 from lrp.engine.graph.facts import facts
+from lrp.engine.graph.outputs import HEADS, Output, logits_among
+from lrp.engine.graph.tracing.any_batch import FIRST, SECOND, generalise
+from lrp.engine.graph.tracing.constant_branches import ConstantBranches
 from lrp.engine.graph.tracing.hooks import Hook, forward_hooks, hooked, hooks_that_change, only
 from lrp.engine.graph.tracing.isolation import isolated, replaced_here
 from lrp.engine.graph.tracing.model_copy import copy_of
-from lrp.engine.graph.outputs import HEADS, Output, logits_among
 from lrp.errors import CaptureError, InputError, LrpError
 
 TORCH = os.path.dirname(torch.__file__) + os.sep

@@ -82,7 +82,11 @@ def _next_to(node: Node, mixers: dict[Node, str], graph: Graph) -> set[Node]:
         seen, waiting = {node}, [node]
         while waiting:
             for other in neighbours(waiting.pop()):
-                if other in seen or other.op != "call_function" or ops.operation_name(other).startswith("sym_"):
+                if (
+                    other in seen
+                    or other.op != "call_function"
+                    or ops.operation_name(other).startswith("sym_")
+                ):
                     continue
                 seen.add(other)
                 if other in mixers:

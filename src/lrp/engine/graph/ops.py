@@ -207,7 +207,7 @@ def _pass(op: Operation) -> Algebra:
     return Activation()
 
 
-def known() -> dict[str, str]:
+def registered() -> dict[str, str]:
     """Operation -> its families, of everything that has a rule."""
     return {
         name: ", ".join(dict.fromkeys(e.family for e in reversed(found)))

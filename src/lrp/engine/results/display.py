@@ -103,9 +103,9 @@ def explanation_picture(
             )
         geometry = None
     else:
-        pixels, file = _pixels(photo)
-        name = f"predicted for {file}" if file else "predicted"
         geometry = preprocessing or e._explainer.preprocessing
+        pixels, file = _pixels(photo, getattr(geometry, "range", None))
+        name = f"predicted for {file}" if file else "predicted"
     best = int(e.logits[i].argmax())
     return heatmap.draw(
         pixels, [_panel(e, i, pixels, geometry) for e in entries],
@@ -142,10 +142,10 @@ def _account(e: Explanation, i: int) -> str:
     return account_in_words(relevance, start, e.unit, shares, health.problems)
 
 
-def _pixels(photo: PhotoLike) -> tuple[np.ndarray, str]:
-    """uint8 [H, W, 3], and the file's name where it has one."""
+def _pixels(photo: PhotoLike, range: tuple[float, float] | None) -> tuple[np.ndarray, str]:
+    """uint8 [H, W, 3], and the file's name where it has one. range: black and white of deep grey levels."""
     if isinstance(photo, str | Path):
-        photo = open_photo(photo)
+        photo = open_photo(photo, range=range)
     if isinstance(photo, Photo):
         return photo.pixels, photo.path.name
     if isinstance(photo, Image.Image):

@@ -33,7 +33,7 @@ def _activations(*names: str, **facts: Any) -> Callable[..., Any]:
 
 
 @_activations(
-    "prelu", "elu", "selu", "celu", "softsign", "hardshrink", "softshrink", "tanhshrink", "log_sigmoid", "expm1", "log",
+    "prelu", "elu", "selu", "celu", "hardshrink", "softshrink", "log_sigmoid", "expm1", "log",
     "log1p", "rsqrt", "reciprocal", "sin", "cos", "atan", "clamp_max", "log2", "log10", "exp2", "rrelu",
     "rrelu_with_noise_functional", allocates=True,
 )  # fmt: skip

@@ -102,8 +102,15 @@ def _conv_transpose(op: Operation) -> Affine:
     def forward(a: Any, w: Any) -> Any:
         return transposed(a, w, None, stride, padding, extra, groups, dilation)
 
+    # With more output padding than a stride, there is room for the kernel beyond the last input.
+    rooms = any(e >= s for e, s in zip(extra, stride, strict=True))
+    inner = one(op.input_shape())[-n:]
+
     def adjoint(s: Any, w: Any) -> Any:
-        return conv(s, w, None, stride, padding, dilation, groups)
+        c = conv(s, w, None, stride, padding, dilation, groups)
+        for d in range(n) if rooms else ():
+            c = c.narrow(d - n, 0, inner[d])
+        return c
 
     return Affine(forward, adjoint, weight, per_channel(op["bias"], n))
 

@@ -46,7 +46,7 @@ def _transpose(op: Operation) -> Movement:
     return Movement(lambda r: [r[0].transpose(d0, d1)])
 
 
-@register("t", "mT", "numpy_T", "matrix_H", "adjoint", family="movement", nonnegative="kept")
+@register("t", "mT", "mH", "numpy_T", "matrix_H", "adjoint", family="movement", nonnegative="kept")
 def _last_two(op: Operation) -> Movement:
     n = len(op.shape)
     inverse = list(range(n))[::-1] if op.name == "numpy_T" else [*range(n - 2), n - 1, n - 2]
@@ -296,9 +296,7 @@ def _scatter(op: Operation) -> Movement:
 
     whole = isinstance(shape[dim], Batch)
     if whole:  # an assignment to x[:] replaces everything
-        return Movement(
-            *pieces(op, [a["self"], a["src"]], lambda r, i: torch.zeros_like(r) if i == 0 else r)
-        )
+        return Movement(*pieces(op, [a["self"], a["src"]], lambda r, i: torch.zeros_like(r) if i == 0 else r))
     return Movement(*pieces(op, [a["self"], a["src"]], take))
 
 

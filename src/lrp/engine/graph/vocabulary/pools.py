@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -76,9 +76,14 @@ def _logsumexp(op: Operation) -> Matrix:
         norm = a.logsumexp(dim=dims, keepdim=True)
         p = torch.where(a == -torch.inf, 0.0, torch.exp(a - norm))
         finite = torch.where(a == -torch.inf, 0.0, a)
-        entropy = (norm - (p * finite).sum(dim=dims, keepdim=True)).sum(dim=[] if keep else dims, keepdim=keep)
+        entropy = (norm - (p * finite).sum(dim=dims, keepdim=True)).sum(
+            dim=[] if keep else dims, keepdim=keep
+        )
         return Affine(
-            lambda a, w: (a * w).sum(dim=dims, keepdim=keep), lambda s, w: _kept(s, dims, keep) * w, p, entropy
+            lambda a, w: (a * w).sum(dim=dims, keepdim=keep),
+            lambda s, w: _kept(s, dims, keep) * w,
+            p,
+            entropy,
         )
 
     return Matrix(at)
@@ -93,12 +98,23 @@ def _cumsum(op: Operation) -> Affine:
 # ---------------------------------------------------------------- average pools
 
 
-@register("avg_pool2d", family="pool", nonnegative="kept", allocates=True)
-def _avg_pool2d(op: Operation) -> Affine:
+def _dimensions(op: Operation) -> int:
+    """Of the windows: the digit in names such as "avg_pool3d"."""
+    return next(int(letter) for letter in op.name if letter.isdigit())
+
+
+@register("avg_pool1d", "avg_pool2d", "avg_pool3d", family="pool", nonnegative="kept", allocates=True)
+def _avg_pool(op: Operation) -> Affine:
     return average_pool(
         op, op["kernel_size"], op["stride"] or op["kernel_size"], op["padding"], op["ceil_mode"],
-        op["count_include_pad"], op["divisor_override"],
+        op["count_include_pad"], op.arguments.get("divisor_override"),
     )  # fmt: skip
+
+
+POOLS: dict[int, tuple[Any, Any]] = {
+    2: (F.avg_pool2d, torch.ops.aten.avg_pool2d_backward),
+    3: (F.avg_pool3d, torch.ops.aten.avg_pool3d_backward),
+}
 
 
 def average_pool(
@@ -110,116 +126,52 @@ def average_pool(
     include_pad: bool,
     divisor: int | None,
 ) -> Affine:
-    cuts = (
-        one_per_dimension(kernel, 2),
-        one_per_dimension(stride, 2),
-        one_per_dimension(padding, 2),
-        ceil_mode,
-    )
+    """The average over windows of the last one, two or three dimensions; one as two, the first of size 1."""
+    n = _dimensions(op)
+    row = n == 1
+    kernel, stride, padding = ([fill] * row + one_per_dimension(given, n)
+                               for given, fill in ((kernel, 1), (stride, 1), (padding, 0)))  # fmt: skip
+    cuts = (kernel, stride, padding, ceil_mode)
     windows = (*cuts, include_pad, divisor)
-    height, width = one(op.input_shape())[-2:]
-    blank = torch.ones(1, 1, height, width, **op.meta)
-    # A window holds as many real inputs as the sum of ones in it; the padding has no share.
-    own = F.avg_pool2d(blank, *windows) / F.avg_pool2d(blank, *cuts, True, 1)
-
-    def back(s: Any) -> Any:
-        # Only the size of the second argument is used.
-        like = s.new_empty((1, 1, 1, 1)).expand(s.shape[0], s.shape[1], height, width)
-        return torch.ops.aten.avg_pool2d_backward(s, like, *windows)
-
-    return _uniform(lambda a: F.avg_pool2d(a, *windows), back, own)
-
-
-@register("avg_pool1d", family="pool", nonnegative="kept")
-def _avg_pool1d(op: Operation) -> Affine:
-    """As one of two dimensions, the first of size 1."""
-    kernel, stride, padding = (
-        one_per_dimension(op[key], 1)[0] for key in ("kernel_size", "stride", "padding")
-    )
-    stride = one_per_dimension(op["stride"] or kernel, 1)[0]
-    length = one(op.input_shape())[-1]
-    windows = ([1, kernel], [1, stride], [0, padding], op["ceil_mode"], op["count_include_pad"], None)
-    blank = torch.ones(1, 1, 1, length, **op.meta)
-    own = F.avg_pool2d(blank, *windows) / F.avg_pool2d(blank, *windows[:4], True, 1)
-
-    def back(s: Any) -> Any:
-        like = s.new_empty((1, 1, 1, 1)).expand(s.shape[0], s.shape[1], 1, length)
-        return torch.ops.aten.avg_pool2d_backward(s.unsqueeze(-2), like, *windows).squeeze(-2)
-
-    return _uniform(lambda a: F.avg_pool2d(a.unsqueeze(-2), *windows).squeeze(-2), back, own.squeeze(-2))
-
-
-@register("avg_pool3d", family="pool", nonnegative="kept")
-def _avg_pool3d(op: Operation) -> Affine:
-    kernel = one_per_dimension(op["kernel_size"], 3)
-    cuts = (
-        kernel,
-        one_per_dimension(op["stride"] or kernel, 3),
-        one_per_dimension(op["padding"], 3),
-        op["ceil_mode"],
-    )
-    windows = (*cuts, op["count_include_pad"], op["divisor_override"])
-    space = one(op.input_shape())[-3:]
+    lead, space = len(op.shape) - n, [1] * row + one(op.input_shape())[-n:]
+    pool, backward = POOLS[len(space)]
     blank = torch.ones(1, 1, *space, **op.meta)
-    own = F.avg_pool3d(blank, *windows) / F.avg_pool3d(blank, *cuts, True, 1)
+    # A window holds as many real inputs as the sum of ones in it; the padding has no share.
+    own = pool(blank, *windows) / pool(blank, *cuts, True, 1)
+
+    def forward(a: Any) -> Any:
+        return pool(a.unsqueeze(-2), *windows).squeeze(-2) if row else pool(a, *windows)
 
     def back(s: Any) -> Any:
-        like = s.new_empty((1, 1, 1, 1, 1)).expand(s.shape[0], s.shape[1], *space)
-        return torch.ops.aten.avg_pool3d_backward(s, like, *windows)
+        s = s.unsqueeze(-2) if row else s
+        # Only the size of the second argument is used.
+        like = s.new_empty(()).expand(*[s.shape[d] for d in range(lead)], *space)
+        made = backward(s, like, *windows)
+        return made.squeeze(-2) if row else made
 
-    return _uniform(lambda a: F.avg_pool3d(a, *windows), back, own)
+    return _uniform(
+        forward, back, (own.squeeze(-2) if row else own).reshape(*[1] * lead, *one(op.shape)[lead:])
+    )
 
 
 # ---------------------------------------------------------------- one matrix per spatial dimension
 
 
-def _separable(rows: Tensor, columns: Tensor) -> Affine:
-    return Affine(lambda a, w: w.forward(a), lambda s, w: w.adjoint(s), Separable(((rows, columns),)))
+def _separable(matrices: Iterable[Tensor]) -> Affine:
+    return Affine(lambda a, w: w.forward(a), lambda s, w: w.adjoint(s), Separable((tuple(matrices),)))
 
 
-@register("adaptive_avg_pool2d", family="pool", nonnegative="kept", allocates=True)
-def _adaptive_avg_pool2d(op: Operation) -> Affine:
-    sides = zip(one(op.input_shape())[-2:], one(op.shape)[-2:], strict=True)
-    rows, columns = (_cells(size, out).to(**op.meta) for size, out in sides)
-    return _separable(rows, columns)
+@register(
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", family="pool", nonnegative="kept",
+    allocates=True,
+)  # fmt: skip
+def _adaptive_avg_pool(op: Operation) -> Affine:
+    return _cell_averages(op)
 
 
-@register("adaptive_avg_pool1d", family="pool", nonnegative="kept")
-def _adaptive_avg_pool1d(op: Operation) -> Affine:
-    return _separable_1d(_cells(one(op.input_shape())[-1], one(op.shape)[-1]).to(**op.meta))
-
-
-def _separable_1d(columns: Tensor) -> Affine:
-    """[N, C, L] as an image of one row."""
-    weight = Separable(((torch.ones_like(columns[:1, :1]), columns),))
-
-    def forward(a: Any, w: Separable) -> Any:
-        return w.forward(a.unsqueeze(-2)).squeeze(-2)
-
-    def adjoint(s: Any, w: Separable) -> Any:
-        return w.adjoint(s.unsqueeze(-2)).squeeze(-2)
-
-    return Affine(forward, adjoint, weight)
-
-
-@register("adaptive_avg_pool3d", family="pool", nonnegative="kept")
-def _adaptive_avg_pool3d(op: Operation) -> Affine:
-    space, out = one(op.input_shape())[-3:], one(op.shape)[-3:]
-    return _separable_3d(op, *(_cells(s, o).to(**op.meta) for s, o in zip(space, out, strict=True)))
-
-
-def _separable_3d(op: Operation, depth: Tensor, rows: Tensor, columns: Tensor) -> Affine:
-    """One matrix for depth, one for height and width together."""
-    space, out = one(op.input_shape())[-3:], one(op.shape)[-3:]
-    weight = Separable(((depth, torch.kron(rows, columns)),))
-
-    def forward(a: Any, w: Separable) -> Any:
-        return w.forward(a.flatten(-2)).unflatten(-1, out[1:])
-
-    def adjoint(s: Any, w: Separable) -> Any:
-        return w.adjoint(s.flatten(-2)).unflatten(-1, space[1:])
-
-    return Affine(forward, adjoint, weight)
+def _cell_averages(op: Operation) -> Affine:
+    sides = zip(*op.space(-_dimensions(op)), strict=True)
+    return _separable(_cells(size, out).to(**op.meta) for size, out in sides)
 
 
 def _cells(size: int, out: int) -> Tensor:
@@ -232,52 +184,38 @@ def _cells(size: int, out: int) -> Tensor:
 
 
 @register(
-    "upsample_nearest2d",
-    "_upsample_nearest_exact2d",
-    "upsample_bilinear2d",
-    family="pool",
-    nonnegative="kept",
-)
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+    "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", family="pool", nonnegative="kept",
+)  # fmt: skip
 @register("upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", family="pool")
 def _upsampling(op: Operation) -> Affine:
-    """One matrix along height and one along width: the operation's results for unit vectors."""
-    given = {k: v for k, v in op.arguments.items() if k not in ("input", "self")}
-    height, width = one(op.input_shape())[-2:]
-    target: Any = op.node.target
-
-    def matrix(image: Tensor) -> Tensor:
-        return target(image, **given)
-
-    # In float64 whatever the model's dtype: in half precision, the interpolation weights differ.
-    unit = {"dtype": torch.float64, "device": op.meta["device"]}
-    tall = matrix(torch.eye(height, **unit).view(height, 1, height, 1).expand(-1, -1, -1, width))
-    wide = matrix(torch.eye(width, **unit).view(width, 1, 1, width).expand(-1, -1, height, -1))
-    return _separable(tall[:, 0, :, 0].t().to(**op.meta), wide[:, 0, 0, :].t().to(**op.meta))
+    return _separable(_interpolation(op, d).to(**op.meta) for d in range(_dimensions(op)))
 
 
-@register("upsample_nearest3d", "upsample_trilinear3d", family="pool", nonnegative="kept")
-def _upsampling_3d(op: Operation) -> Affine:
-    given = {k: v for k, v in op.arguments.items() if k not in ("input", "self")}
-    space: list[int] = one(op.input_shape())[-3:]
-    target: Any = op.node.target
-    sides = []
-    for d in range(3):
-        unit = torch.eye(space[d], dtype=torch.float64, device=op.meta["device"])
-        shape = [space[d], 1, 1, 1, 1]
-        shape[2 + d] = space[d]
-        made = target(unit.view(shape).expand(-1, 1, *space).contiguous(), **given)[:, 0]
-        made = made.movedim(1 + d, 1)[:, :, 0, 0]
-        sides.append(made.t().contiguous().to(**op.meta))
-    return _separable_3d(op, *sides)
+ROUNDING = 1e-12  # antialiasing leaves weights of 1e-17, which are no connections
 
 
-@register("upsample_nearest1d", "upsample_linear1d", family="pool", nonnegative="kept")
-def _upsampling_1d(op: Operation) -> Affine:
-    given = {k: v for k, v in op.arguments.items() if k not in ("input", "self")}
-    length = one(op.input_shape())[-1]
-    target: Any = op.node.target
-    unit = torch.eye(length, dtype=torch.float64, device=op.meta["device"]).unsqueeze(1)
-    return _separable_1d(target(unit, **given)[:, 0].t().to(**op.meta))
+def _interpolation(op: Operation, d: int) -> Tensor:
+    """The operation along its d-th spatial dimension: its results for unit vectors, [out, in].
+
+    In float64 whatever the model's dtype: in half precision, the interpolation weights differ.
+    """
+    n = _dimensions(op)
+    size, out = (side[d] for side in op.space(-n))
+    given = op.arguments.get("scale_factors") or [
+        v for k, v in op.arguments.items() if k.startswith("scales")
+    ]
+    scales = [given[d] if given and i == d else None for i in range(n)]
+    align = [op["align_corners"]] if "align_corners" in op.arguments else []
+    units = torch.eye(size, dtype=torch.float64, device=op.meta["device"])
+    # The other sides are 2: torch's antialiasing is wrong where a side is 1.
+    others = [2] * n
+    shape, wanted = ([*others[:d], own, *others[d + 1 :]] for own in (size, out))
+    lines = units.reshape(size, 1, *[size if i == d else 1 for i in range(n)]).expand(-1, -1, *shape)
+    made = getattr(torch.ops.aten, op.name).default(lines.contiguous(), wanted, *align, *scales)
+    weights = made.movedim(2 + d, 1).flatten(2)[:, :, 0].t()
+    return torch.where(weights.abs() < ROUNDING, 0.0, weights)
 
 
 @register("col2im", family="pool", nonnegative="kept")
@@ -292,44 +230,55 @@ def _fold(op: Operation) -> Affine:
 # ---------------------------------------------------------------- maxima
 
 
-def _scattered(relevance: Any, indices: Any, space: list[int]) -> Any:
-    """Add relevance [N, C, *out] at the indices [N, C, *out] of the maxima in [N, C, *space]."""
-    received = relevance.new_zeros(()).expand(relevance.shape[0], relevance.shape[1], math.prod(space))
-    # Windows may overlap: the maximum of several windows receives relevance from each.
-    received = received.scatter_add(2, indices.flatten(2), relevance.flatten(2))
-    return received.unflatten(2, space)
+def _of_windows(op: Operation, own: Callable[[], Affine]) -> MaxPool:
+    """A max pool that also returns the flat indices of the maxima; `own` makes the average over its windows."""
+    n = _dimensions(op)
+    lead, space = len(op.shape) - n, one(op.input_shape())[-n:]
 
-
-@register("max_pool2d", family="maxpool", nonnegative="kept", allocates=True)
-def _max_pool2d(op: Operation) -> MaxPool:
-    kernel = one_per_dimension(op["kernel_size"], 2)
-    stride = one_per_dimension(op["stride"] or kernel, 2)
-    padding, dilation = one_per_dimension(op["padding"], 2), one_per_dimension(op["dilation"], 2)
-    space = one(op.input_shape())[-2:]
+    def route(r: Any, a: Any, z: Any) -> Any:
+        sizes = [r.shape[d] for d in range(lead)]
+        received = r.new_zeros(()).expand(*sizes, math.prod(space))
+        # Windows may overlap: the maximum of several windows receives relevance from each.
+        received = received.scatter_add(-1, z[1].flatten(lead), r.flatten(lead))
+        return received.unflatten(-1, space)
 
     def average(window: tuple[int, int] | None) -> Affine:
-        if window:
-            return average_pool(op, window[0], window[1], 0, False, True, None)
-        if any(d != 1 for d in dilation):
+        return average_pool(op, window[0], window[1], 0, False, True, None) if window else own()
+
+    return MaxPool(route, average)
+
+
+@register("max_pool1d", "max_pool2d", "max_pool3d", family="maxpool", nonnegative="kept", allocates=True)
+def _max_pool(op: Operation) -> MaxPool:
+    def own() -> Affine:
+        if any(d != 1 for d in one_per_dimension(op["dilation"], 1)):
             raise RuleError(
                 f"Proportional at {op}: a dilated max pool has no average pool; use WinnerTakesAll()."
             )
-        return average_pool(op, kernel, stride, padding, op["ceil_mode"], True, None)
+        stride = op["stride"] or op["kernel_size"]
+        return average_pool(op, op["kernel_size"], stride, op["padding"], op["ceil_mode"], True, None)
 
-    return MaxPool(lambda r, a, z: _scattered(r, z[1], space), average)
-
-
-def _no_average(op: Operation) -> Callable[[Any], Affine]:
-    def average(window: Any) -> Affine:
-        raise RuleError(f"Proportional at {op}: it has no average pool of its own; use WinnerTakesAll().")
-
-    return average
+    return _of_windows(op, own)
 
 
-@register("max_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", family="maxpool", nonnegative="kept")
-def _indexed_max_pool(op: Operation) -> MaxPool:
-    space = one(op.input_shape())[2:]
-    return MaxPool(lambda r, a, z: _scattered(r, z[1], space), _no_average(op))
+@register(
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", family="maxpool", nonnegative="kept",
+    allocates=True,
+)  # fmt: skip
+def _adaptive_max_pool(op: Operation) -> MaxPool:
+    return _of_windows(op, lambda: _cell_averages(op))
+
+
+@register(
+    "fractional_max_pool2d", "fractional_max_pool3d", family="maxpool", nonnegative="kept", allocates=True
+)
+def _fractional_max_pool(op: Operation) -> MaxPool:
+    def own() -> Affine:
+        raise RuleError(
+            f"Proportional at {op}: a fractional max pool has no average pool; use WinnerTakesAll()."
+        )
+
+    return _of_windows(op, own)
 
 
 @register(

@@ -229,7 +229,10 @@ def _sum_at_indices(op: Operation) -> Matrix:
 
 
 def _interpolates(op: Operation) -> bool:
-    return op.data == [op.arguments["input"]] and op["interpolation_mode"] in (0, 1)  # bicubic has weights < 0
+    return op.data == [op.arguments["input"]] and op["interpolation_mode"] in (
+        0,
+        1,
+    )  # bicubic has weights < 0
 
 
 @register("grid_sampler", family="pool", when=_interpolates, nonnegative="kept")

@@ -89,7 +89,11 @@ def is_zero(graph: Graph, value: Any) -> bool:
         known = graph.value(value)
         if isinstance(known, Tensor):
             return not bool(known.any())
-        return value.op == "call_function" and ops.operation_name(value) in ("zeros_like", "zeros", "new_zeros")
+        return value.op == "call_function" and ops.operation_name(value) in (
+            "zeros_like",
+            "zeros",
+            "new_zeros",
+        )
     return not isinstance(value, bool) and isinstance(value, (int, float)) and value == 0
 
 
@@ -97,7 +101,11 @@ def _slope(graph: Graph, z: Node, below: Any) -> float | None:
     """The number c with `below` = c z; None: it is something else."""
     if is_zero(graph, below):
         return 0.0
-    if not isinstance(below, Node) or below.op != "call_function" or ops.operation_name(below) not in ("mul", "div"):
+    if (
+        not isinstance(below, Node)
+        or below.op != "call_function"
+        or ops.operation_name(below) not in ("mul", "div")
+    ):
         return None
     a = ops.arguments_of(below)
     over = ops.operation_name(below) == "div"

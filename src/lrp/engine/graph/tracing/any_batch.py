@@ -13,7 +13,10 @@ from torch import Tensor, fx
 
 Shape = tuple[Any, ...]
 
-FIRST, SECOND = 3, 8  # so that a half, a remainder or a limit of the number of images is not a multiple of both
+FIRST, SECOND = (
+    3,
+    8,
+)  # so that a half, a remainder or a limit of the number of images is not a multiple of both
 
 
 class Differs(Exception):

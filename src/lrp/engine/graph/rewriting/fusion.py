@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from lrp.engine.graph import ops
-from lrp.engine.graph.affine_forms import Part, axis_of
 from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.rewriting.scales import Part, axis_of
 from lrp.engine.graph.vocabulary.norms import scale_shift
 
 aten = torch.ops.aten
@@ -29,7 +29,9 @@ def fold_scale_into_producer(graph: Graph) -> None:
         if node.target is not scale_shift:
             continue
         parts = _parts(graph, node)
-        axis = next((axis_of(v, len(node.meta["shape"])) for v in parts if v is not None and v.numel() > 1), None)
+        axis = next(
+            (axis_of(v, len(node.meta["shape"])) for v in parts if v is not None and v.numel() > 1), None
+        )
         layer, axis = _producer(node, axis)
         if layer is None or not _constant_weights(graph, layer):
             continue
@@ -51,7 +53,7 @@ def fold_scale_into_producer(graph: Graph) -> None:
 
 def _producer(node: Node, axis: int | None) -> tuple[Node | None, int | None]:
     """The layer whose outputs a node reads, through permutations that nothing else reads; and where `axis` lies there."""
-    source: Node = node.args[0]  # type: ignore[assignment]
+    source: Any = node.args[0]
     while source.op == "call_function" and len(source.users) == 1:
         name = ops.operation_name(source)
         if name in LAYERS_BY_CHANNEL or name == "linear":
@@ -64,7 +66,7 @@ def _producer(node: Node, axis: int | None) -> tuple[Node | None, int | None]:
             axis = {first: second, second: first}.get(axis, axis) if axis is not None else None
         else:
             break
-        source = source.args[0]  # type: ignore[assignment]
+        source = source.args[0]
     return None, axis
 
 

@@ -11,8 +11,8 @@ from torch.fx import Node
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.capture import Batch, Shape
-from lrp.engine.graph.decompositions import decomposes
-from lrp.engine.graph.rectifiers import is_zero
+from lrp.engine.graph.rewriting.decompositions import decomposes
+from lrp.engine.graph.rewriting.rectifiers import is_zero
 from lrp.engine.graph.vocabulary.selection import indexed_sum, scattered_sum
 
 aten = torch.ops.aten
@@ -84,7 +84,9 @@ def _vector_norm(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
         return graph.insert(node, aten.linalg_vector_norm.default, args, node.meta["shape"])
     size = _each(graph, node, aten.abs.default, x)
     if math.isinf(order):
-        return _over(graph, node, aten.amax.default if order > 0 else aten.amin.default, size, dims, a["keepdim"])
+        return _over(
+            graph, node, aten.amax.default if order > 0 else aten.amin.default, size, dims, a["keepdim"]
+        )
     if order == 0:
         return None
     powers = size if order == 1 else _each(graph, node, aten.pow.Tensor_Scalar, size, order)
@@ -105,7 +107,9 @@ def _loss(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     dims = list(range(len(loss.meta["shape"])))
     if any(isinstance(size, Batch) for size in loss.meta["shape"]):
         return None  # over all images: no relevance of one image
-    return _over(graph, node, aten.mean.dim if a["reduction"] == 1 else aten.sum.dim_IntList, loss, dims, False)
+    return _over(
+        graph, node, aten.mean.dim if a["reduction"] == 1 else aten.sum.dim_IntList, loss, dims, False
+    )
 
 
 @decomposes("bilinear")
@@ -115,7 +119,9 @@ def _bilinear(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     if weight is None:
         return None
     outputs, width, other = weight.shape
-    rows = graph.constant(weight.permute(0, 2, 1).reshape(-1, width).contiguous(), f"{node.name}_weight", node)
+    rows = graph.constant(
+        weight.permute(0, 2, 1).reshape(-1, width).contiguous(), f"{node.name}_weight", node
+    )
     lead = x.meta["shape"][:-1]
     spread = graph.insert(node, aten.linear.default, (x, rows, None), (*lead, outputs * other))
     matrix = graph.insert(node, aten.unflatten.int, (spread, -1, [outputs, other]), (*lead, outputs, other))
@@ -184,7 +190,8 @@ def _log_softmax(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
 @decomposes("scatter_add", "index_add")
 def _scatter_add(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     """self + zeros with the source added at the indices."""
-    source, index = a.get("src", a.get("source")), a["index"]
+    source: Any = a["src" if "src" in a else "source"]
+    index = a["index"]
     shape, dim = node.meta["shape"], a["dim"] % len(node.meta["shape"])
     size = shape[dim]
     scattered = ops.operation_name(node) == "scatter_add"

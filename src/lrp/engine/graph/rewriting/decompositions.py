@@ -15,6 +15,7 @@ from torch.fx import Node
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.capture import Shape
+from lrp.errors import UnsupportedError
 
 aten = torch.ops.aten
 Decomposition = Callable[[Graph, Node, dict[str, Any]], Any]
@@ -228,17 +229,23 @@ def _times(graph: Graph, node: Node, x: Node, factor: Any) -> Node:
     return x if factor == 1 else graph.insert(node, aten.mul.Tensor, (x, factor), _shape(x))
 
 
-@decomposes("max_pool1d")
-def _max_pool1d(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
-    """As a 2-d max pool over one row, which returns the indices of the maxima."""
-    row = (*_shape(a["self"])[:-1], 1, _shape(a["self"])[-1])
-    given = (a["kernel_size"], a["stride"] or a["kernel_size"], a["padding"], a["dilation"])
-    kernel, stride, padding, dilation = (ops.one_per_dimension(value, 1)[0] for value in given)
-    image = graph.insert(node, aten.unsqueeze.default, (a["self"], -2), row)
-    windows = ([1, kernel], [1, stride], [0, padding], [1, dilation], a["ceil_mode"])
-    pooled = (*_shape(node)[:-1], 1, _shape(node)[-1])
-    taken = graph.insert(node, aten.max_pool2d.default, (image, *windows), pooled)
-    return graph.insert(node, aten.squeeze.dim, (taken, -2), _shape(node))
+@decomposes("fractional_max_pool2d", "fractional_max_pool3d")
+def _fractional_max_pool(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
+    """Has a rule of its own, where its windows are fixed."""
+    if _drawn(a["random_samples"]):
+        name = ops.operation_name(node)
+        raise UnsupportedError(
+            f"{node.meta['path'] or 'the model'} ({name}) draws its windows at random, other ones at each call: there is no one "
+            "function to explain; give it fixed windows (_random_samples=), or take an adaptive max pool."
+        )
+    return None
+
+
+def _drawn(node: Node) -> bool:
+    """Whether random numbers enter its value."""
+    return node.op == "call_function" and (
+        ops.operation_name(node).startswith("rand") or any(map(_drawn, node.all_input_nodes))
+    )
 
 
 @decomposes("addmm", "baddbmm")

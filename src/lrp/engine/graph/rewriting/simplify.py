@@ -14,19 +14,9 @@ from torch import Tensor
 from torch.fx import Node, map_arg
 
 from lrp.engine.graph import ops
-from lrp.engine.graph import distances as distances  # registers decompositions
-from lrp.engine.graph.affine_forms import (
-    normalise_input,
-    plain_matmuls,
-    plain_scales,
-    restore_scales,
-    scale_products,
-)
 from lrp.engine.graph.canonical import Graph, cast, is_floating_type
 from lrp.engine.graph.capture import Batch, Shape
-from lrp.engine.graph.decompositions import decompose
-from lrp.engine.graph.fusion import CONVS, fold_scale_into_consumers, fold_scale_into_producer, merge_branches
-from lrp.engine.graph.rectifiers import plain_relus
+from lrp.engine.graph.rewriting.fusion import CONVS
 from lrp.engine.graph.vocabulary.layers import padded_conv, per_channel
 from lrp.engine.graph.vocabulary.norms import scale_shift
 
@@ -79,9 +69,10 @@ def plain_squeezes(graph: Graph) -> None:
     """squeeze() removes the dimensions that have size 1 for any number of images: not that of one image alone."""
     for node in list(graph.fx.nodes):
         if node.target is aten.squeeze.default:
-            sizes: Shape = node.args[0].meta["shape"]  # type: ignore[union-attr]
+            source: Any = node.args[0]
+            sizes: Shape = source.meta["shape"]
             ones = [d for d, size in enumerate(sizes) if size == 1]
-            graph.replace(node, aten.squeeze.dims, (node.args[0], ones))
+            graph.replace(node, aten.squeeze.dims, (source, ones))
 
 
 def fold_constants(graph: Graph) -> None:
@@ -129,26 +120,38 @@ def _symbolic(node: Node) -> bool:
     return node.meta.get("shape") is None or any(isinstance(s, Batch) for s in node.meta["shape"])
 
 
+MAX_POOLS = {
+    aten.max_pool1d.default: aten.max_pool1d_with_indices.default,
+    aten.max_pool2d.default: aten.max_pool2d_with_indices.default,
+    aten.max_pool3d.default: aten.max_pool3d_with_indices.default,
+}
+MEANS = {
+    "adaptive_avg_pool1d": aten.avg_pool1d.default,
+    "adaptive_avg_pool2d": aten.avg_pool2d.default,
+    "adaptive_avg_pool3d": aten.avg_pool3d.default,
+}
+
+
 def plain_pools(graph: Graph) -> None:
     """A max pool also returns indices; an adaptive pool that divides evenly becomes an average pool or a mean."""
     for node in list(graph.fx.nodes):
         if node.op != "call_function":
             continue
         name = ops.operation_name(node)
-        if node.target is aten.max_pool2d.default:
+        if node.target in MAX_POOLS:
             args = tuple(ops.arguments_of(node).values())
             with graph.fx.inserting_before(node):
-                both = graph.fx.call_function(aten.max_pool2d_with_indices.default, args)
+                both = graph.fx.call_function(MAX_POOLS[node.target], args)
             both.meta = {**node.meta, "shapes": [node.meta["shape"]] * 2}
             graph.replace(node, operator.getitem, (both, 0))
-        elif name == "adaptive_avg_pool2d":
-            height, width = node.args[0].meta["shape"][-2:]
-            out = node.meta["shape"][-2:]
-            if out == (1, 1):
-                graph.replace(node, aten.mean.dim, (node.args[0], [-2, -1], True))
-            elif height % out[0] == 0 and width % out[1] == 0:
-                kernel = [height // out[0], width // out[1]]
-                graph.replace(node, aten.avg_pool2d.default, (node.args[0], kernel, kernel))
+        elif name in MEANS:
+            source, n = node.args[0], int(name[-2])
+            before, after = source.meta["shape"][-n:], node.meta["shape"][-n:]
+            if all(out == 1 for out in after):
+                graph.replace(node, aten.mean.dim, (source, list(range(-n, 0)), True))
+            elif all(size % out == 0 for size, out in zip(before, after, strict=True)):
+                kernel = [size // out for size, out in zip(before, after, strict=True)]
+                graph.replace(node, MEANS[name], (source, kernel, kernel))
 
 
 def plain_batch_norms(graph: Graph) -> None:
@@ -237,27 +240,3 @@ def merge_zero_pads(graph: Graph) -> None:
 def cast_constants(graph: Graph) -> None:
     """Convert folded weights, computed in float64, to the precision of the explainer."""
     graph.constants = {name: cast(value, graph.dtype) for name, value in graph.constants.items()}
-
-
-REWRITES = (
-    retype,
-    plain_squeezes,
-    drop_no_ops,
-    plain_relus,
-    decompose,
-    fold_constants,
-    plain_constants,
-    plain_pools,
-    plain_batch_norms,
-    plain_paddings,
-    plain_matmuls,
-    plain_scales,
-    scale_products,
-    fold_scale_into_producer,
-    merge_branches,
-    normalise_input,
-    merge_zero_pads,
-    fold_scale_into_consumers,
-    restore_scales,
-    cast_constants,
-)

@@ -40,7 +40,9 @@ def plain_scales(graph: Graph) -> None:
     for node in list(graph.fx.nodes):
         if node.op != "call_function" or node not in data:
             continue
-        found = (node.args[0], *_parts(graph, node)) if node.target is scale_shift else _scale(graph, node, data)
+        found = (
+            (node.args[0], *_parts(graph, node)) if node.target is scale_shift else _scale(graph, node, data)
+        )
         if found is None:
             continue
         source, w, b = found
@@ -114,7 +116,7 @@ def _merged(first: tuple[Part, Part], second: tuple[Part, Part], rank: int) -> t
 def _replace(graph: Graph, node: Node, source: Node, w: Part, b: Part) -> Node:
     """Replace a node by scale_shift(source, w, b); its constants have the shape that broadcasts from the right."""
     rank = len(node.meta["shape"])
-    made = []
+    made: list[Node | None] = []
     for value, suffix in ((w, "weight"), (b, "bias")):
         if value is None:
             made.append(None)
@@ -138,9 +140,9 @@ def normalise_input(graph: Graph) -> None:
     The map is that of the net behind them, for the prepared input: the same whether a model normalises its input itself
     or is given a normalised one.
     """
-    inputs = {graph.image}
+    inputs, before = {graph.image}, _before_a_layer(graph)
     for node in list(graph.fx.nodes):
-        if node.op != "call_function":
+        if node.op != "call_function" or node not in before:
             continue
         sources = [n for n in ops.read_by(node) if n.op != "get_attr"]
         if not sources or not all(n in inputs for n in sources):
@@ -154,6 +156,21 @@ def normalise_input(graph: Graph) -> None:
             inputs.add(node)
 
 
+def _before_a_layer(graph: Graph) -> set[Node]:
+    """The nodes that a convolution or linear layer depends on."""
+    found: set[Node] = set()
+    for node in reversed(graph.fx.nodes):
+        if any(user in found or (user.op == "call_function" and _is_layer(user)) for user in node.users):
+            found.add(node)
+    return found
+
+
+def _is_layer(node: Node) -> bool:
+    return any(
+        entry.family in ("conv", "linear") for entry in ops.vocabulary_entries(ops.operation_name(node))
+    )
+
+
 def scale_products(graph: Graph) -> None:
     """A factor of an operand of a matrix product of data becomes a factor of the product: q · c @ kᵀ = (q @ kᵀ) · c."""
     for node in list(graph.fx.nodes):
@@ -164,10 +181,12 @@ def scale_products(graph: Graph) -> None:
         if product is None:
             continue
         node.replace_all_uses_with(node.args[0])
+        readers = list(product.users)
         with graph.fx.inserting_after(product):
             scaled = graph.fx.call_function(scale_shift, (product, node.args[1], None))
         scaled.meta = dict(product.meta)
-        product.replace_all_uses_with(scaled, delete_user_cb=lambda user, own=scaled: user is not own)
+        for reader in readers:
+            reader.replace_input_with(product, scaled)
         graph.fx.erase_node(node)
     plain_scales(graph)  # those of both operands, and of the product itself, become one
 
@@ -198,4 +217,6 @@ def restore_scales(graph: Graph) -> None:
         source, w, b = node.args
         if node.target is normalise or (w is not None and b is not None):
             continue
-        graph.replace(node, aten.mul.Tensor if b is None else aten.add.Tensor, (source, w if b is None else b))
+        graph.replace(
+            node, aten.mul.Tensor if b is None else aten.add.Tensor, (source, w if b is None else b)
+        )

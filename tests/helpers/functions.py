@@ -1,0 +1,214 @@
+"""Every operation that is no layer of `layers.py`, in the smallest function that calls it, and what LRP-0 makes of it.
+
+As `layers.py`: run end to end by `tests/engine/test_known_operations.py`, and the source of `lrp rules --known`.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from helpers.layers import SPACE, Layer, normalised
+from helpers.operations import Call
+
+SHAPE = (4, 4, 6)
+aten = torch.ops.aten
+
+
+def itself(function, **parameters):
+    """Piecewise linear: gradient × input is LRP-0."""
+    return Layer(lambda: Call(function, **{k: torch.randn(s) for k, s in parameters.items()}), SHAPE)
+
+
+def passes(function):
+    """An activation: relevance passes element by element, as through x · c with c = f(x) / x held constant."""
+
+    def made():
+        return function() if isinstance(function, type) else Call(function)
+
+    return Layer(made, SHAPE, lambda op, x: x * (op(x) / x).detach())
+
+
+def held(function, **parameters):
+    """A function of x and of x again, which LRP treats as a constant: gates, divisors, attention."""
+
+    def twice(x, **own):
+        return function(x, x, **own)
+
+    def twin(op, x):
+        return function(x, x.detach(), **dict(op.named_parameters()))
+
+    return Layer(lambda: Call(twice, **{k: torch.randn(s) for k, s in parameters.items()}), SHAPE, twin)
+
+
+def tokens(x):
+    return x.flatten(2).transpose(1, 2)
+
+
+MASK = (torch.arange(24) * 7 % 5 < 3).view(4, 6)
+
+ACTIVATIONS = {
+    "relu": F.relu, "relu6": F.relu6, "leaky_relu": F.leaky_relu, "prelu": nn.PReLU, "elu": F.elu, "selu": F.selu,
+    "celu": F.celu, "gelu": F.gelu, "silu": F.silu, "mish": F.mish, "hardswish": F.hardswish,
+    "hardtanh": F.hardtanh, "hardshrink": lambda x: F.hardshrink(x, 0.1), "softshrink": lambda x: F.softshrink(x, 0.1),
+    "log_sigmoid": F.logsigmoid, "softplus": F.softplus, "sigmoid": torch.sigmoid, "hardsigmoid": F.hardsigmoid,
+    "tanh": torch.tanh, "erf": torch.erf, "exp": torch.exp, "exp2": torch.exp2, "expm1": torch.expm1,
+    "abs": torch.abs, "square": torch.square, "sin": torch.sin, "cos": torch.cos, "atan": torch.atan,
+    "reciprocal": torch.reciprocal, "clamp": lambda x: x.clamp(-0.2, 0.3), "clamp_min": lambda x: torch.clamp_min(x, -0.1),
+    "clamp_max": lambda x: torch.clamp_max(x, 0.2), "threshold": lambda x: F.threshold(x, 0.1, -0.3),
+    "log": lambda x: torch.log(x.abs()), "log1p": lambda x: torch.log1p(x.abs()),
+    "log2": lambda x: torch.log2(x.abs()), "log10": lambda x: torch.log10(x.abs()),
+    "sqrt": lambda x: torch.sqrt(x.abs()), "rsqrt": lambda x: torch.rsqrt(x.abs()),
+    "rrelu": lambda x: F.rrelu(x, training=False),
+    "rrelu_lowered": lambda x: aten.rrelu_with_noise_functional(x, torch.zeros_like(x), 0.1, 0.3, False)[0], "pow": lambda x: x**3,
+    "maximum": lambda x: torch.maximum(x, x.new_full((6,), 0.1)),
+    "minimum": lambda x: torch.minimum(x, x.new_full((6,), 0.1)),
+    "fmod": lambda x: torch.fmod(x, 0.7), "remainder": lambda x: torch.remainder(x, 0.7),
+    "atan2": lambda x: torch.atan2(x, x.new_full((6,), 0.7)), "constant_over": lambda x: x.new_full((6,), 1.5) / x,
+    "true_divide_over": lambda x: torch.true_divide(x.new_full((6,), 0.7), x),
+}  # fmt: skip
+
+PRODUCTS = {
+    "gate": held(lambda x, h: x * torch.sigmoid(h)),
+    "gate_pooled": held(lambda x, h: x * torch.sigmoid(h.mean((2, 3), keepdim=True))),
+    "quotient": held(lambda x, h: x / (h.square() + 1)),
+    "glu": held(lambda x, h: x[:, :2] * torch.sigmoid(h[:, 2:])),
+    "glu_fused": Layer(lambda: nn.GLU(1), SHAPE, lambda op, x: x[:, :2] * torch.sigmoid(x[:, 2:].detach())),
+    "addcmul": held(lambda x, h: torch.addcmul(x, x.flip(1), torch.sigmoid(h), value=2)),
+    "addcdiv": held(lambda x, h: torch.addcdiv(x, x.flip(1), h.abs() + 1, value=2)),
+    "vector_norm": Layer(
+        lambda: Call(lambda x: x.norm(dim=1)), SHAPE,
+        lambda op, x: (x * (x / x.norm(dim=1, keepdim=True)).detach()).sum(1),
+    ),
+    "softmax": held(lambda x, h: x + h.softmax(1)),
+    "softmax_lowered": held(lambda x, h: x + aten._softmax(h, 1, False)),
+    "softmax_safe": held(lambda x, h: x + aten._safe_softmax(h, 1)),
+    "layer_norm_lowered": Layer(
+        lambda: Call(lambda x: aten.native_layer_norm(x, [6], None, None, 1e-3)[0]), SHAPE,
+        lambda op, x: normalised(x, [3], 1e-3),
+    ),
+    "group_norm_lowered": Layer(
+        lambda: Call(lambda x: aten.native_group_norm(x, None, None, x.shape[0], 4, 24, 1, 1e-3)[0]), SHAPE,
+        lambda op, x: normalised(x, [1, 2, 3], 1e-3),
+    ),
+    "attention": held(lambda x, h: (tokens(h) @ tokens(h).mT).softmax(-1) @ tokens(x)),
+    "attention_bmm": held(
+        lambda x, h: torch.bmm(torch.bmm(tokens(h), tokens(h).transpose(1, 2)).softmax(-1), tokens(x))
+    ),
+    "attention_einsum": held(
+        lambda x, h: torch.einsum("nqk,nkc->nqc", torch.einsum("nqc,nkc->nqk", tokens(h), tokens(h)).softmax(-1), tokens(x))
+    ),
+    "attention_fused": held(lambda x, h: F.scaled_dot_product_attention(tokens(h), tokens(h), tokens(x))),
+}  # fmt: skip
+LINEAR = {
+    "linear": itself(lambda x, w, b: F.linear(x, w, b), w=(3, 6), b=(3,)),
+    "matmul_constant": itself(lambda x, w: x @ w, w=(6, 3)),
+    "mm_constant": itself(lambda x, w: torch.mm(x.flatten(1), w), w=(96, 3)),
+    "bmm_constant": itself(lambda x, w: torch.bmm(x.flatten(2), w.expand(x.shape[0], -1, -1)), w=(24, 3)),
+    "mv_constant": itself(lambda x, w: torch.mv(x.flatten(1), w).unsqueeze(1), w=(96,)),
+    "addmm": itself(lambda x, w, b: torch.addmm(b, x.flatten(1), w), w=(96, 3), b=(3,)),
+    "baddbmm": itself(
+        lambda x, w, b: torch.baddbmm(b, x.flatten(2), w.expand(x.shape[0], -1, -1)), w=(24, 3), b=(1, 1, 3)
+    ),
+    "einsum_constant": itself(lambda x, w: torch.einsum("nchw,cd->ndhw", x, w), w=(4, 3)),
+    "einsum_permute": itself(lambda x: torch.einsum("nchw->nwch", x)),
+    "times_constant": itself(lambda x, w: x * w, w=(4, 1, 1)),
+    "over_constant": itself(lambda x, w: x / w, w=(4, 1, 1)),
+    "negative": itself(lambda x: -x),
+    "plus": itself(lambda x, w: x + w + x.flip(3), w=(4, 1, 1)),
+    "minus": itself(lambda x, w: x.flip(2) - x - w, w=(4, 1, 1)),
+    "minus_reversed": itself(lambda x: torch.rsub(x, x.flip(3), alpha=2)),
+    "lerp": itself(lambda x: torch.lerp(x, x.flip(3), 0.3)),
+    "mean": itself(lambda x: x.mean((2, 3))),
+    "sum": itself(lambda x: x.sum(1)),
+    "cumsum": itself(lambda x: x.cumsum(2)),
+    "fold": itself(lambda x: F.fold(x.flatten(2), (5, 7), kernel_size=(2, 2)).flatten(2)),
+    "amax": itself(lambda x: x.amax((2, 3))),
+    "max": itself(lambda x: x.max(1).values),
+    "padded_conv": itself(lambda x, w, b: F.conv2d(F.pad(x, (0, 2, 1, 0)), w, b), w=(3, 4, 2, 2), b=(3,)),
+}
+
+MOVEMENTS = {
+    "reshape": lambda x: x.reshape(x.shape[0], -1, 4), "view": lambda x: x.view(x.shape[0], 8, -1),
+    "view_as": lambda x: x.flatten(2).view_as(x), "reshape_as": lambda x: x.flatten(2).reshape_as(x),
+    "unsqueeze": lambda x: x.unsqueeze(2), "squeeze": lambda x: x[:, :1].squeeze(1), "flatten": lambda x: x.flatten(2),
+    "unflatten": lambda x: x.unflatten(1, (2, -1)), "permute": lambda x: x.permute(0, 3, 1, 2),
+    "transpose": lambda x: x.transpose(1, 3), "swapaxes": lambda x: x.swapaxes(2, 3), "swapdims": lambda x: x.swapdims(2, 3),
+    "t": lambda x: x.flatten(1).t().t(), "numpy_T": lambda x: x.flatten(1).T.T,
+    "matrix_H": lambda x: x.flatten(1).H.H, "mT": lambda x: x.mT, "mH": lambda x: x.mH, "adjoint": lambda x: x.adjoint(),
+    "movedim": lambda x: x.movedim(1, -1), "moveaxis": lambda x: x.moveaxis(1, -1),
+    "pixel_shuffle": lambda x: F.pixel_shuffle(x, 2), "pixel_unshuffle": lambda x: F.pixel_unshuffle(x, 2),
+    "channel_shuffle": lambda x: F.channel_shuffle(x, 2), "roll": lambda x: x.roll((1, -2), dims=(2, 3)),
+    "flip": lambda x: x.flip(3), "fliplr": lambda x: x.fliplr(), "rot90": lambda x: torch.rot90(x, 1, (2, 3)),
+    "flipud": lambda x: x.transpose(0, 1).flipud().transpose(0, 1),
+    "slice": lambda x: x[:, 1:, ::2, :-1], "narrow": lambda x: x.narrow(2, 1, 2), "select": lambda x: x.select(3, -2),
+    "split": lambda x: torch.cat(x.split(2, dim=1)[::-1], dim=1), "chunk": lambda x: x.chunk(2, dim=3)[1],
+    "split_with_sizes": lambda x: torch.cat(x.split([1, 3], dim=1)[::-1], dim=1),
+    "unbind": lambda x: torch.cat(x.unbind(1)[::-1], dim=1), "tensor_split": lambda x: x.tensor_split(3, dim=2)[1],
+    "unsafe_chunk": lambda x: x.unsafe_chunk(2, dim=3)[1], "unsafe_split": lambda x: x.unsafe_split(2, dim=1)[0],
+    "diagonal": lambda x: x.diagonal(dim1=2, dim2=3), "expand": lambda x: x[:, :1].expand(-1, 3, -1, -1),
+    "expand_as": lambda x: x[:, :1].expand_as(x), "broadcast_to": lambda x: x[:, :1].broadcast_to(x.shape),
+    "repeat": lambda x: x.repeat(1, 2, 1, 3), "tile": lambda x: torch.tile(x, (2, 1)),
+    "repeat_interleave": lambda x: x.repeat_interleave(2, dim=1), "im2col": lambda x: F.unfold(x, 2, padding=1),
+    "cat": lambda x: torch.cat([x, x[:, :1]], 1), "concat": lambda x: torch.concat([x, x], 2),
+    "concatenate": lambda x: torch.concatenate([x, x], 3), "stack": lambda x: torch.stack([x, x.flip(1)], 2),
+    "slice_scatter": lambda x: x.slice_scatter(x[:, :, :2].flip(3), dim=2, start=1, end=3),
+    "select_scatter": lambda x: x.select_scatter(x[:, 0], dim=1, index=2),
+    "fill": lambda x: torch.cat([x, aten.fill(x, 2.0)], 1),
+    "zero": lambda x: torch.cat([x, aten.zero(x)], 1),
+    "where": lambda x: torch.where(MASK, x, 0.5), "masked_fill": lambda x: x.masked_fill(MASK, 2.5),
+    "tril": lambda x: x.tril(), "triu": lambda x: x.triu(1), "pad_channels": lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)),
+    "constant_pad_nd": lambda x: aten.constant_pad_nd(x, [1, 2], 0.5),
+    "index": lambda x: x[:, [0, 2, 2, 1]], "unsafe_index": lambda x: aten._unsafe_index(x, [None, torch.tensor([0, 2])]),
+    "index_select": lambda x: x.index_select(2, torch.tensor([3, 0, 3])), "unfold": lambda x: x.unfold(3, 3, 2),
+    "ravel": lambda x: torch.stack([x.ravel()]).view(x.shape), "unsafe_view": lambda x: aten._unsafe_view(x, [x.shape[0], 4, 24]),
+}  # fmt: skip
+
+
+class LastOutput(nn.Module):
+    """An LSTM over the rows, whose gates are constants."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(6, 3, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x.mean(1))[0][:, -1]
+
+    def twin(self, x):
+        rows = x.mean(1)
+        h = c = rows.new_zeros(len(x), 3)
+        own = self.lstm
+        for row in rows.unbind(1):
+            z = F.linear(row, own.weight_ih_l0, own.bias_ih_l0) + F.linear(
+                h, own.weight_hh_l0, own.bias_hh_l0
+            )
+            i, f, g, o = z.chunk(4, 1)
+            # tanh passes relevance unchanged, and σ is a constant.
+            g = g * (torch.tanh(g) / g).detach()
+            c = f.sigmoid().detach() * c + i.sigmoid().detach() * g
+            h = o.sigmoid().detach() * c * (torch.tanh(c) / c).detach()
+        return h
+
+
+FUNCTIONS = {
+    **{name: passes(function) for name, function in ACTIVATIONS.items()},
+    **PRODUCTS,
+    **LINEAR,
+    **{name: itself(function) for name, function in MOVEMENTS.items()},
+    **{
+        f"{kind}_pad{d}d": Layer(
+            lambda kind=kind, d=d: Call(
+                lambda x: getattr(aten, f"{kind}_pad{d}d")(x, [1, 2, 0, 1, 2, 0][: 2 * d])
+            ),
+            (4, *SPACE[d]),
+        )
+        for kind in ("reflection", "replication")
+        for d in (1, 2, 3)
+    },
+    "copy": Layer(
+        lambda: Call(lambda x: torch.cat([x, aten.copy(x, x.flip(1))], 1)),
+        SHAPE,
+        lambda op, x: torch.cat([x, x.flip(1)], 1),
+    ),
+    "lstm": Layer(LastOutput, SHAPE, LastOutput.twin),
+}
