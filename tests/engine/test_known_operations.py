@@ -21,7 +21,7 @@ from helpers.known import CASES, Net, operations_of, subject
 from helpers.layers import FRACTIONAL, LAYERS, MAX_POOLS
 from helpers.rules import RULES, SOME
 from lrp.engine.graph import ops
-from lrp.engine.graph.decompositions import DECOMPOSITIONS
+from lrp.engine.graph.rewriting.decompositions import DECOMPOSITIONS
 from lrp.engine.results import known
 
 MATRICES = [name for name, layer in LAYERS.items() if layer.matrix]

@@ -17,8 +17,57 @@ from lrp.engine.graph.capture import Captured
 from lrp.engine.graph.gates import signal_or_gate, values_or_attention_gate
 from lrp.engine.graph.layer_kinds import unify_layers
 from lrp.engine.graph.ops import Operation
-from lrp.engine.graph.rewrites import REWRITES
+from lrp.engine.graph.rewriting import distances as distances  # registers decompositions
+from lrp.engine.graph.rewriting.decompositions import decompose
+from lrp.engine.graph.rewriting.fusion import (
+    fold_scale_into_consumers,
+    fold_scale_into_producer,
+    merge_branches,
+)
+from lrp.engine.graph.rewriting.rectifiers import plain_relus
+from lrp.engine.graph.rewriting.scales import (
+    normalise_input,
+    plain_matmuls,
+    plain_scales,
+    restore_scales,
+    scale_products,
+)
+from lrp.engine.graph.rewriting.simplify import (
+    cast_constants,
+    drop_no_ops,
+    fold_constants,
+    merge_zero_pads,
+    plain_batch_norms,
+    plain_constants,
+    plain_paddings,
+    plain_pools,
+    plain_squeezes,
+    retype,
+)
 from lrp.engine.graph.signs import nonnegative
+
+REWRITES = (
+    retype,
+    plain_squeezes,
+    drop_no_ops,
+    plain_relus,
+    decompose,
+    fold_constants,
+    plain_constants,
+    plain_pools,
+    plain_batch_norms,
+    plain_paddings,
+    plain_matmuls,
+    plain_scales,
+    scale_products,
+    fold_scale_into_producer,
+    merge_branches,
+    normalise_input,
+    merge_zero_pads,
+    fold_scale_into_consumers,
+    restore_scales,
+    cast_constants,
+)
 
 
 def canonize(

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from lrp.engine.graph import ops
-from lrp.engine.graph.affine_forms import Part, axis_of
 from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.rewriting.scales import Part, axis_of
 from lrp.engine.graph.vocabulary.norms import scale_shift
 
 aten = torch.ops.aten

@@ -11,8 +11,8 @@ from torch.fx import Node
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.capture import Batch, Shape
-from lrp.engine.graph.decompositions import decomposes
-from lrp.engine.graph.rectifiers import is_zero
+from lrp.engine.graph.rewriting.decompositions import decomposes
+from lrp.engine.graph.rewriting.rectifiers import is_zero
 from lrp.engine.graph.vocabulary.selection import indexed_sum, scattered_sum
 
 aten = torch.ops.aten

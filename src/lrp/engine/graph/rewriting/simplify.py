@@ -13,20 +13,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node, map_arg
 
-from lrp.engine.graph import distances as distances  # registers decompositions
 from lrp.engine.graph import ops
-from lrp.engine.graph.affine_forms import (
-    normalise_input,
-    plain_matmuls,
-    plain_scales,
-    restore_scales,
-    scale_products,
-)
 from lrp.engine.graph.canonical import Graph, cast, is_floating_type
 from lrp.engine.graph.capture import Batch, Shape
-from lrp.engine.graph.decompositions import decompose
-from lrp.engine.graph.fusion import CONVS, fold_scale_into_consumers, fold_scale_into_producer, merge_branches
-from lrp.engine.graph.rectifiers import plain_relus
+from lrp.engine.graph.rewriting.fusion import CONVS
 from lrp.engine.graph.vocabulary.layers import padded_conv, per_channel
 from lrp.engine.graph.vocabulary.norms import scale_shift
 
@@ -250,27 +240,3 @@ def merge_zero_pads(graph: Graph) -> None:
 def cast_constants(graph: Graph) -> None:
     """Convert folded weights, computed in float64, to the precision of the explainer."""
     graph.constants = {name: cast(value, graph.dtype) for name, value in graph.constants.items()}
-
-
-REWRITES = (
-    retype,
-    plain_squeezes,
-    drop_no_ops,
-    plain_relus,
-    decompose,
-    fold_constants,
-    plain_constants,
-    plain_pools,
-    plain_batch_norms,
-    plain_paddings,
-    plain_matmuls,
-    plain_scales,
-    scale_products,
-    fold_scale_into_producer,
-    merge_branches,
-    normalise_input,
-    merge_zero_pads,
-    fold_scale_into_consumers,
-    restore_scales,
-    cast_constants,
-)
