@@ -21,7 +21,9 @@ def models(
     check: Annotated[
         bool,
         typer.Option(
-            "--check", help="Measure torchvision's classifiers and one of each timm family instead; hours."
+            "--check",
+            help="Measure torchvision's models, one of each timm family and one of each of Hugging Face's instead: "
+            "hours; in parts: video:, segmentation:, quantizable:, hf:, timm:.",
         ),
     ] = False,
     jobs: Annotated[
@@ -36,13 +38,24 @@ def models(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="With --check: also measure again what is up to date.")
     ] = False,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="With --check: keep results of other versions and of an older engine; measure what has none.",
+        ),
+    ] = False,
 ) -> None:
     """List the models that have a name here: source of the weights, download size, ImageNet top-1."""
     if check:
-        _measure(part, jobs or 1, output or Path("docs"), overwrite)
+        if overwrite and keep:
+            raise typer.BadParameter(
+                "--overwrite measures everything again, --keep nothing: give one of them."
+            )
+        _measure(part, jobs or 1, output or Path("docs"), overwrite, keep)
         return
-    if jobs or output or overwrite:
-        raise typer.BadParameter("--jobs, --output and --overwrite belong to --check.")
+    if jobs or output or overwrite or keep:
+        raise typer.BadParameter("--jobs, --output, --overwrite and --keep belong to --check.")
     from lrp.models.catalogue import model_names
 
     print(f"{'name':<22} {'top-1':>6} {'download':>9}  weights")
@@ -53,14 +66,16 @@ def models(
             print(f"{entry.name:<22} {top1:>6} {download:>9}  {entry.source}")
 
 
-def _measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
+def _measure(part: str, jobs: int, output: Path, overwrite: bool, keep: bool) -> None:
     """Measure the models and print one line for each. Exit code 3 if the goals are not met."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
     from lrp.survey import architectures, page, run
 
-    names = architectures.surveyed_architectures(part)
+    names, missing = architectures.installed_architectures(architectures.surveyed_architectures(part))
+    if missing:
+        common.print_message(missing)
     console = Console(stderr=True)
     bar = Progress(
         "measuring", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -69,14 +84,15 @@ def _measure(part: str, jobs: int, output: Path, overwrite: bool) -> None:
     results = []
     with bar:
         task = bar.add_task("", total=len(names))
-        for result, kept in run.survey(names, output, jobs=jobs, overwrite=overwrite):
+        for result, kept in run.survey(names, output, jobs=jobs, overwrite=overwrite, keep=keep):
             results.append(result)
             print(_line(result, kept), flush=True)
             bar.advance(task)
-    if unlisted := architectures.unlisted_families():
-        common.print_message(
-            f"timm has families that lrp.survey.architectures does not list: {', '.join(unlisted)}."
-        )
+    for package, unlisted in architectures.unlisted_families().items():
+        if unlisted:
+            common.print_message(
+                f"{package} has families that lrp.survey does not list: {', '.join(unlisted)}."
+            )
     print(page.survey_summary(results))
     for miss in (r for r in results if not r.ok):
         print(f"missed: {miss.name}: {textwrap.shorten(miss.reason, 200)}")

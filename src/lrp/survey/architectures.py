@@ -1,11 +1,14 @@
-"""The classifiers that `lrp models --check` measures: all of torchvision's, and one of each timm family."""
+"""The models that `lrp models --check` measures: torchvision's, one of each timm family, one of each of Hugging Face's."""
 
 from __future__ import annotations
 
 import difflib
 import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from lrp.errors import ModelError
+from lrp.survey.hugging_face import HUGGING_FACE, INSTALL, has_transformers, unlisted_hugging_face
 
 LIMIT = 120_000_000  # parameters; timm families without a smaller model are left out
 
@@ -117,20 +120,68 @@ LEFT_OUT = {
 }
 
 
+@dataclass(frozen=True)
+class Group:
+    """Models of one source. Each group has a table of its own.
+
+    Attributes:
+        prefix: with which the names of its models begin; "" for torchvision's classifiers.
+        title: of its table.
+        noun: of what the summary counts.
+        list_names: its models' names without the prefix, in the order of the table.
+        may_miss: number of its models that may miss the requirements.
+    """
+
+    prefix: str
+    title: str
+    noun: str
+    list_names: Callable[[], list[str]]
+    may_miss: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        return [self.prefix + name for name in self.list_names()]
+
+
+def _of_torchvision(package: str = "") -> list[str]:
+    """The names of the models in a package of `torchvision.models`, without those of its own packages."""
+    import torchvision.models
+
+    module = getattr(torchvision.models, package) if package else torchvision.models
+    return [name.removeprefix("quantized_") for name in torchvision.models.list_models(module=module)]
+
+
+GROUPS = (
+    Group("", "torchvision", "torchvision classifiers", _of_torchvision),
+    Group("timm:", "timm, one model per family", "timm families", lambda: [*TIMM.values()], may_miss=4),
+    Group("video:", "torchvision, video", "video classifiers", lambda: _of_torchvision("video")),
+    Group(
+        "segmentation:", "torchvision, segmentation", "segmentation nets",
+        lambda: _of_torchvision("segmentation"),
+    ),
+    Group(
+        "quantizable:", "torchvision, quantisable", "quantisable nets",
+        lambda: _of_torchvision("quantization"),
+    ),
+    Group(
+        "hf:", "Hugging Face, one small model per family", "Hugging Face families",
+        lambda: [*HUGGING_FACE], may_miss=len(HUGGING_FACE) - 30,
+    ),
+)  # fmt: skip
+
+
+def group_of(name: str) -> Group:
+    """The group of a model."""
+    return next((group for group in GROUPS[1:] if name.startswith(group.prefix)), GROUPS[0])
+
+
 def surveyed_architectures(part: str = "") -> list[str]:
-    """The names, for `load_model`, of the measured models whose name contains `part`: torchvision's, then timm's.
+    """The names of the measured models whose name contains `part`, group by group.
 
     Raises:
         ModelError: there are none.
     """
-    import torchvision.models
-
-    everything = [
-        *torchvision.models.list_models(
-            module=torchvision.models
-        ),  # only classifiers: no detection, no video
-        *(f"timm:{name}" for name in TIMM.values()),
-    ]
+    everything = [name for group in GROUPS for name in group.names]
     found = [name for name in everything if part in name]
     if not found:
         near = difflib.get_close_matches(part, everything, n=3)
@@ -142,14 +193,39 @@ def surveyed_architectures(part: str = "") -> list[str]:
     return found
 
 
+def installed_architectures(names: list[str]) -> tuple[list[str], str]:
+    """Those that can be built with what is installed; and what is missing for the others, one line, or "".
+
+    Raises:
+        ModelError: none can be built.
+    """
+    if has_transformers():
+        return names, ""
+    able = [name for name in names if not name.startswith("hf:")]
+    missing = f"{len(names) - len(able)} models are built by transformers, which is not installed: {INSTALL}."
+    if not able:
+        raise ModelError(missing)
+    return able, missing if len(able) < len(names) else ""
+
+
 def family_of(name: str) -> str:
-    """ "torchvision", or the timm family that a model represents."""
-    inner = name.removeprefix("timm:")
-    return next((f for f, n in TIMM.items() if n == inner), "timm") if inner != name else "torchvision"
+    """The timm or Hugging Face family that a model represents; "torchvision" for torchvision's models."""
+    group = group_of(name)
+    inner = name.removeprefix(group.prefix)
+    if group.prefix == "timm:":
+        return next((f for f, n in TIMM.items() if n == inner), "timm")
+    return inner if group.prefix == "hf:" else "torchvision"
 
 
-def unlisted_families() -> list[str]:
-    """The families of the installed timm that are in neither of the two tables: new ones, to be added here."""
+def unlisted_families() -> dict[str, list[str]]:
+    """Package -> the families of its installed version that no table lists: new ones, to be added."""
+    return {
+        "timm": _unlisted_timm(),
+        **({"transformers": unlisted_hugging_face()} if has_transformers() else {}),
+    }
+
+
+def _unlisted_timm() -> list[str]:
     import timm
 
     # Models registered by a user (`@register_model`) are in timm's list too, with the user's module as family.

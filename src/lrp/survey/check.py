@@ -21,19 +21,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 import lrp
 from lrp.engine.explainer import Explainer
+from lrp.engine.graph.outputs import logits_among
 from lrp.engine.results.ledger import AGREES, CLOSES
 from lrp.errors import LrpError
-from lrp.models.loading import load_model
 from lrp.survey.architectures import family_of
+from lrp.survey.build import model_to_check
+from lrp.survey.commit import engine_commit
+from lrp.survey.hugging_face import has_transformers
 
 REACHED = 1e-6  # of the start: with less relevance at the input, the layers near the input were not tested
-LARGE = 100_000_000  # parameters: larger torchvision models get inputs of 224 x 224 pixels
 HUGE = 400_000_000  # parameters: for larger models the ledger is in float32, to save memory
-NOISE = 8  # images from which batch norms compute their statistics
 
 Make = Callable[[], tuple[nn.Module, Tensor]]
 
@@ -46,11 +46,11 @@ class Measurement:
     """The measurements of one model. None: not measured, see `reason`, or not a finite number.
 
     Attributes:
-        name: for `load_model`.
-        family: "torchvision", or a module of timm.models.
+        name: from `surveyed_architectures`.
+        family: as `family_of` says.
         reason: why the model misses the requirements, one line; "" if it meets them.
         parameters: their number.
-        shape: of one image, [C, H, W].
+        shape: of one image, [C, H, W], or video, [C, frames, H, W].
         preset: the composite's name.
         free_batch: whether the captured graph accepts any number of images.
         seconds: time to make the explanation program from the module.
@@ -67,8 +67,10 @@ class Measurement:
         times: time of one explanation divided by time of one input gradient, float32.
         gradient: seconds of that gradient.
         threads: number of torch threads.
-        versions: of lrp, torch, torchvision, timm.
+        versions: of lrp and of the packages that the result depends on.
         date: of the measurement.
+        commit: of the engine that was measured, as `engine_commit` names it; "": measured outside a checkout;
+            None: measured before commits were recorded.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Measurement:
     threads: int | None = None
     versions: dict[str, str] | None = None
     date: str = ""
+    commit: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -120,7 +123,7 @@ def check(name: str, *, size: int | None = None, composite: Any = None, repeats:
     """Measure a model with random weights on one image of noise. Never raises: an error becomes the result's reason.
 
     Args:
-        name: for `load_model`: "resnet50", "timm:beit_base_patch16_224".
+        name: from `surveyed_architectures`: "resnet50", "timm:beit_base_patch16_224", "hf:vit".
         size: side of the input in pixels; None: the model's own, 224 for torchvision's largest.
         composite: an argument for `Explainer`; None: the preset that fits the architecture.
         repeats: number of timings, of which the median is used. 0: no timing.
@@ -130,71 +133,8 @@ def check(name: str, *, size: int | None = None, composite: Any = None, repeats:
     )
 
 
-def model_to_check(name: str, size: int | None = None) -> tuple[nn.Module, Tensor]:
-    """The model, with random weights under which signal and relevance do not vanish, and a noise image [1, C, H, W]."""
-    vit = name.startswith("vit_")
-    if not name.startswith("timm:") and size is None:
-        size = 224 if _published(name) > LARGE else None
-    loaded = load_model(name, pretrained=False)
-    model, (height, width) = loaded.model, loaded.preprocessing.geometry.crop
-    if size is not None and (height, width) != (size, size):
-        height = width = size
-        if vit:  # the size of position embeddings depends on the input size
-            import torchvision.models
-
-            model = torchvision.models.get_model(name, weights=None, image_size=size).eval()
-    return set_check_weights(model, torch.randn(NOISE, 3, height, width)), torch.randn(1, 3, height, width)
-
-
-def _published(name: str) -> int:
-    """Number of parameters of a torchvision model, from its metadata; 0 for others."""
-    import torchvision.models
-
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        return 0
-    return int(torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"])
-
-
-def set_check_weights(model: nn.Module, x: Tensor) -> nn.Module:
-    """Set random weights that vary like trained ones, so that each of them is tested; in place, in eval mode.
-
-    Batch norms get scales of both signs, and their statistics from one pass over `x` [N, C, H, W], noise; without
-    that, activations of deep nets explode or vanish. Parameters that are initialised to one small value (zero heads
-    and biases, layer scales of 1e-6) are drawn at random, because otherwise whole blocks would have no effect.
-    """
-    generator = torch.Generator().manual_seed(1)
-
-    def normal(like: Tensor, deviation: float) -> Tensor:
-        return deviation * torch.randn(like.shape, generator=generator).to(like)
-
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    model.eval()
-    with torch.no_grad():
-        for norm in norms:
-            if norm.affine:
-                sign = torch.where(torch.rand(norm.num_features, generator=generator) < 0.2, -1.0, 1.0)
-                norm.weight.copy_((torch.rand(len(sign), generator=generator) + 0.5) * sign)
-                norm.bias.copy_(normal(norm.bias, 0.2))
-        for p in model.parameters():
-            first = p.flatten()[:1]
-            if p.is_floating_point() and p.numel() and abs(float(first)) < 0.1 and bool((p == first).all()):
-                matrix = p.dim() > 1 and p.numel() > max(p.shape)
-                p.copy_(normal(p, (p.numel() / len(p)) ** -0.5 if matrix else 0.1))
-        measuring = [n for n in norms if n.track_running_stats]
-        kept = [n.momentum for n in measuring]
-        for norm in measuring:
-            norm.reset_running_stats()
-            norm.momentum = None  # cumulative average
-            norm.train()  # only batch norms are in training mode, so dropout stays off
-        if measuring:
-            model(x)
-        for norm, momentum in zip(measuring, kept, strict=True):
-            norm.momentum = momentum
-    return model.eval()
-
-
 def measure_architecture(name: str, make: Make, *, composite: Any = None, repeats: int = 3) -> Measurement:
-    """Like `check`, for the result of `make`: a model in eval mode, float32, and an image [1, C, H, W] for it."""
+    """Like `check`, for the result of `make`: a model in eval mode, float32, and an image [1, C, ...] for it."""
     facts: dict[str, Any] = {}
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter(
@@ -211,13 +151,17 @@ def measure_architecture(name: str, make: Make, *, composite: Any = None, repeat
             reason = f"{type(error).__name__} while it was {step}: {error}".removesuffix(": ")
     return Measurement(
         name, family_of(name), " ".join(reason.split()), **{k: _plain(v) for k, v in facts.items()},
-        threads=torch.get_num_threads(), versions=versions_at_check(), date=date.today().isoformat(),
+        threads=torch.get_num_threads(), versions=versions_at_check(name), date=date.today().isoformat(),
+        commit=engine_commit(),
     )  # fmt: skip
 
 
-def versions_at_check() -> dict[str, str]:
-    """The versions that a result depends on; after a change of one, the model is measured again."""
-    return {"lrp": lrp.__version__, **{name: version(name) for name in ("torch", "torchvision", "timm")}}
+def versions_at_check(name: str) -> dict[str, str]:
+    """The versions that a model's result depends on; after a change of one, it is measured again."""
+    packages = ["torch", "torchvision", "timm"]
+    if name.startswith("hf:") and has_transformers():
+        packages.append("transformers")
+    return {"lrp": lrp.__version__, **{package: version(package) for package in packages}}
 
 
 def _measure(facts: dict[str, Any], make: Make, composite: Any, repeats: int) -> None:
@@ -241,7 +185,7 @@ def _measure(facts: dict[str, Any], make: Make, composite: Any, repeats: int) ->
 
     single = explainer(x)
     with torch.no_grad():
-        own = model(x.clone())  # a copy: the model may modify its input in place
+        own = logits_among(model(x.clone()), None)  # a copy: the model may modify its input in place
     facts["logit_error"] = float((single.logits - own).abs().max() / own.abs().max())
     facts["finite"] = _finite(single)
     if repeats:
@@ -272,7 +216,8 @@ def _times(explainer: Explainer, x: Tensor, target: int, repeats: int) -> tuple[
 
     def gradient() -> None:
         image = x.clone().requires_grad_()
-        torch.autograd.grad(explainer.model(image.clone())[0, target], image)
+        logits = logits_among(explainer.model(image.clone()), None)
+        torch.autograd.grad(logits[0, target], image)
 
     seconds: dict[Callable[[], Any], list[float]] = {gradient: [], lambda: explainer(x): []}
     for _ in range(repeats + 1):

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from lrp.survey import check
-from lrp.survey.architectures import LEFT_OUT, TIMM, surveyed_architectures
-from lrp.survey.check import HUGE, LARGE, NOISE, REACHED, Measurement
+from lrp.survey.architectures import GROUPS, LEFT_OUT, Group, group_of, surveyed_architectures
+from lrp.survey.build import LARGE, NOISE
+from lrp.survey.check import HUGE, REACHED, Measurement
+from lrp.survey.hugging_face import LEFT_OUT_HUGGING_FACE
 
 COMMAND = "lrp models --check"
 
 # (heading, meaning, result -> cell) of each column.
 COLUMNS: tuple[tuple[str, str, Callable[[Measurement], str]], ...] = (
-    ("model", "as `--model` takes it; ✗ marks a miss", lambda r: f"{r.name}{'' if r.ok else ' ✗'}"),
+    (
+        "model",
+        "as `--model` takes it; the others by the prefix of their table; ✗ marks a miss",
+        lambda r: f"{r.name}{'' if r.ok else ' ✗'}",
+    ),
     ("parameters", "in millions", lambda r: _number(r.parameters and r.parameters / 1e6, ".1f")),
     (
         "input",
-        "height × width in pixels: the model's own, but 224 for torchvision's models above "
-        f"{LARGE // 10**6} M parameters",
+        "height × width in pixels: the model's own, but 224 for torchvision's classifiers above "
+        f"{LARGE // 10**6} M parameters; of a video: frames × height × width",
         lambda r: "×".join(map(str, r.shape[1:])) if r.shape else "",
     ),
     ("preset", "the default for this architecture", lambda r: r.preset or ""),
@@ -57,16 +63,22 @@ COLUMNS: tuple[tuple[str, str, Callable[[Measurement], str]], ...] = (
         "of one explanation, as a multiple of one input gradient of the same model: float32, one image, median of three",
         lambda r: _number(r.times, ".1f") + ("×" if r.times is not None else ""),
     ),
+    (
+        "engine",
+        "the commit that had last changed the engine when this row was measured; + marks uncommitted changes, ? rows "
+        "measured before commits were recorded",
+        lambda r: _engine(r),
+    ),
 )  # fmt: skip
 
 
 def survey_summary(results: Sequence[Measurement]) -> str:
     """How many models are explained correctly, in one line."""
     parts = []
-    for of, noun in ((True, "torchvision classifiers"), (False, "timm families")):
-        mine = [r.ok for r in results if (r.family == "torchvision") is of]
+    for group in GROUPS:
+        mine = [r.ok for r in results if group_of(r.name) is group]
         if mine:
-            parts.append(f"{sum(mine)} of {len(mine)} {noun}")
+            parts.append(f"{sum(mine)} of {len(mine)} {group.noun}")
     return f"{', '.join(parts)}: logits are the model's, every node closes, all is finite, and the input is reached."
 
 
@@ -74,6 +86,14 @@ def survey_page_order(results: Iterable[Measurement]) -> list[Measurement]:
     """The results in the order of `surveyed_architectures`; those of models that are no longer in it are left out."""
     order = {name: place for place, name in enumerate(surveyed_architectures())}
     return sorted((r for r in results if r.name in order), key=lambda r: order[r.name])
+
+
+def _engine(result: Measurement) -> str:
+    return "?" if result.commit is None else result.commit
+
+
+def _left_out(families: Mapping[str, str]) -> str:
+    return ", ".join(f"{family} ({reason})" for family, reason in families.items())
 
 
 def _own_rounding(result: Measurement) -> str:
@@ -88,17 +108,24 @@ def _number(value: float | int | None, form: str) -> str:
 def page_as_markdown(results: Iterable[Measurement]) -> str:
     """The page docs/models.md: misses with their reasons, the tables, and how to read them."""
     results = survey_page_order(results)
-    ours, theirs = ([r for r in results if (r.family == "torchvision") is of] for of in (True, False))
+    mine = {group: [r for r in results if group_of(r.name) is group] for group in GROUPS}
     misses = [r for r in results if not r.ok]
-    groups = (("torchvision", len(surveyed_architectures()) - len(TIMM), ours), ("timm", len(TIMM), theirs))
-    unmeasured = [f"{total - len(group)} of {name}" for name, total, group in groups if len(group) < total]
+    totals = {group: len(group.names) for group in GROUPS}
+    unmeasured = [
+        f"{totals[group] - len(found)} {group.noun}"
+        for group, found in mine.items()
+        if len(found) < totals[group]
+    ]
     lines = [
         "# Models", "",
         f"Made by `{COMMAND}`; do not edit. {_provenance(results)}", "",
         f"**{survey_summary(results)}**" if results else "**Nothing was measured.**", "",
         *([f"Not measured yet: {', '.join(unmeasured)}.", ""] if unmeasured else []),
-        "All classifiers of torchvision, and of each timm family (a module of `timm.models`) the classifier with the "
-        f"fewest parameters. Left out: {'; '.join(f'{f} ({reason})' for f, reason in LEFT_OUT.items())}.", "",
+        "All of torchvision's classifiers, and of each timm family (a module of `timm.models`) the classifier with the "
+        "fewest parameters. torchvision's video classifiers, on few small frames; its segmentation nets, their scores "
+        "averaged over the pixels; its nets made to be quantised, in float32. Of each family of image classifiers in "
+        "Hugging Face's transformers a small model, built from a configuration in `lrp.survey.hugging_face`. Left out: "
+        f"of timm {_left_out(LEFT_OUT)}; of transformers {_left_out(LEFT_OUT_HUGGING_FACE)}.", "",
         "## What the columns mean", "",
         *_table(("column", "meaning"), [(head, meaning) for head, meaning, _ in COLUMNS]), "",
         "## What this can and cannot show", "",
@@ -109,34 +136,47 @@ def page_as_markdown(results: Iterable[Measurement]) -> str:
         "amplification and presets' merits differ with trained weights. A ledger that closes proves that nothing was "
         "lost unseen, not that relevance went where the rule's equation says; for that there are the oracles in tests/.", "",
         "## Misses", "",
-        *_table(("model", "reason"), [(r.name, textwrap.shorten(r.reason, 400)) for r in misses]), "",
-        "## torchvision", "", *_measured(ours), "",
-        "## timm, one model per family", "", *_measured(theirs, "family"), "",
+        *_table(
+            ("model", "reason", "engine"),
+            [(r.name, textwrap.shorten(r.reason, 400), _engine(r)) for r in misses],
+        ), "",
+        *(line for group, found in mine.items() for line in (f"## {group.title}", "", *_measured(found, group), "")),
     ]  # fmt: skip
     return "\n".join(lines)
 
 
 def _provenance(results: Sequence[Measurement]) -> str:
-    """The versions, dates and thread counts of the measurements."""
+    """The versions, dates, thread counts and commits of the measurements."""
 
     def span(values: Iterable[Any]) -> str:
         return ", ".join(sorted({str(v) for v in values if v is not None}))
 
+    versions = [r.versions for r in results if r.versions]
     packages = [
-        f"{package} {span(r.versions[package] for r in results if r.versions)}"
-        for package in check.versions_at_check()
+        f"{package} {span(of.get(package) for of in versions)}"
+        for package in dict.fromkeys(package for of in versions for package in of)
     ]
     days = sorted({r.date for r in results if r.date})
     return (
         f"Versions: {', '.join(packages)}. Measured {' to '.join(dict.fromkeys([*days[:1], *days[-1:]]))}, "
-        f"on a CPU, torch threads: {span(r.threads for r in results)}."
+        f"on a CPU, torch threads: {span(r.threads for r in results)}. Engine: {_engines(results)}."
     )
 
 
-def _measured(results: list[Measurement], *more: str) -> list[str]:
-    """A table of the columns `more`, which are attributes of `Measurement`, followed by all `COLUMNS`."""
-    rows = [[*(getattr(r, name) for name in more), *(entry(r) for _, _, entry in COLUMNS)] for r in results]
-    return _table([*more, *(head for head, _, _ in COLUMNS)], rows)
+def _engines(results: Iterable[Measurement]) -> str:
+    """How many rows each commit of the engine measured, in words."""
+    words = {None: "before commits were recorded", "": "outside a checkout"}
+    rows = Counter(r.commit for r in results)
+    return ", ".join(
+        f"{number} rows {words.get(commit) or f'at {commit}'}" for commit, number in rows.most_common()
+    )
+
+
+def _measured(results: list[Measurement], group: Group) -> list[str]:
+    """A table of all `COLUMNS`; for timm, whose names do not always tell it, the family before them."""
+    family = group.prefix == "timm:"
+    rows = [[*([r.family] if family else []), *(entry(r) for _, _, entry in COLUMNS)] for r in results]
+    return _table([*(["family"] if family else []), *(head for head, _, _ in COLUMNS)], rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
@@ -16,12 +16,12 @@ from pathlib import Path
 from lrp.errors import ModelError
 from lrp.storage.atomic import write_whole
 from lrp.survey import check
-from lrp.survey.architectures import TIMM, family_of
+from lrp.survey.architectures import GROUPS, family_of, group_of
 from lrp.survey.check import Measurement
+from lrp.survey.commit import UNCOMMITTED, engine_commit
 from lrp.survey.page import COMMAND, page_as_markdown, survey_page_order
 
 HOURS = 1.0  # limit per model; a model that takes longer counts as a miss
-GOAL = 90  # number of timm families that must pass; torchvision's classifiers must all pass
 
 
 class Worker:
@@ -82,13 +82,17 @@ def survey(
     *,
     jobs: int = 1,
     overwrite: bool = False,
+    keep: bool = False,
 ) -> Iterator[tuple[Measurement, bool]]:
     """Measure models and store the results in `folder`/models.json, which is written again after each model.
+
+    The results of other models stay, so that a survey can be made in parts. An interrupted part goes on where it was.
 
     Args:
         names: from `surveyed_architectures`.
         jobs: number of models measured in parallel; they share the processor's cores.
-        overwrite: also measure models again that were measured with the same versions.
+        overwrite: also measure models again whose result `is_current`.
+        keep: measure only models without a result, whatever measured the others.
 
     Yields:
         (result, whether it is from an earlier run), when ready. `folder`/models.md is written at the end.
@@ -98,9 +102,10 @@ def survey(
     """
     if jobs < 1:
         raise ModelError(f"jobs={jobs}: at least one model is measured at a time.")
-    results, now = load_survey(folder), check.versions_at_check()
+    results = load_survey(folder)
     # The result of a crashed process has no versions, since the crash may not be the model's fault: it is tried again.
-    kept = [n for n in names if n in results and results[n].versions == now and not overwrite]
+    measured = [n for n in names if n in results and results[n].versions is not None]
+    kept = [] if overwrite else [n for n in measured if keep or is_current(results[n])]
     for name in kept:
         yield results[name], True
     waiting = deque(n for n in names if n not in kept)
@@ -125,11 +130,17 @@ def survey(
     write_whole(folder / "models.md", [page_as_markdown(results.values())], ModelError, parents=True)
 
 
+def is_current(result: Measurement) -> bool:
+    """Whether measuring again would use the same versions and the same engine, as far as its commit tells."""
+    commit = engine_commit()
+    same = result.commit == commit and not commit.endswith(UNCOMMITTED)
+    return same and result.versions == check.versions_at_check(result.name)
+
+
 def survey_meets_goal(results: Iterable[Measurement], everything: bool) -> bool:
-    """Whether the goal is met. All models: every torchvision classifier and `GOAL` timm families; else every model."""
-    misses = [r.family for r in results if not r.ok]
-    allowed = len(TIMM) - GOAL if everything else 0
-    return "torchvision" not in misses and len(misses) <= allowed
+    """Whether in each group of models no more than `may_miss` miss the requirements; of a part of them, none."""
+    misses = Counter(group_of(r.name).prefix for r in results if not r.ok)
+    return all(misses[group.prefix] <= (group.may_miss if everything else 0) for group in GROUPS)
 
 
 def load_survey(folder: Path) -> dict[str, Measurement]:
