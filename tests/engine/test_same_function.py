@@ -1,5 +1,6 @@
 """A map depends on the function, not on how it is written: every pair of tests/helpers/spellings.py, under every preset."""
 
+import copy
 import warnings
 
 import pytest
@@ -91,3 +92,23 @@ def test_a_normalisation_in_the_model_is_none_of_its_layers(name):
 def test_there_are_enough_pairs():
     pairs = sum(len(line) - 1 for line in (*SPELLINGS.values(), *TOKENS.values())) + len(NORMALISED)
     assert pairs >= 60
+
+
+def test_a_norm_that_torch_has_fused():
+    """conv + BN apart, and fused by torch.ao into one module."""
+    torch.manual_seed(5)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 5),
+    ).double().eval()  # fmt: skip
+    with torch.no_grad():
+        for norm in (net[1], net[4]):
+            norm.weight.copy_(torch.tensor([1.5, -0.7, 0.8, -1.2]))
+            norm.bias.normal_()
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2.0)
+    fused = torch.ao.quantization.fuse_modules(copy.deepcopy(net), [["0", "1", "2"], ["3", "4"]])
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+    x = images(3, torch.float64)
+    for composite in lrp.composites():
+        assert difference(maps(net, composite, x), maps(fused, composite, x)) <= 1e-9, composite
