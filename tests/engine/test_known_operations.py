@@ -222,6 +222,7 @@ def test_the_list_holds_cases_of_the_table_only():
 
 def test_all_that_is_registered_has_been_run():
     own = {name for name in ops.registered() if "::" not in name} | set(DECOMPOSITIONS)  # others are of users
+    own -= {"normalise"}  # stands in front of the first layer: test_same_function
     assert own <= content().keys(), sorted(own - content().keys())
 
 

@@ -1,5 +1,6 @@
 """A map depends on the function, not on how it is written: every pair of tests/helpers/spellings.py, under every preset."""
 
+import copy
 import warnings
 
 import pytest
@@ -24,7 +25,8 @@ def preset(name: str, low=0.0, high=1.0) -> lrp.Composite:
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-300))
+    largest = float(a.abs().max())
+    return float((a - b).abs().max()) / (largest or 1.0)
 
 
 def maps(model, name: str, x: torch.Tensor, **bounds) -> torch.Tensor:
@@ -45,6 +47,9 @@ def test_every_way_to_write_it_gives_one_map(kind, name, dtype):
         for n in (1, 2, 3):
             x = images(n, dtype)
             first, *others = (maps(model, composite, x) for model in written)
+            assert composite not in ("epsilon", "epsilon_plus") or float(first.abs().max()) > 0, (
+                "nothing to compare"
+            )
             apart = [difference(first, other) for other in others]
             if not all(d <= LIMITS[dtype] for d in apart):
                 wrong.append(f"{composite}, N = {n}: " + ", ".join(f"{d:.1e}" for d in apart))
@@ -87,3 +92,23 @@ def test_a_normalisation_in_the_model_is_none_of_its_layers(name):
 def test_there_are_enough_pairs():
     pairs = sum(len(line) - 1 for line in (*SPELLINGS.values(), *TOKENS.values())) + len(NORMALISED)
     assert pairs >= 60
+
+
+def test_a_norm_that_torch_has_fused():
+    """conv + BN apart, and fused by torch.ao into one module."""
+    torch.manual_seed(5)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 5),
+    ).double().eval()  # fmt: skip
+    with torch.no_grad():
+        for norm in (net[1], net[4]):
+            norm.weight.copy_(torch.tensor([1.5, -0.7, 0.8, -1.2]))
+            norm.bias.normal_()
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2.0)
+    fused = torch.ao.quantization.fuse_modules(copy.deepcopy(net), [["0", "1", "2"], ["3", "4"]])
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+    x = images(3, torch.float64)
+    for composite in lrp.composites():
+        assert difference(maps(net, composite, x), maps(fused, composite, x)) <= 1e-9, composite

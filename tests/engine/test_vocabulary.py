@@ -334,10 +334,7 @@ class Handwritten(nn.Module):
         y = t.move(lambda a: a.transpose(1, 2, 0), y)
         centred = t.add(y, t.mean(y, 2, keepdims=True), sign=-1)
         gate = 1 / np.sqrt((centred.array**2).mean(-1, keepdims=True) + 1e-6)
-        return t.add(
-            t.scale(t.mul(centred, gate, signal=0), self.gamma),
-            np.broadcast_to(self.beta.detach(), y.array.shape),
-        )
+        return t.scale_shift(t.mul(centred, gate, signal=0), self.gamma, self.beta)
 
     def number_over(self, y, t):
         """PyTorch's way to write it: y.reciprocal() * 1.5."""
@@ -509,7 +506,7 @@ def test_softmax(name, rule):
     composite = composite or lrp.Composite([] if rule is None else [(lrp.family("softmax"), rule)])
     model = Alone(Call(function)).double().eval()
     e = lrp.Explainer(model, composite=composite, dtype=torch.float64)(x, target=R)
-    taylor = rule == "attnlrp" or isinstance(rule, lrp.SoftmaxTaylor)
+    taylor = not isinstance(rule, lrp.Constant)  # without a rule of its own: nothing else reaches the image
     for i in range(3):
         t = Trace(x[i], attention="attnlrp" if taylor else "cp_lrp")
         scores = t.image
@@ -662,7 +659,7 @@ class MultiHead(nn.Module):
             for i in range(3)
         )
         scale = d**-0.5
-        y = t.attend(t.scale(q, scale), k, v) if self.weights else t.attend(q, k, v, scale)
+        y = t.attend(q, k, v, scale)  # with the weights PyTorch scales the queries: the same function
         y = t.move(lambda a: a.transpose(1, 0, 2).reshape(L, C), y)
         return t.linear(y, attn.out_proj.weight, attn.out_proj.bias)
 
@@ -795,9 +792,11 @@ class SwinBlock(nn.Module):
             t.move(lambda a, i=i: a.reshape(B, L, 3, self.heads, -1)[:, :, i].transpose(0, 2, 1, 3), qkv)
             for i in range(3)
         )
-        scores = t.matmul(t.scale(q, (C // self.heads) ** -0.5), t.move(lambda a: a.swapaxes(-1, -2), k))
+        scores = t.matmul(q, t.move(lambda a: a.swapaxes(-1, -2), k))
         table = self.table.detach().numpy()[self.index.numpy()].transpose(2, 0, 1)
-        scores = t.add(t.add(scores, np.broadcast_to(table, scores.array.shape)), self.mask[:, None])
+        # The model scales the queries: the same function as a scale of the scores, which is a factor in their sum.
+        scores = t.scale_shift(scores, (C // self.heads) ** -0.5, table)
+        scores = t.add(scores, self.mask[:, None])
         y = t.matmul(t.softmax(scores), v, (0.0, 1.0) if t.attention == "cp_lrp" else (0.5, 0.5))
         y = t.move(lambda a: a.transpose(0, 2, 1, 3).reshape(B, L, C), y)
         return t.add(x, t.move(together, t.linear(y, self.attn.proj.weight, self.attn.proj.bias)))

@@ -164,6 +164,76 @@ MOVEMENTS = {
 }  # fmt: skip
 
 
+ORDER = torch.tensor([2, 0, 3, 1])
+PLACES = torch.tensor([0, 2, 2, 1, 3, 0])
+GRID = F.affine_grid(torch.tensor([[[0.8, 0.1, 0.05], [-0.1, 0.9, 0.1]]]), [1, 4, 4, 6], align_corners=False)
+
+# Elements that are chosen by the image itself, or written to places: gradient × input where the choice is a constant.
+SELECTIONS = {
+    "sort": lambda x: x.sort(1).values, "topk": lambda x: x.topk(2, 1).values,
+    "kthvalue": lambda x: x.kthvalue(2, 3).values, "median": lambda x: x.median(1).values,
+    "median_kept": lambda x: x.median(1, keepdim=True).values, "cummax": lambda x: x.cummax(3).values,
+    "cummin": lambda x: x.cummin(2).values, "min": lambda x: x.min(1).values, "amin": lambda x: x.amin((2, 3)),
+    "gather": lambda x: x.gather(1, x.argsort(1)[:, :2]), "take_along_dim": lambda x: torch.take_along_dim(x, x.argsort(1), 1),
+    "take_along_dim_broadcast": lambda x: torch.take_along_dim(x, x[:, :1].argsort(3), 3),
+    "index_computed": lambda x: x[torch.arange(x.shape[0]), x.mean((2, 3)).argmax(1)],
+    "where_computed": lambda x: torch.where(x > x.flip(1), x, x.flip(2)),
+    "masked_fill_computed": lambda x: x.masked_fill(x > x.flip(1), 0.5),
+    "scatter": lambda x: x.scatter(3, PLACES[:2].expand(x.shape[0], 4, 4, 2), x[..., 2:4]),
+    "scatter_value": lambda x: x.scatter(3, PLACES[:2].expand(x.shape[0], 4, 4, 2), 0.5),
+    "scatter_add": lambda x: x.scatter_add(3, PLACES.expand(x.shape[0], 4, 4, 6), x.flip(1)),
+    "index_add": lambda x: torch.zeros_like(x).index_add(3, PLACES, x, alpha=2),
+    "index_copy": lambda x: x.index_copy(1, ORDER[:2], x[:, 2:]),
+    "index_put": lambda x: aten.index_put(x, [None, ORDER[:2]], x[:, 2:]),
+    "max_unpool2d": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+    "grid_sampler": lambda x: F.grid_sample(x, GRID.to(x).expand(x.shape[0], -1, -1, -1), align_corners=False),
+    "grid_sampler_nearest": lambda x: F.grid_sample(
+        x, GRID.to(x).expand(x.shape[0], -1, -1, -1), mode="nearest", padding_mode="border", align_corners=True
+    ),
+    "maximum_of_two": lambda x: torch.maximum(x, x.flip(1)), "fmax": lambda x: torch.fmax(x, x.flip(1)),
+    "minimum_of_two": lambda x: torch.minimum(x, x.flip(1)), "fmin": lambda x: torch.fmin(x, x.flip(1)),
+    "broadcast_tensors": lambda x: torch.broadcast_tensors(x, x[:, :1])[1],
+}  # fmt: skip
+
+
+def square(x, c=0.0):
+    """(x - c)², of which one factor is a constant: a power is an activation."""
+    return (x - c) * (x - c).detach()
+
+
+def variance(op, x):
+    return square(x, x.mean((2, 3), keepdim=True)).sum((2, 3)) / 23
+
+
+def deviation(op, x):
+    v = variance(op, x)
+    return v * (v.rsqrt()).detach()
+
+
+DISTANCES = {
+    "cosine_similarity": Layer(
+        lambda: Call(lambda x, c: F.cosine_similarity(x, c, dim=1), c=torch.randn(4, 1, 1)), SHAPE,
+        lambda op, x: (x / x.norm(dim=1, keepdim=True).detach() * (op.c / op.c.norm(dim=0))).sum(1),
+    ),
+    "pairwise_distance": itself(lambda x, c: F.pairwise_distance(x, c.expand_as(x)), c=(6,)),
+    "l1_loss": itself(lambda x, c: F.l1_loss(x, c.expand_as(x), reduction="none"), c=(6,)),
+    "mse_loss": Layer(
+        lambda: Call(lambda x, c: F.mse_loss(x, c.expand_as(x), reduction="none"), c=torch.randn(6)), SHAPE,
+        lambda op, x: square(x, op.c),
+    ),
+    "bilinear": itself(lambda x, y, a: F.bilinear(x, y.expand_as(x), a), y=(6,), a=(3, 6, 6)),
+    "var": Layer(lambda: Call(lambda x: x.var((2, 3))), SHAPE, variance),
+    "var_mean": Layer(lambda: Call(lambda x: torch.var_mean(x, (2, 3))[0]), SHAPE, variance),
+    "std": Layer(lambda: Call(lambda x: x.std((2, 3))), SHAPE, deviation),
+    "std_mean": Layer(lambda: Call(lambda x: torch.std_mean(x, (2, 3))[0]), SHAPE, deviation),
+    "vector_norm_1": itself(lambda x: torch.linalg.vector_norm(x, 1, dim=1)),
+    "vector_norm_largest": itself(lambda x: torch.linalg.vector_norm(x, torch.inf, dim=1)),
+    "logsumexp": itself(lambda x: x.logsumexp((1, 2))),
+    "log_softmax": itself(lambda x: x.log_softmax(1)),
+    "log_softmax_lowered": itself(lambda x: aten._log_softmax(x, 1, False)),
+}  # fmt: skip
+
+
 class LastOutput(nn.Module):
     """An LSTM over the rows, whose gates are constants."""
 
@@ -194,7 +264,11 @@ FUNCTIONS = {
     **{name: passes(function) for name, function in ACTIVATIONS.items()},
     **PRODUCTS,
     **LINEAR,
-    **{name: itself(function) for name, function in MOVEMENTS.items()},
+    **{name: itself(function) for name, function in (MOVEMENTS | SELECTIONS).items()},
+    **DISTANCES,
+    "max_unpool3d": Layer(
+        lambda: Call(lambda x: F.max_unpool3d(*F.max_pool3d(x, 2, return_indices=True), 2)), (2, 4, 4, 4)
+    ),
     **{
         f"{kind}_pad{d}d": Layer(
             lambda kind=kind, d=d: Call(

@@ -261,6 +261,17 @@ class Trace:
 
         return self.step(z, back)
 
+    def scale_shift(self, x: Value, w, b) -> Value:
+        """w x + b with constants: Epsilon over the two terms."""
+        scaled, shift = x.array * numpy(w), np.broadcast_to(numpy(b), x.array.shape)
+
+        def back(R):
+            q = self.per_output(R, scaled + shift)
+            self.give(x, times(q, scaled))
+            self.give(shift, times(q, shift))
+
+        return self.step(scaled + shift, back)
+
     def mul(self, x, y, signal: int | None = None) -> Value:
         """Data times data: the signal gets all relevance; None: half each."""
 

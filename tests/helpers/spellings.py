@@ -26,6 +26,8 @@ class Parameters(nn.Module):
             generator = torch.Generator().manual_seed(sum(map(ord, name)) + 100 * len(shape))
             made = torch.rand if positive else torch.randn
             value = made(shape, generator=generator, dtype=torch.float64) + 0.5 * positive
+            if not positive and len(shape) == 1:  # both signs in every vector
+                value = value.abs() * torch.tensor([1.0, -1.0]).repeat(shape[0])[: shape[0]]
             self.register_parameter(name, nn.Parameter(value))
         return getattr(self, name)
 

@@ -716,13 +716,13 @@ def test_labels_given_as_a_list_that_do_not_fit(bare):
 
 def test_all_that_does_not_fit_is_listed_at_once(bare):
     state = dict(read_weights(bare))
-    state["features.0.weight"] = torch.zeros(64, 1, 3, 3)
+    state["features.0.weight"] = torch.zeros(64, 2, 3, 3)
     state["classifier.1.bias"] = torch.zeros(4)
     state["extra"] = state.pop("features.0.bias")
     torch.save(state, bare)
     assert message(load_model, str(bare), arch="squeezenet1_1") == (
         f"{bare} does not fit squeezenet1_1: 1 missing (features.0.bias), 1 unexpected (extra), 2 of another shape "
-        "(features.0.weight is [64, 1, 3, 3], expected [64, 3, 3, 3]; classifier.1.bias is [4], expected [3])."
+        "(features.0.weight is [64, 2, 3, 3], expected [64, 3, 3, 3]; classifier.1.bias is [4], expected [3])."
     )
 
 

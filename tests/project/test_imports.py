@@ -146,8 +146,9 @@ def test_torch_stays_where_models_run():
 
 
 def test_only_capture_uses_torch_export():
+    """`isolation` corrects a setting of it."""
     users = {n for n, p in MODULES.items() if any(m.startswith(":torch.export") for m, _ in imports(p))}
-    assert users == {"engine.graph.capture"}
+    assert users == {"engine.graph.capture", "engine.graph.tracing.isolation"}
 
 
 def test_a_package_says_in_two_lines_what_it_is_and_imports_nothing():

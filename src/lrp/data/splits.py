@@ -15,7 +15,7 @@ import numpy as np
 from lrp.classes import wnid_name
 from lrp.data.data_set import SPLITS, DataSet, Sample
 from lrp.errors import ImageError, TrainingError
-from lrp.pictures.photos import Photo, PhotoError, open_photo
+from lrp.pictures.photos import Photo, PhotoError, kinds_of, open_photo
 from lrp.values import Plain
 
 FOR_VALIDATION = tuple(name for name in SPLITS if name != "train")
@@ -177,7 +177,7 @@ def _read(
         for sample, seen in zip(samples, pool.map(look, samples), strict=True):
             if isinstance(seen, Photo):
                 read[sample.path] = seen.digest
-                assumed.update(seen.notes)
+                assumed.update(kinds_of(seen.notes))
             else:
                 broken.append((sample.path, seen.reason if isinstance(seen, PhotoError) else str(seen)))
             advance(1, len(samples))

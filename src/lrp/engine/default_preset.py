@@ -45,4 +45,4 @@ def _products(operation: Operation) -> int:
     algebra: Any = operation.algebra
     weight = algebra.fixed.weight
     outputs = math.prod(one(operation.shape))
-    return outputs * weight.numel() // max(1, one(operation.shape)[-1 if operation.name == "linear" else 1])
+    return outputs * weight.numel() // max(1, one(operation.shape)[1 if "conv" in operation.name else -1])

@@ -19,9 +19,9 @@ from lrp.engine.default_preset import default_preset
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.canonize import canonize
 from lrp.engine.graph.capture import Captured, as_module, capture, own_output, plain_numbers
-from lrp.engine.graph.isolation import LOCK, sources_go_with
-from lrp.engine.graph.model_copy import in_train_mode
 from lrp.engine.graph.outputs import HEADS, Output
+from lrp.engine.graph.tracing.isolation import LOCK, sources_go_with
+from lrp.engine.graph.tracing.model_copy import in_train_mode
 from lrp.engine.graph.writer import TERMS, Program
 from lrp.engine.model_state import ModelState, tensor_version
 from lrp.engine.program import SEEDS, Builder

@@ -117,7 +117,7 @@ class PutOff(Tensor):
 
     @staticmethod
     def __new__(cls, outline: Tensor, device: torch.device) -> PutOff:
-        return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined, no-any-return]
+        return Tensor._make_wrapper_subclass(
             cls, outline.shape, strides=outline.stride(), dtype=outline.dtype, device=device
         )
 
@@ -143,7 +143,7 @@ class PutOff(Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         return func(*_ready(args), **_ready(kwargs or {}))

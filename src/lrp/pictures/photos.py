@@ -120,6 +120,11 @@ def open_photo(
         raise PhotoError(path, f"cannot be opened: {error.strerror or error}") from error
 
 
+def kinds_of(notes: Sequence[str]) -> list[str]:
+    """The notes of a photo, without what differs from file to file: "page 1 of several"."""
+    return [re.sub(r"^(page|frame) 1 of \d+$", r"\1 1 of several", note) for note in notes]
+
+
 def find_photos(paths: Sequence[Path | str]) -> list[Found]:
     """Every file given, and every regular file below each folder given, whatever its extension, sorted.
 

@@ -29,7 +29,7 @@ from lrp.errors import DataError, ImageError, ModelError, PredictionsError
 from lrp.models.loading import LoadedModel
 from lrp.models.resolve import resolve_device, resolve_model, resolve_model_name
 from lrp.models.weights import weights_fingerprint
-from lrp.pictures.photos import PhotoError, open_photo
+from lrp.pictures.photos import PhotoError, kinds_of, open_photo
 from lrp.study.analysis import Accuracy, analyse_accuracy
 from lrp.study.journal import Journal, journal_of
 from lrp.study.predictions import Prediction, read_prediction_rows, read_predictions, write_predictions
@@ -77,7 +77,7 @@ class Classifier:
         try:
             pre = self.loaded.preprocessing
             photo = open_photo(sample.file, max_megapixels=self.max_megapixels, range=pre.range)
-            self.notes.update(photo.notes)
+            self.notes.update(kinds_of(photo.notes))
             return pre.channels(pre.geometry.apply(photo.pixels))
         except PhotoError as error:
             return error.reason
@@ -145,7 +145,7 @@ class Evaluation:
         resumed: files whose rows come from an interrupted run; all files if the CSV was up to date.
         seconds: of this run, without loading the model.
         unmatched: folders that are no class of the model -> the most similar class names.
-        notes: what was assumed about files that were read now, such as "page 1 of 5"; each once.
+        notes: what was assumed about files that were read now, such as "page 1 of several"; each once.
     """
 
     output: Path

@@ -24,13 +24,13 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.nn.parameter import UninitializedParameter
 
-from lrp.engine.graph.any_batch import FIRST, SECOND, generalise
-from lrp.engine.graph.constant_branches import ConstantBranches
 from lrp.engine.graph.facts import facts
-from lrp.engine.graph.hooks import Hook, forward_hooks, hooked, hooks_that_change, only
-from lrp.engine.graph.isolation import isolated, replaced_here
-from lrp.engine.graph.model_copy import copy_of
 from lrp.engine.graph.outputs import HEADS, Output, logits_among
+from lrp.engine.graph.tracing.any_batch import FIRST, SECOND, generalise
+from lrp.engine.graph.tracing.constant_branches import ConstantBranches
+from lrp.engine.graph.tracing.hooks import Hook, forward_hooks, hooked, hooks_that_change, only
+from lrp.engine.graph.tracing.isolation import isolated, replaced_here
+from lrp.engine.graph.tracing.model_copy import copy_of
 from lrp.errors import CaptureError, InputError, LrpError
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -108,7 +108,11 @@ class _Chosen(nn.Module):
 
     Attributes:
         written: (module's path, name) of the attributes that a forward pass sets. They are taken off again.
+        paths: id of a module's attributes -> its path and itself.
     """
+
+    model: nn.Module
+    paths: dict[int, tuple[str, nn.Module]]
 
     def __init__(self, model: nn.Module, output: Output, constants: ConstantBranches | None = None) -> None:
         super().__init__()
@@ -132,9 +136,8 @@ class _Chosen(nn.Module):
             kept.append((path, module.__dict__, dict(module.__dict__), [(h, h.copy()) for h in holders]))
 
         def note(module: nn.Module, name: str, value: Any) -> None:
-            path, _ = self.paths.get(id(module.__dict__), (None, None))
-            if path is not None:
-                self.written.add((path, name))
+            if id(module.__dict__) in self.paths:
+                self.written.add((self.paths[id(module.__dict__)][0], name))
             original(module, name, value)
 
         try:
@@ -293,12 +296,13 @@ def _exportable(copied: nn.Module, images: Tensor) -> nn.Module:
     _replace_scripts(copied, images)
     made: dict[int, Tensor] = {}
     for module in copied.modules():
-        for table in (module._parameters, module._buffers):
+        tables: tuple[Any, Any] = module._parameters, module._buffers
+        for table in tables:
             for name, t in table.items():
                 if t is not None and (t.is_inference() or t.layout is not torch.strided):
                     dense = t.detach().clone() if t.layout is torch.strided else t.detach().to_dense()
                     plain = nn.Parameter(dense, requires_grad=False) if table is module._parameters else dense
-                    table[name] = made.setdefault(id(t), plain)  # type: ignore[index]
+                    table[name] = made.setdefault(id(t), plain)
     return copied
 
 

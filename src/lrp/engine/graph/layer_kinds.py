@@ -31,7 +31,7 @@ def unify_layers(graph: Graph) -> None:
         if _whole_window(operation):
             operation.family = "linear"
         elif _pointwise(operation, graph.image.meta["shape"][0]):
-            near = {mixers[m] for m in _next_to(node, mixers, graph)}
+            near = {mixers[m] for m in _next_to(node, mixers)}
             operation.family = "conv" if near == {"conv"} else "linear"
 
 
@@ -75,22 +75,18 @@ def _mixes_positions(operation: Operation) -> str:
     return "conv" if any(k > 1 and k > s for k, s in zip(kernel, strides, strict=True)) else ""
 
 
-def _next_to(node: Node, mixers: dict[Node, str], graph: Graph) -> set[Node]:
+def _next_to(node: Node, mixers: dict[Node, str]) -> set[Node]:
     """The operations that mix positions and that a path without another such operation connects with a layer."""
     found: set[Node] = set()
-    for neighbours in (lambda n: n.all_input_nodes, lambda n: list(n.users)):
-        seen, waiting = {node}, [node]
-        while waiting:
-            for other in neighbours(waiting.pop()):
-                if (
-                    other in seen
-                    or other.op != "call_function"
-                    or ops.operation_name(other).startswith("sym_")
-                ):
-                    continue
-                seen.add(other)
-                if other in mixers:
-                    found.add(other)
-                else:
-                    waiting.append(other)
+    seen, waiting = {node}, [node]
+    while waiting:
+        current = waiting.pop()
+        for other in (*current.all_input_nodes, *current.users):
+            if other in seen or other.op == "get_attr" or ops.operation_name(other).startswith("sym_"):
+                continue
+            seen.add(other)
+            if other in mixers:
+                found.add(other)
+            else:
+                waiting.append(other)
     return found

@@ -103,9 +103,9 @@ def explanation_picture(
             )
         geometry = None
     else:
-        pixels, file = _pixels(photo, getattr(preprocessing, "range", None))
-        name = f"predicted for {file}" if file else "predicted"
         geometry = preprocessing or e._explainer.preprocessing
+        pixels, file = _pixels(photo, getattr(geometry, "range", None))
+        name = f"predicted for {file}" if file else "predicted"
     best = int(e.logits[i].argmax())
     return heatmap.draw(
         pixels, [_panel(e, i, pixels, geometry) for e in entries],

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from lrp.engine.graph import ops
-from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.canonical import Graph, data_nodes
 from lrp.engine.graph.capture import Batch, Shape
 from lrp.engine.graph.rewriting.decompositions import decomposes
 from lrp.engine.graph.rewriting.rectifiers import is_zero
@@ -166,7 +166,7 @@ def _of_two(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     if not isinstance(a.get("other"), Node):
         return None
     operands = [a["self"], a["other"]]
-    if any(graph.value(v) is not None for v in operands):
+    if not set(operands) <= data_nodes(graph.fx):
         return None  # with a constant it is an activation
     shape = node.meta["shape"]
     for i, value in enumerate(operands):

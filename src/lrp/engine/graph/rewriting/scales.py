@@ -217,6 +217,25 @@ def restore_scales(graph: Graph) -> None:
         source, w, b = node.args
         if node.target is normalise or (w is not None and b is not None):
             continue
+        if b is None and graph.value(w).numel() == 1 and _into_sum(graph, node, float(graph.value(w))):
+            continue
         graph.replace(
             node, aten.mul.Tensor if b is None else aten.add.Tensor, (source, w if b is None else b)
         )
+
+
+def _into_sum(graph: Graph, node: Node, factor: float) -> bool:
+    """Make a factor of a summand that of the sum, x + α y, if the sum has none yet; return whether it was done."""
+    (user, *others) = node.users
+    if others or user.target not in (aten.add.Tensor, aten.sub.Tensor) or user.kwargs:
+        return False
+    first, second = user.args[:2]
+    if not isinstance(first, Node) or not isinstance(second, Node) or first is second or len(user.args) > 2:
+        return False
+    if node is first:
+        if user.target is not aten.add.Tensor:
+            return False
+        first, second = second, first
+    user.args, user.kwargs = (first, node.args[0]), {"alpha": factor}
+    graph.fx.erase_node(node)
+    return True

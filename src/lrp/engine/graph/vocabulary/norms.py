@@ -11,7 +11,7 @@ from torch import Tensor
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import Activation, Matrix
 from lrp.engine.graph.capture import Batch
-from lrp.engine.graph.ops import Operation, one, register
+from lrp.engine.graph.ops import Operation, one, operation_name, register
 from lrp.engine.structured_weights import Centred
 
 
@@ -26,6 +26,16 @@ def normalise(image: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tens
     return scale_shift(image, weight, bias)
 
 
+def _after_a_norm_of_the_data(op: Operation) -> bool:
+    """Whether it is the learned part of a norm that is written out, or of one without: (x - mean) / σ · w + b."""
+    source = op.data[0]
+    name = operation_name(source) if source.op == "call_function" else ""
+    if name in ("mul", "div"):
+        return sum(n.op != "get_attr" for n in source.all_input_nodes) == 2
+    return name in ("layer_norm", "group_norm", "instance_norm", "rms_norm")
+
+
+@register("scale_shift", family="layer_norm", when=_after_a_norm_of_the_data)
 @register("scale_shift", family="norm")
 def _norm(op: Operation) -> Affine:
     return Affine(lambda a, w: a * w, lambda s, w: s * w, op["weight"], op["bias"])

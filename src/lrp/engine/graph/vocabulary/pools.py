@@ -76,9 +76,8 @@ def _logsumexp(op: Operation) -> Matrix:
         norm = a.logsumexp(dim=dims, keepdim=True)
         p = torch.where(a == -torch.inf, 0.0, torch.exp(a - norm))
         finite = torch.where(a == -torch.inf, 0.0, a)
-        entropy = (norm - (p * finite).sum(dim=dims, keepdim=True)).sum(
-            dim=[] if keep else dims, keepdim=keep
-        )
+        entropy = norm - (p * finite).sum(dim=dims, keepdim=True)
+        entropy = entropy if keep else entropy.sum(dim=dims)
         return Affine(
             lambda a, w: (a * w).sum(dim=dims, keepdim=keep),
             lambda s, w: _kept(s, dims, keep) * w,

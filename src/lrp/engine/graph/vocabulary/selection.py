@@ -109,7 +109,7 @@ def _index(op: Operation) -> Movement:
 
 
 @register(
-    "topk", "sort", "kthvalue", "median", "mode", "cummax", "cummin", family="movement",
+    "topk", "sort", "kthvalue", "median", "cummax", "cummin", family="movement",
     when=lambda op: _source_is_data(op) and "dim" in op.arguments,
 )  # fmt: skip
 def _with_indices(op: Operation) -> Movement:

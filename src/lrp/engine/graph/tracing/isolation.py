@@ -23,7 +23,7 @@ LOCK = threading.RLock()
 """Held while a model is captured or a program written: torch.export and torch.fx keep their state for the whole process."""
 
 
-SHAPES = 10_000
+SHAPES = 2_000
 """How many results of operations on shapes torch may keep from capture to capture."""
 
 
@@ -129,7 +129,7 @@ def _no_fused_attention() -> Iterator[None]:
 def _backends_stay() -> Iterator[None]:
     """torch.export switches oneDNN off meanwhile, and all threads would compute slower, and with other roundings."""
     with _put_back(_trace, "_ignore_backend_decomps"):
-        _trace._ignore_backend_decomps = contextlib.nullcontext
+        _trace._ignore_backend_decomps = contextlib.nullcontext  # type: ignore[assignment]
         yield
 
 
@@ -137,7 +137,7 @@ def _backends_stay() -> Iterator[None]:
 def _quiet() -> Iterator[None]:
     """Without logs, warnings and prints: torch.export writes pages about an error that it raises as well."""
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_SilentHere, streams)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = map(_SilentHere, streams)
     try:
         with _no_warnings(), replaced_here(logging.Logger, "isEnabledFor", lambda *_: False):
             yield
@@ -163,9 +163,10 @@ def _no_warnings() -> Iterator[None]:
     try:
         yield
     finally:
+        held: Any
         for held in (filters, warnings.filters):
             if entry in held:
-                held.remove(entry)  # type: ignore[attr-defined]
+                held.remove(entry)
 
 
 class _SilentHere:

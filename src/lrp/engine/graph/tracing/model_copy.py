@@ -79,7 +79,7 @@ class Copier:
             return value
         if id(value) in self.memo:
             return self.memo[id(value)][1]
-        make: Callable[[Any], Any] | None = COPIERS.get(kind)
+        make = COPIERS.get(kind)
         if make is not None:
             return make(self, value)
         if isinstance(value, torch.jit.ScriptModule):
@@ -90,7 +90,8 @@ class Copier:
             return self.tensor(value)
         if isinstance(value, tuple) and hasattr(kind, "_make"):  # a named tuple
             return self._kept(value, kind._make(map(self.copy, value)))
-        return self.plain_object(value) if _is_plain(kind) else value
+        plain: bool = _is_plain(kind)  # type: ignore[arg-type]
+        return self.plain_object(value) if plain else value
 
     def _kept(self, value: Any, copied: Any) -> Any:
         self.memo[id(value)] = value, copied

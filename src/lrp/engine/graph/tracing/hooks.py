@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves
 
-from lrp.engine.graph.isolation import here
-from lrp.engine.graph.model_copy import FORWARD_HOOKS, Copier, copy_of
+from lrp.engine.graph.tracing.isolation import here
+from lrp.engine.graph.tracing.model_copy import FORWARD_HOOKS, Copier, copy_of
 
 EVERY_MODULE = "every module"
 Change = Callable[["Hook", Any], Any]
