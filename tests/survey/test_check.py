@@ -353,7 +353,6 @@ def test_a_sample_of_the_other_groups_is_explained(name):
     expect_explained(check.check(name, repeats=0))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", hugging_face.HUGGING_FACE)
 def test_every_small_configuration_builds_a_classifier_that_sees_its_image(family):
     pytest.importorskip("transformers")
