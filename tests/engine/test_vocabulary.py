@@ -346,13 +346,13 @@ class Handwritten(nn.Module):
         if t is None:
             return torch.addcmul(y, y.flip(1), torch.sigmoid(y), value=2)
         product = t.mul(t.move(lambda a: a[::-1], y), torch.sigmoid(tensor(y)), signal=0)
-        return t.add(y, t.scale(product, 2))
+        return t.add(y, product, sign=2)
 
     def addcdiv(self, y, t):
         if t is None:
             return torch.addcdiv(y, y.flip(1), y.abs() + 1, value=2)
         quotient = t.mul(t.move(lambda a: a[::-1], y), 1 / (tensor(y).abs() + 1), signal=0)
-        return t.add(y, t.scale(quotient, 2))
+        return t.add(y, quotient, sign=2)
 
     def residual_gate(self, y, t):
         """Highway: g x + (1 − g) f(x)."""
@@ -793,10 +793,9 @@ class SwinBlock(nn.Module):
             for i in range(3)
         )
         scores = t.matmul(q, t.move(lambda a: a.swapaxes(-1, -2), k))
+        scores = t.scale(scores, (C // self.heads) ** -0.5)  # of the queries, in the model: the same function
         table = self.table.detach().numpy()[self.index.numpy()].transpose(2, 0, 1)
-        # The model scales the queries: the same function as a scale of the scores, which is a factor in their sum.
-        scores = t.scale_shift(scores, (C // self.heads) ** -0.5, table)
-        scores = t.add(scores, self.mask[:, None])
+        scores = t.add(t.add(scores, np.broadcast_to(table, scores.array.shape)), self.mask[:, None])
         y = t.matmul(t.softmax(scores), v, (0.0, 1.0) if t.attention == "cp_lrp" else (0.5, 0.5))
         y = t.move(lambda a: a.transpose(0, 2, 1, 3).reshape(B, L, C), y)
         return t.add(x, t.move(together, t.linear(y, self.attn.proj.weight, self.attn.proj.bias)))

@@ -29,6 +29,7 @@ CHOICES = {
     "conv": ("epsilon_gamma_wsquare", "a convolutional net"),
     "attention": ("cp_lrp", "a transformer: attention, and linear layers do most of the work"),
     "dense": ("gamma", "a net whose linear layers do most of the work"),
+    "data norms": ("gamma", "a convolutional net whose norms are computed from the data, as in ConvNeXt"),
 }
 
 
@@ -37,7 +38,7 @@ def _kind(graph: Graph) -> str:
     work = {name: sum(_products(o) for o in operations if o.family == name) for name in ("conv", "linear")}
     if work["linear"] > work["conv"]:
         return "attention" if any(map(attention, operations)) else "dense"
-    return "conv"
+    return "data norms" if any(o.family == "layer_norm" for o in operations) else "conv"
 
 
 def _products(operation: Operation) -> int:

@@ -225,12 +225,12 @@ def restore_scales(graph: Graph) -> None:
 
 
 def _into_sum(graph: Graph, node: Node, factor: float) -> bool:
-    """Make a factor of a summand that of the sum, x + α y, if the sum has none yet; return whether it was done."""
+    """Make a factor of a summand that of the sum x + α y of data, if it has none yet; return whether it was done."""
     (user, *others) = node.users
     if others or user.target not in (aten.add.Tensor, aten.sub.Tensor) or user.kwargs:
         return False
     first, second = user.args[:2]
-    if not isinstance(first, Node) or not isinstance(second, Node) or first is second or len(user.args) > 2:
+    if first is second or len(user.args) > 2 or not {first, second} <= data_nodes(graph.fx):
         return False
     if node is first:
         if user.target is not aten.add.Tensor:
