@@ -21,7 +21,7 @@ from lrp.cli import app, main
 from lrp.cli.demo import PHOTOS, write_photos
 from lrp.models.loading import LoadedModel, load_model
 from lrp.pictures import heatmap
-from lrp.survey.check import set_check_weights
+from lrp.survey.build import set_check_weights
 
 ORIGINAL = load_model
 COMMANDS = (

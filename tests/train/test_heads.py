@@ -20,7 +20,7 @@ from lrp.errors import ModelError
 from lrp.models.checkpoints import checkpoint_architecture, save_checkpoint
 from lrp.models.loading import load_model
 from lrp.models.weights import weights_fingerprint, weights_with_class_axis
-from lrp.survey.check import set_check_weights
+from lrp.survey.build import set_check_weights
 from lrp.train.heads import REMEDY, find_heads, model_with_new_head, split_head
 
 X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))

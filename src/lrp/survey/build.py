@@ -14,9 +14,10 @@ from lrp.survey.hugging_face import build_hugging_face
 LARGE = 100_000_000  # parameters: larger torchvision models get inputs of 224 x 224 pixels
 NOISE = 8  # images from which batch norms compute their statistics
 
-# Frames, and side in pixels. Small, since a video has many pixels; S3D ends in a pool of 7 x 7 and takes no less.
+# Frames, and side in pixels. Small, since a video has many pixels. S3D ends in a pool of 7 x 7 and takes no less than
+# 224; the position embeddings of the MViTs have one size.
 VIDEO = (8, 64)
-VIDEO_OF = {"s3d": (16, 224)}
+VIDEO_OF = {"s3d": (16, 224), "mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224)}
 SEGMENTATION = 128  # pixels, of which the nets keep one in eight: room for their dilated convolutions
 QUANTIZABLE = 96  # pixels: they are torchvision's classifiers, with operations that can be quantised
 
@@ -95,9 +96,7 @@ def _video(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     import torchvision.models
 
     frames, side = VIDEO_OF.get(name, VIDEO)
-    # Its position embeddings depend on the input size.
-    sizes = {"spatial_size": (side, side), "temporal_size": frames} if name.startswith("mvit") else {}
-    return torchvision.models.get_model(name, weights=None, **sizes).eval(), (frames, side, side)
+    return torchvision.models.get_model(name, weights=None).eval(), (frames, side, side)
 
 
 def _segmentation(name: str) -> nn.Module:

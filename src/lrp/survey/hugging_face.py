@@ -149,8 +149,9 @@ def build_hugging_face(family: str) -> tuple[nn.Module, int]:
 
     side, options = HUGGING_FACE[family]
     try:
-        config = CONFIG_MAPPING[family](**_with_deviation(options), num_labels=10)
-        found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+        config: Any = CONFIG_MAPPING[family]
+        config = config(**_with_deviation(options), num_labels=10)
+        found: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
     except KeyError:
         raise ModelError(
             f"hf:{family} is an image classifier of newer transformers than {transformers.__version__}, "
@@ -159,7 +160,8 @@ def build_hugging_face(family: str) -> tuple[nn.Module, int]:
     kind = (
         found[0] if isinstance(found, list | tuple) else found
     )  # the others have a teacher's head, or other inputs
-    return kind(config).eval(), side
+    model: nn.Module = kind(config).eval()
+    return model, side
 
 
 def unlisted_hugging_face() -> list[str]:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
+import torch
+
 from lrp.errors import ModelError
 from lrp.storage.atomic import write_whole
 from lrp.survey import check
@@ -90,7 +92,7 @@ def survey(
 
     Args:
         names: from `surveyed_architectures`.
-        jobs: number of models measured in parallel; they share the processor's cores.
+        jobs: number of models measured in parallel; they share torch's threads.
         overwrite: also measure models again whose result `is_current`.
         keep: measure only models without a result, whatever measured the others.
 
@@ -109,7 +111,7 @@ def survey(
     for name in kept:
         yield results[name], True
     waiting = deque(n for n in names if n not in kept)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, torch.get_num_threads() // jobs)
     running: dict[str, Worker] = {}
     try:
         while waiting or running:
