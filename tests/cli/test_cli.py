@@ -391,7 +391,7 @@ def test_known_operations_are_listed_by_a_fresh_process():
     done = subprocess.run(
         [sys.executable, "-m", "lrp", "rules", "--known"], capture_output=True, text=True, check=True
     )
-    assert len(done.stdout.splitlines()) > 150 and re.search(r"^conv2d +conv +2-d$", done.stdout, re.M)
+    assert len(done.stdout.splitlines()) > 150 and re.search(r"^conv2d +conv, linear +2-d$", done.stdout, re.M)
 
 
 def test_a_reader_that_leaves_is_no_error():
