@@ -323,7 +323,7 @@ def test_names_of_classes_become_names_of_files():
 
 
 def test_a_table_runs_no_formula(tmp_path):
-    written.write_table(tmp_path / "t.csv", ("=a", "b"), [("=1+1", -0.5), ("@x", None), ("a,b", 3)])
+    written.write_csv_table(tmp_path / "t.csv", ("=a", "b"), [("=1+1", -0.5), ("@x", None), ("a,b", 3)])
     assert (tmp_path / "t.csv").read_text() == "'=a,b\n'=1+1,-0.5\n'@x,\n\"a,b\",3\n"
 
 

@@ -27,7 +27,7 @@ from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerB
 import lrp
 from lrp.cli import main
 from lrp.survey import architectures, check, page, run
-from lrp.survey.check import Measurement, measure_architecture
+from lrp.survey.check import Measurement, check_model
 
 # One per kind of architecture; with a size where the model takes another than its own.
 SAMPLE = (
@@ -99,7 +99,7 @@ def test_shallow_nets_of_other_kinds_are_too(name):
             1, 3, size, size
         )
 
-    expect_explained(measure_architecture(name, make, repeats=0))
+    expect_explained(check_model(name, make, repeats=0))
 
 
 def fresh(day: date) -> list[str]:
@@ -181,7 +181,7 @@ def tiny(*last: nn.Module) -> tuple[nn.Module, torch.Tensor]:
 
 
 def test_a_tiny_model_measured():
-    result = measure_architecture("tiny", tiny)
+    result = check_model("tiny", tiny)
     assert result.ok and result.name == "tiny" and result.family == "torchvision"
     assert result.parameters == sum(p.numel() for p in tiny()[0].parameters())
     assert result.shape == (3, 8, 8) and result.dtype == "float64" and result.free_batch
@@ -202,7 +202,7 @@ def test_a_tiny_model_measured():
 
 def test_measuring_twice_gives_the_same_and_leaves_the_random_state():
     state = torch.get_rng_state()
-    one, two = (measure_architecture("tiny", tiny, repeats=0) for _ in range(2))
+    one, two = (check_model("tiny", tiny, repeats=0) for _ in range(2))
     assert replace(one, seconds=None) == replace(two, seconds=None)
     assert one.times is None and one.gradient is None
     assert torch.equal(torch.get_rng_state(), state)
@@ -248,7 +248,7 @@ IMAGE = torch.randn(1, 3, 8, 8)
     ],
 )  # fmt: skip
 def test_what_fails_is_a_reason_on_one_line(make, reason):
-    result = measure_architecture("tiny", make, repeats=0)
+    result = check_model("tiny", make, repeats=0)
     assert not result.ok and "\n" not in result.reason
     assert reason.fullmatch(result.reason) if isinstance(reason, re.Pattern) else result.reason == reason
     json.dumps(result.to_dict(), allow_nan=False)
@@ -414,13 +414,14 @@ def test_an_interrupted_run_goes_on_from_there(instant, tmp_path):
     assert [next(going)[0].name, next(going)[0].name] == ["alexnet", "resnet18"]
     going.close()
     assert (
-        list(run.load_survey(tmp_path)) == ["alexnet", "resnet18"] and not (tmp_path / "models.md").exists()
+        list(run.load_earlier_run(tmp_path)) == ["alexnet", "resnet18"]
+        and not (tmp_path / "models.md").exists()
     )
     instant.begun.clear()
     again = [(r.name, kept) for r, kept in run.survey(SHORT, tmp_path)]
     assert again == [("alexnet", True), ("resnet18", True), ("vgg11", False), ("timm:levit_128s", False)]
     assert instant.begun == ["vgg11", "timm:levit_128s"]
-    assert list(run.load_survey(tmp_path)) == list(SHORT) and (tmp_path / "models.md").is_file()
+    assert list(run.load_earlier_run(tmp_path)) == list(SHORT) and (tmp_path / "models.md").is_file()
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -501,11 +502,11 @@ def test_a_folder_that_cannot_be_written(instant, tmp_path):
 def test_goals():
     fine = [result(name) for name in architectures.surveyed_architectures()]
     misses = [replace(r, reason="missed") for r in fine]
-    assert run.survey_meets_goal(fine, everything=True)
-    assert run.survey_meets_goal(fine[:-4] + misses[-4:], everything=True)
-    assert not run.survey_meets_goal(fine[:-5] + misses[-5:], everything=True)
-    assert not run.survey_meets_goal(misses[:1] + fine[1:], everything=True)
-    assert not run.survey_meets_goal(fine[-5:-1] + misses[-1:], everything=False)
+    assert run.run_meets_goal(fine, everything=True)
+    assert run.run_meets_goal(fine[:-4] + misses[-4:], everything=True)
+    assert not run.run_meets_goal(fine[:-5] + misses[-5:], everything=True)
+    assert not run.run_meets_goal(misses[:1] + fine[1:], everything=True)
+    assert not run.run_meets_goal(fine[-5:-1] + misses[-1:], everything=False)
     assert page.survey_summary(fine[:-5] + misses[-5:]) == (
         "80 of 80 torchvision classifiers, 89 of 94 timm families: logits are the model's, every node closes, all is "
         "finite, and the input is reached."

@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lrp.engine.structured_weights import Structured, Version
+from lrp.engine.structured_weights import Structured
+from lrp.engine.weight_versions import Version
 from lrp.errors import RuleError
 
 PARTS = {
