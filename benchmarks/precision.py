@@ -36,10 +36,10 @@ def photos(folder: Path | None, count: int) -> list[Path]:
     if folder is None:
         import tempfile
 
-        from lrp.cli.demo import write_photos
+        from lrp.cli.demo import write_demo_photos
 
         folder = Path(tempfile.mkdtemp())
-        write_photos(folder)
+        write_demo_photos(folder)
     found = [one.path for one in lrp.pictures.photos.find_photos([folder])]
     return found[:: max(1, len(found) // count)][:count]
 

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lrp.cli.demo import write_photos
+from lrp.cli.demo import write_demo_photos
 from lrp.data.data_set import DataSet
 from lrp.models.catalogue import PACKAGED
 from lrp.models.loading import LoadedModel, load_model
@@ -44,7 +44,7 @@ SIZE = 500, 375
 
 def generate(folder: Path, count: int) -> Path:
     """`count` different JPEGs in class folders; deterministic."""
-    write_photos(folder / "whole")
+    write_demo_photos(folder / "whole")
     sources = [sample.file for sample in DataSet.open(folder / "whole")]
     random = np.random.default_rng(0)
     for number in range(count):

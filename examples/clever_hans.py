@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lrp.cli import main
-from lrp.cli.demo import write_photos
+from lrp.cli.demo import write_demo_photos
 from lrp.pictures import heatmap
 
 # Those of the demo's photos that are CC0 or in the public domain: pictures made of them may be shown anywhere.
@@ -55,7 +55,7 @@ def write(folder: Path, train: int = 60, val: int = 30, seed: int = 0) -> None:
     honest/: the same photos by what is on them, and every other has it; honest_clean/: that val/, and none has it.
     places.json says where on each photo the stamp is, or would be: its left and its top.
     """
-    write_photos(folder / "photos")
+    write_demo_photos(folder / "photos")
     sources = []
     for name, kind in PHOTOS.items():
         with Image.open(next((folder / "photos").rglob(name))) as source:

@@ -18,14 +18,14 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from lrp.cli.demo import write_photos
+from lrp.cli.demo import write_demo_photos
 
 WIDTH, PHOTO = 1100, "coffee.png"
 RECTANGLE = (0.40, 0.22, 0.66, 0.55)  # left, top, right, bottom of the coffee, as fractions of the photo
 
 
 def make_report(folder: Path) -> Path:
-    write_photos(folder / "input")
+    write_demo_photos(folder / "input")
     for line in ("evaluate input -o photos.csv --quiet", "report photos.csv -o report.html --quiet"):
         subprocess.run(
             [sys.executable, "-m", "lrp", *line.split()],

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from lrp.engine.presets import preset as preset
     from lrp.engine.results.explanation import Explanation as Explanation
     from lrp.engine.results.explanation import Explanations as Explanations
-    from lrp.engine.results.ledger import Health as Health
+    from lrp.engine.results.health import Health as Health
     from lrp.engine.results.ledger import Ledger as Ledger
     from lrp.engine.rule_check import RuleCheck as RuleCheck
     from lrp.engine.rules import AffineRule as AffineRule
@@ -66,13 +66,13 @@ if TYPE_CHECKING:
     from lrp.engine.rules_beyond_affine import SoftmaxTaylor as SoftmaxTaylor
     from lrp.engine.rules_beyond_affine import Values as Values
     from lrp.engine.rules_beyond_affine import WinnerTakesAll as WinnerTakesAll
-    from lrp.engine.structured_weights import magnitude as magnitude
-    from lrp.engine.structured_weights import negative as negative
-    from lrp.engine.structured_weights import ones as ones
-    from lrp.engine.structured_weights import positive as positive
-    from lrp.engine.structured_weights import square as square
-    from lrp.engine.structured_weights import unchanged as unchanged
     from lrp.engine.targets import Contrast as Contrast
+    from lrp.engine.weight_versions import magnitude as magnitude
+    from lrp.engine.weight_versions import negative as negative
+    from lrp.engine.weight_versions import ones as ones
+    from lrp.engine.weight_versions import positive as positive
+    from lrp.engine.weight_versions import square as square
+    from lrp.engine.weight_versions import unchanged as unchanged
     from lrp.errors import BusyError as BusyError
     from lrp.errors import CaptureError as CaptureError
     from lrp.errors import CompositeError as CompositeError
@@ -136,7 +136,8 @@ _PACKAGES = {
     "engine.explainer": ("Explainer", "explain"),
     "engine.results.explanation": ("Explanation", "Explanations"),
     "engine.targets": ("Contrast",),
-    "engine.results.ledger": ("Health", "Ledger"),
+    "engine.results.health": ("Health",),
+    "engine.results.ledger": ("Ledger",),
     "engine.rule_check": ("RuleCheck",),
     "engine.composite": ("Composite",),
     "engine.presets": ("composites", "preset"),
@@ -148,7 +149,7 @@ _PACKAGES = {
         "Constant", "Halves", "Magnitude", "Pass", "Proportional", "SignalTakesAll", "SoftmaxTaylor", "Values",
         "WinnerTakesAll",
     ),
-    "engine.structured_weights": ("magnitude", "negative", "ones", "positive", "square", "unchanged"),
+    "engine.weight_versions": ("magnitude", "negative", "ones", "positive", "square", "unchanged"),
     "engine.affine": ("Affine", "Branch", "Flow", "Site"),
     "engine.graph.ops": ("Operation", "register"),
     "engine.graph.algebra": ("Activation", "Bilinear", "MaxPool", "Movement", "Product", "Softmax", "Sum"),

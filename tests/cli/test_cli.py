@@ -18,7 +18,7 @@ import typer
 from PIL import Image
 
 from lrp.cli import app, main
-from lrp.cli.demo import PHOTOS, write_photos
+from lrp.cli.demo import PHOTOS, write_demo_photos
 from lrp.models.loading import LoadedModel, load_model
 from lrp.pictures import heatmap
 from lrp.survey.build import set_check_weights
@@ -72,7 +72,7 @@ def any_model(monkeypatch):
 def inside(tmp_path, monkeypatch):
     """A working directory with two demo photos under input/."""
     monkeypatch.chdir(tmp_path)
-    write_photos(tmp_path / "all")
+    write_demo_photos(tmp_path / "all")
     for category, name in (("espresso", "coffee.png"), ("tiger cat", "chelsea.png")):
         (tmp_path / "input" / category).mkdir(parents=True)
         with Image.open(tmp_path / "all" / category / name) as photo:
@@ -97,7 +97,7 @@ def test_demo_writes_a_picture_for_each_photo_and_predicts_what_is_on_it(demo_ru
         with Image.open(picture) as image:
             image.load()
             assert image.width > image.height / 2
-        facts = json.loads(heatmap.read_png_metadata(picture)["facts"])
+        facts = json.loads(heatmap.read_heatmap_metadata(picture)["facts"])
         assert facts["predicted"] == category
         assert facts["health"]["ok"] is True
     assert f"{len(PHOTOS)} found = {len(PHOTOS)} ok + 0 kept + 0 skipped" in done.stdout
@@ -297,7 +297,7 @@ def test_shared_scale_is_one_scale(inside, any_model, capsys):
         Path(output).unlink()
         assert main(["explain", "input", "-o", "out", "--shared-scale", "-q"]) == 0
         assert np.abs(np.asarray(Image.open(output)) - whole[output]).max() <= 2  # batches round differently
-        assert json.loads(heatmap.read_png_metadata(output)["facts"])["scale"] == pytest.approx(limits)
+        assert json.loads(heatmap.read_heatmap_metadata(output)["facts"])["scale"] == pytest.approx(limits)
     shutil.copy("input/espresso/coffee.png", "input/espresso/another.png")
     assert main(["explain", "input", "-o", "out", "--shared-scale", "--json"]) == 0
     assert [r["status"] for r in records(capsys)] == ["ok", "ok", "ok"]  # another photo moves the scale
@@ -391,7 +391,9 @@ def test_known_operations_are_listed_by_a_fresh_process():
     done = subprocess.run(
         [sys.executable, "-m", "lrp", "rules", "--known"], capture_output=True, text=True, check=True
     )
-    assert len(done.stdout.splitlines()) > 150 and re.search(r"^conv2d +conv, linear +2-d$", done.stdout, re.M)
+    assert len(done.stdout.splitlines()) > 150 and re.search(
+        r"^conv2d +conv, linear +2-d$", done.stdout, re.M
+    )
 
 
 def test_a_reader_that_leaves_is_no_error():

@@ -136,7 +136,7 @@ def test_mixed_closes_where_little_is_summed_up(preset, channels):
 
 def test_what_mixed_leaves_unexplained_is_still_limited(monkeypatch):
     model, x = made(plain)
-    monkeypatch.setattr("lrp.engine.results.ledger.LOW_PRECISION", 1e-9)
+    monkeypatch.setattr("lrp.engine.results.health.LOW_PRECISION", 1e-9)
     health = lrp.explain(model, x, 0, "epsilon_plus", precision="mixed").health
     assert not health.ok and "unexplained (limit 1e-09)" in health.problems[0]
 

@@ -169,7 +169,8 @@ def test_a_file(tmp_path):
     e = explained()
     assert e.save(str(tmp_path / "a.PNG")) == tmp_path / "a.PNG"
     assert (
-        heatmap.read_png_metadata(tmp_path / "a.PNG") == {} and Image.open(tmp_path / "a.PNG").format == "PNG"
+        heatmap.read_heatmap_metadata(tmp_path / "a.PNG") == {}
+        and Image.open(tmp_path / "a.PNG").format == "PNG"
     )
     with pytest.raises(lrp.ImageError) as error:
         e.save("x/a.jpg", PIXELS)

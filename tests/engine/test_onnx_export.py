@@ -17,10 +17,10 @@ from torch import nn
 import lrp
 from helpers.nets import BOX, IMAGE, Residual, made, plain
 from lrp.cli import main
-from lrp.cli.demo import write_photos
+from lrp.cli.demo import write_demo_photos
 from lrp.engine.onnx import onnx_file as module
 from lrp.engine.onnx.onnx_file import write_onnx
-from lrp.models.weights import weights_fingerprint
+from lrp.models.weights import hash_of_model_weights
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "onnx_explain.py"
@@ -223,7 +223,7 @@ def test_no_folder_to_write_to_is_said_before_the_long_work(folder, reason, tmp_
 def exported(tmp_path_factory):
     """A file of the packaged model, made by the command, and the photos of the demo."""
     folder = tmp_path_factory.mktemp("export")
-    write_photos(folder / "input")
+    write_demo_photos(folder / "input")
     command = [sys.executable, "-m", "lrp", "export", "-o", "explain.onnx"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     return folder, done
@@ -247,7 +247,7 @@ def test_what_the_command_says_and_keeps(exported):
     model, preprocessing, names = lrp.load_model(MODEL)
     assert json.loads(facts["classes"]) == list(names)
     assert json.loads(facts["preprocessing"]) == preprocessing.to_dict()
-    assert facts["weights"] == weights_fingerprint(model)
+    assert facts["weights"] == hash_of_model_weights(model)
     assert facts["target"] == "predicted" and facts["model"] == MODEL
     assert facts["producer"] == f"lrp {lrp.__version__}" and facts["composite"] == "epsilon_gamma_wsquare"
 

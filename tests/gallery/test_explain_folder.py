@@ -168,8 +168,8 @@ def test_the_heatmap_alone_is_transparent_where_there_is_nothing(photos):
     strong = share > 0.3
     assert (rgba[..., 0] > rgba[..., 2])[strong & (values > 0)].all()
     assert (rgba[..., 2] > rgba[..., 0])[strong & (values < 0)].all()
-    assert heatmap.read_png_metadata("out/0.heatmap.png") == {
-        "fingerprint": heatmap.read_png_metadata(result.output)["fingerprint"]
+    assert heatmap.read_heatmap_metadata("out/0.heatmap.png") == {
+        "fingerprint": heatmap.read_heatmap_metadata(result.output)["fingerprint"]
     }
 
 

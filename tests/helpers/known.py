@@ -6,8 +6,7 @@ from torch import nn
 import lrp
 from helpers.functions import FUNCTIONS
 from helpers.layers import LAYERS, Layer
-from lrp.engine.graph.canonical import data_nodes
-from lrp.engine.graph.ops import operation_name
+from lrp.engine.graph.ops import data_nodes, operation_name
 
 CASES = LAYERS | FUNCTIONS
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

@@ -33,12 +33,12 @@ from helpers.server import Server
 from lrp.classes import class_index, imagenet_names, imagenet_wnids
 from lrp.cli import main
 from lrp.errors import ModelError, TargetError
-from lrp.models.catalogue import model_names, timm_class_names
+from lrp.models.catalogue import model_names, timm_catalogue_class_names
 from lrp.models.checkpoints import checkpoint_architecture, is_checkpoint, save_checkpoint
 from lrp.models.downloads import download_checkpoint, download_weights
 from lrp.models.loading import load_model
 from lrp.models.preprocessing import Preprocessing
-from lrp.models.weights import read_weights, weights_fingerprint
+from lrp.models.weights import hash_of_model_weights, read_weights
 from lrp.pictures.photos import Geometry
 from lrp.study.predictions import read_predictions
 
@@ -302,10 +302,12 @@ def test_timm_weights_outside_the_hub_are_verified_too(server, hub, monkeypatch)
 
 
 def test_class_names_of_timm_models():
-    assert timm_class_names(2, ["cat", "dog"]) == ("cat", "dog")
-    assert timm_class_names(1000)[281] == "tabby"
-    assert len(timm_class_names(11821)) == 11821 and "Egyptian cat" in timm_class_names(11821)
-    assert timm_class_names(3) == ("class 0", "class 1", "class 2")
+    assert timm_catalogue_class_names(2, ["cat", "dog"]) == ("cat", "dog")
+    assert timm_catalogue_class_names(1000)[281] == "tabby"
+    assert len(timm_catalogue_class_names(11821)) == 11821 and "Egyptian cat" in timm_catalogue_class_names(
+        11821
+    )
+    assert timm_catalogue_class_names(3) == ("class 0", "class 1", "class 2")
 
 
 # --- names --------------------------------------------------------------------------------------------------
@@ -452,16 +454,18 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path, suffix):
     assert sorted(p.name for p in path.parent.iterdir()) == [f"mine{suffix}", f"mine{suffix}.json"]
     assert "café au lait" in sidecar.read_text(encoding="utf-8")
     loaded = load_model(str(path))
-    assert weights_fingerprint(loaded.model) == weights_fingerprint(model)
+    assert hash_of_model_weights(loaded.model) == hash_of_model_weights(model)
     assert loaded[1:] == (HALF, names) and not loaded.model.training
-    assert weights_fingerprint(load_model(str(path), pretrained=False).model) != weights_fingerprint(model)
+    assert hash_of_model_weights(load_model(str(path), pretrained=False).model) != hash_of_model_weights(
+        model
+    )
 
 
 @pytest.mark.parametrize("architecture", ["efficientnet_lite0", "timm:tf_efficientnet_lite0.in1k"])
 def test_timm_architectures_can_be_saved(tmp_path, architecture):
     model = timm.create_model("tf_efficientnet_lite0", num_classes=2)
     save_checkpoint(tmp_path / "a.pth", model, architecture, ["a", "b"], HALF)
-    assert weights_fingerprint(load_model(str(tmp_path / "a.pth")).model) == weights_fingerprint(model)
+    assert hash_of_model_weights(load_model(str(tmp_path / "a.pth")).model) == hash_of_model_weights(model)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -610,7 +614,7 @@ def test_weights_of_data_parallel_and_compiled_models_load(tmp_path):
     for wrapped in (nn.DataParallel(model), torch.compile(model), nn.DataParallel(torch.compile(model))):
         torch.save({"state_dict": wrapped.state_dict(), "epoch": 1}, tmp_path / "a.pth")
         loaded = load_model(str(tmp_path / "a.pth"), arch="squeezenet1_1")
-        assert weights_fingerprint(loaded.model) == weights_fingerprint(model)
+        assert hash_of_model_weights(loaded.model) == hash_of_model_weights(model)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -670,7 +674,7 @@ def test_the_file_tells_the_number_of_classes(tmp_path, arch, classes):
         model = tv.get_model(arch, num_classes=classes, **heads)
     torch.save(model.state_dict(), tmp_path / "a.pth")
     loaded = load_model(str(tmp_path / "a.pth"), arch=arch)
-    assert weights_fingerprint(loaded.model) == weights_fingerprint(model)
+    assert hash_of_model_weights(loaded.model) == hash_of_model_weights(model)
     generic = tuple(f"class {index}" for index in range(classes))
     assert loaded.class_names == (imagenet_names() if classes == 1000 else generic)
 
@@ -824,7 +828,7 @@ def test_a_fingerprint_tells_names_types_shapes_and_bytes_apart():
         module = nn.Module()
         for name, tensor in tensors.items():
             module.register_buffer(name, tensor)
-        return weights_fingerprint(module)
+        return hash_of_model_weights(module)
 
     ones = torch.ones(2, 3)
     changed = ones.clone()

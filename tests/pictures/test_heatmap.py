@@ -17,7 +17,7 @@ from lrp.errors import ImageError
 from lrp.pictures import heatmap
 from lrp.pictures import photos as images
 from lrp.pictures import text as lettering
-from lrp.pictures.heatmap import Panel, draw, heatmap_colours, heatmap_scale, read_png_metadata, save_png
+from lrp.pictures.heatmap import Panel, draw, heatmap_colours, heatmap_scale, read_heatmap_metadata, save_png
 from lrp.pictures.text import font, text_in_font, typeface, wrapped
 
 SENTENCE = "4.1 of 11.4 logits (36 %), the rest: bias 61 %, ε 3 %"
@@ -462,7 +462,7 @@ PICTURE = Image.fromarray(photo(12, 17))
 @given(st.dictionaries(st.text(), st.text(), max_size=5))
 def test_metadata_comes_back(tmp_path, metadata):
     save_png(PICTURE, tmp_path / "a.png", metadata)
-    assert read_png_metadata(tmp_path / "a.png") == metadata
+    assert read_heatmap_metadata(tmp_path / "a.png") == metadata
     with Image.open(tmp_path / "a.png") as image:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(PICTURE))
         assert image.info["Software"] == "lrp"
@@ -472,7 +472,7 @@ def test_metadata_comes_back(tmp_path, metadata):
 def test_metadata_of_names_that_are_no_text(tmp_path):
     metadata = {"file": os.fsdecode(b"caf\xe9.jpg"), "target": "猫 ε", "k" * 99: "long"}
     save_png(PICTURE, tmp_path / "a.png", metadata)
-    assert read_png_metadata(str(tmp_path / "a.png")) == metadata
+    assert read_heatmap_metadata(str(tmp_path / "a.png")) == metadata
 
 
 def test_a_picture_is_readable_by_whom_the_umask_lets(tmp_path):
@@ -501,7 +501,7 @@ def test_interrupted_writing_leaves_the_older_file_and_no_other(tmp_path, monkey
     if isinstance(stop, OSError):
         assert str(caught.value) == f"{path}: cannot be written: No space left on device"
     assert os.listdir(tmp_path) == (["a.png"] if older else [])
-    assert read_png_metadata(path) == ({"a": "older"} if older else {})
+    assert read_heatmap_metadata(path) == ({"a": "older"} if older else {})
 
 
 def test_writing_into_no_folder_is_one_line(tmp_path):
@@ -515,7 +515,7 @@ def test_truncated_anywhere_it_is_no_picture_of_ours(tmp_path):
     data = (tmp_path / "a.png").read_bytes()
     for length in [*range(0, len(data), 5), *range(len(data) - 20, len(data))]:
         (tmp_path / "a.png").write_bytes(data[:length])
-        assert read_png_metadata(tmp_path / "a.png") == {}, length
+        assert read_heatmap_metadata(tmp_path / "a.png") == {}, length
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -525,7 +525,7 @@ def test_damaged_anywhere_it_is_no_picture_of_ours(tmp_path, at, byte):
     data = bytearray((tmp_path / "a.png").read_bytes())
     data[at % len(data)] ^= byte
     (tmp_path / "a.png").write_bytes(data)
-    assert read_png_metadata(tmp_path / "a.png") == {}
+    assert read_heatmap_metadata(tmp_path / "a.png") == {}
 
 
 def test_whatever_else_has_no_metadata(tmp_path):
@@ -541,7 +541,7 @@ def test_whatever_else_has_no_metadata(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     assert len(os.listdir(tmp_path)) == 9
     for path in [*tmp_path.iterdir(), tmp_path / "nowhere.png"]:
-        assert read_png_metadata(path) == {}, path
+        assert read_heatmap_metadata(path) == {}, path
 
 
 def test_rendering_knows_nothing_of_torch():

@@ -26,7 +26,7 @@ from PIL import Image
 
 import lrp
 from lrp.cli import app
-from lrp.cli.demo import write_photos
+from lrp.cli.demo import write_demo_photos
 from lrp.engine.graph import ops, vocabulary
 
 ROOT = Path(__file__).parents[2]
@@ -254,7 +254,7 @@ def test_code_runs_and_prints_what_it_says(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert vocabulary  # imported, so that what is put back is not empty
     monkeypatch.setattr(ops, "_VOCABULARY", dict(ops._VOCABULARY))  # pages teach it operations
-    write_photos(tmp_path / "input")
+    write_demo_photos(tmp_path / "input")
     names = dict(GIVEN.get(path.name, {}))
     for line, code, prints in blocks(path, "python"):
         said = io.StringIO()

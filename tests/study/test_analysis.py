@@ -18,7 +18,7 @@ from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_
 
 import lrp.study.analysis
 from lrp.errors import PredictionsError
-from lrp.study.analysis import analyse_accuracy, analyse_confidence, calibration, confusion
+from lrp.study.analysis import analyse_accuracy, analyse_calibration, analyse_confidence, analyse_confusion
 from lrp.study.predictions import Prediction
 from lrp.study.statistics import Share, mcnemar, paired_interval, share_interval, tango_interval
 
@@ -235,8 +235,13 @@ def test_of_nothing_there_are_no_numbers(rows):
     assert (got.total, got.counted) == (len(rows), 0)
     assert got.top1 is got.top5 is got.loss is got.confidence is None and got.classes == ()
     assert analyse_confidence(rows, 3).overall.highest == () and analyse_confidence(rows, 3).classes == ()
-    assert confusion(rows).labels == confusion(rows).mistakes == confusion(rows).view(5).rows == ()
-    c = calibration(rows)
+    assert (
+        analyse_confusion(rows).labels
+        == analyse_confusion(rows).mistakes
+        == analyse_confusion(rows).view(5).rows
+        == ()
+    )
+    c = analyse_calibration(rows)
     assert c.ece is c.mce is c.adaptive_ece is c.gap is c.accuracy is None and c.tendency == ""
     assert len(c.bins) == 15 and all(b.count == 0 and b.accuracy is None for b in c.bins)
 
@@ -244,7 +249,9 @@ def test_of_nothing_there_are_no_numbers(rows):
 @pytest.mark.parametrize("column, nothing", [
     ("true_label", ""), ("predicted_label", ""), ("predicted_confidence", None), ("correct", None),
 ])  # fmt: skip
-@pytest.mark.parametrize("function", [analyse_accuracy, analyse_confidence, confusion, calibration])
+@pytest.mark.parametrize(
+    "function", [analyse_accuracy, analyse_confidence, analyse_confusion, analyse_calibration]
+)
 def test_a_row_that_counts_is_whole(function, column, nothing):
     with pytest.raises(PredictionsError) as caught:
         function([replace(PENCIL[0], **{column: nothing})])
@@ -284,7 +291,7 @@ def test_picks_are_the_ends_of_the_sorted_list(rows, count):
 
 
 def test_confusion_by_pencil():
-    got = confusion(PENCIL)
+    got = analyse_confusion(PENCIL)
     assert got.labels == ("dog", "cat", "owl")
     assert got.matrix == ((1, 1, 0), (1, 1, 1), (0, 0, 0))
     assert got.support == (2, 3, 0)
@@ -300,7 +307,7 @@ def test_confusion_by_pencil():
 
 @given(rows=tables(least=1))
 def test_confusion_is_scikit_learns(rows):
-    got = confusion(rows)
+    got = analyse_confusion(rows)
     true, predicted = [r.true_label for r in rows], [r.predicted_label for r in rows]
     assert list(got.labels) == sorted({*true, *predicted})
     if len(got.labels) > 1:  # scikit-learn warns of a single one
@@ -319,20 +326,20 @@ def test_view_by_pencil():
     rows = [row(f"d/a/{i}", "a", p, 0.5) for i, p in enumerate(["a", "b", "x1", "x1", "x2"])]
     rows += [row(f"d/b/{i}", "b", p, 0.5) for i, p in enumerate(["b", *[f"y{k:02}" for k in range(12)]])]
     rows += [row("d/c/1", "c", "c", 0.5), row("d/c/2", "c", "a", 0.5)]
-    got = confusion(rows).view(2)
+    got = analyse_confusion(rows).view(2)
     assert got.rows == ("a", "b") and got.left_out == 1
     # Besides these the ten most frequent, first by count, then in order: x1 twice, x2, y00 to y07.
     assert got.columns == ("a", "b", "x1", "x2", *[f"y{k:02}" for k in range(8)])
     assert got.others == 4
     assert got.matrix == ((1, 1, 2, 1, *[0] * 8, 0), (0, 1, 0, 0, *[1] * 8, 4))
-    whole = confusion(rows).view(50)
+    whole = analyse_confusion(rows).view(50)
     assert whole.rows == ("a", "b", "c") and whole.left_out == 0
     assert [sum(line) for line in whole.matrix] == [5, 13, 2]
 
 
 @given(rows=tables(), count=st.integers(1, 8))
 def test_a_view_loses_no_image_of_its_rows(rows, count):
-    whole = confusion(rows)
+    whole = analyse_confusion(rows)
     view = whole.view(count)
     support = dict(zip(whole.labels, whole.support, strict=True))
     assert [sum(line) for line in view.matrix] == [support[label] for label in view.rows]
@@ -369,7 +376,7 @@ def test_calibration_is_numpys(values, bins):
     values = [(c, r) for c, r in values if abs(c * bins - round(c * bins)) > 1e-9 or c in (0, 1)]
     rows = [row(f"{i}", "a", "a" if right else "b", c, 0.5) for i, (c, right) in enumerate(values)]
     if rows:
-        got = calibration(rows, bins)
+        got = analyse_calibration(rows, bins)
         ece, mce, adaptive = calibration_by_numpy(*zip(*values, strict=True), bins)
         assert (got.ece, got.mce, got.adaptive_ece) == pytest.approx((ece, mce, adaptive), abs=1e-12)
         assert sum(b.count for b in got.bins) == got.n == len(rows)
@@ -379,7 +386,7 @@ def test_calibration_by_pencil():
     rows = [row(f"{i}", "a", p, c, 0.1) for i, (p, c) in enumerate([
         ("a", 0.2), ("b", 0.2), ("a", 0.4), ("b", 0.9), ("a", 1.0),
     ])]  # fmt: skip
-    got = calibration(rows, 5)
+    got = analyse_calibration(rows, 5)
     # 0.2 is in (0, 0.2], 0.4 in (0.2, 0.4]: a bin's upper edge is its own.
     assert [b.count for b in got.bins] == [2, 1, 0, 0, 2]
     assert [b.accuracy and b.accuracy.value for b in got.bins] == [0.5, 1.0, None, None, 0.5]
@@ -396,32 +403,32 @@ def test_calibration_by_pencil():
 def test_a_confidence_on_an_edge_falls_where_a_pencil_puts_it(bins):
     for k in range(1, bins + 1):
         if (k * 10**6) % bins == 0:
-            got = calibration([row("x", "a", "a", k / bins)], bins)
+            got = analyse_calibration([row("x", "a", "a", k / bins)], bins)
             assert [b.count for b in got.bins].index(1) == k - 1
-    assert calibration([row("x", "a", "b", 0.0, 0.0)], bins).bins[0].count == 1
+    assert analyse_calibration([row("x", "a", "b", 0.0, 0.0)], bins).bins[0].count == 1
 
 
 def test_the_order_of_the_rows_does_not_matter():
     """Even where most confidences are the same, as those of 1.000000 are."""
     values = [(1.0, True)] * 30 + [(1.0, False)] * 10 + [(0.5, True)] * 3
     rows = [row(f"{i}", "a", "a" if r else "b", c, 0.1) for i, (c, r) in enumerate(values)]
-    assert calibration(rows).adaptive_ece == calibration(rows[::-1]).adaptive_ece
-    assert calibration(rows).adaptive_ece == pytest.approx((40 * 0.25 + 3 * 0.5) / 43, abs=0.02)
+    assert analyse_calibration(rows).adaptive_ece == analyse_calibration(rows[::-1]).adaptive_ece
+    assert analyse_calibration(rows).adaptive_ece == pytest.approx((40 * 0.25 + 3 * 0.5) / 43, abs=0.02)
 
 
 def test_overconfidence_needs_more_than_chance():
     def rows(right, wrong, confidence):
         return [row(f"{i}", "a", "a" if i < right else "b", confidence, 0.1) for i in range(right + wrong)]
 
-    assert calibration(rows(50, 50, 0.9)).tendency == "overconfident"
-    assert calibration(rows(50, 50, 0.3)).tendency == "underconfident"
-    assert calibration(rows(50, 50, 0.55)).tendency == "neither"
-    assert calibration(rows(50, 50, 0.9)).gap == pytest.approx(0.4)
+    assert analyse_calibration(rows(50, 50, 0.9)).tendency == "overconfident"
+    assert analyse_calibration(rows(50, 50, 0.3)).tendency == "underconfident"
+    assert analyse_calibration(rows(50, 50, 0.55)).tendency == "neither"
+    assert analyse_calibration(rows(50, 50, 0.9)).gap == pytest.approx(0.4)
 
 
 def test_calibration_needs_a_bin():
     with pytest.raises(PredictionsError) as caught:
-        calibration(PENCIL, 0)
+        analyse_calibration(PENCIL, 0)
     assert str(caught.value) == "expected at least one bin of confidences, got bins=0"
 
 
@@ -433,9 +440,9 @@ def test_everything_becomes_json(rows):
     some = [
         analyse_accuracy(rows),
         analyse_confidence(rows, 2),
-        confusion(rows),
-        confusion(rows).view(3),
-        calibration(rows),
+        analyse_confusion(rows),
+        analyse_confusion(rows).view(3),
+        analyse_calibration(rows),
     ]
     for one in some:
         plain = one.to_dict()
@@ -448,7 +455,7 @@ def test_everything_becomes_json(rows):
 
 def test_the_rows_are_left_alone_and_twice_gives_the_same():
     before = [replace(r) for r in PENCIL]
-    for function in (analyse_accuracy, analyse_confidence, confusion, calibration):
+    for function in (analyse_accuracy, analyse_confidence, analyse_confusion, analyse_calibration):
         assert function(PENCIL) == function(tuple(PENCIL)) == function(PENCIL)
     assert before == PENCIL
 
@@ -456,7 +463,7 @@ def test_the_rows_are_left_alone_and_twice_gives_the_same():
 def test_classes_are_ordered_by_index_then_by_name():
     rows = [row(f"{t}{p}", t, p, 0.5, 0.5, true_index=i, predicted_index=j) for (t, i), (p, j) in product(
         [("b", None), ("zebra", 3), ("a", None), ("yak", 12)], repeat=2)]  # fmt: skip
-    assert confusion(rows).labels == ("zebra", "yak", "a", "b")
+    assert analyse_confusion(rows).labels == ("zebra", "yak", "a", "b")
 
 
 @pytest.mark.parametrize("module", ["analysis", "statistics", "comparison"])

@@ -389,7 +389,7 @@ def test_what_is_asked_for_makes_a_picture_another(data):
         "drawing": {"style": "heatmap", "percentile": 99.5, "shared_scale": False},
     }  # fmt: skip
     expected = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    assert heatmap.read_png_metadata("out/0.png")["fingerprint"] == expected
+    assert heatmap.read_heatmap_metadata("out/0.png")["fingerprint"] == expected
 
 
 def test_requests_that_contradict_themselves(data):

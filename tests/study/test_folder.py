@@ -18,8 +18,8 @@ from PIL import Image
 from helpers import colours
 from lrp.cli import main, tables
 from lrp.errors import PredictionsError
+from lrp.study import csv_lines, written
 from lrp.study import folder as study
-from lrp.study import written
 from lrp.study.accuracy import accuracy as measured
 from lrp.study.locate import copy_located_photos, locate_class_folders, locate_photos
 from lrp.study.predictions import (
@@ -323,7 +323,7 @@ def test_names_of_classes_become_names_of_files():
 
 
 def test_a_table_runs_no_formula(tmp_path):
-    written.write_table(tmp_path / "t.csv", ("=a", "b"), [("=1+1", -0.5), ("@x", None), ("a,b", 3)])
+    csv_lines.write_csv_table(tmp_path / "t.csv", ("=a", "b"), [("=1+1", -0.5), ("@x", None), ("a,b", 3)])
     assert (tmp_path / "t.csv").read_text() == "'=a,b\n'=1+1,-0.5\n'@x,\n\"a,b\",3\n"
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from lrp.errors import LrpError
 from lrp.pictures import figures
 from lrp.study import plots
-from lrp.study.analysis import analyse_accuracy, calibration, confusion
+from lrp.study.analysis import analyse_accuracy, analyse_calibration, analyse_confusion
 from lrp.study.comparison import compare_predictions
 from lrp.study.predictions import Prediction
 
@@ -49,8 +49,8 @@ def every_figure():
     return {
         "accuracy": plots.plot_accuracy(results),
         "classes": plots.plot_class_accuracy(results),
-        "confusion": plots.plot_confusion(confusion(ROWS)),
-        "reliability": plots.plot_reliability(calibration(ROWS)),
+        "confusion": plots.plot_confusion(analyse_confusion(ROWS)),
+        "reliability": plots.plot_reliability(analyse_calibration(ROWS)),
         "comparison": plots.plot_comparison(compare_predictions(ROWS, table(seed=1, skill=0.9))),
     }
 
@@ -146,7 +146,7 @@ def cells(axes):
 
 
 def test_confusion_counts_and_colours():
-    whole = confusion(ROWS)
+    whole = analyse_confusion(ROWS)
     figure = plots.plot_confusion(whole)
     axes = figure.axes[0]
     matrix = np.array(whole.view(50).matrix)
@@ -164,13 +164,13 @@ def test_confusion_counts_and_colours():
 
 
 def test_text_on_a_deep_cell_is_white():
-    axes = plots.plot_confusion(confusion(table(skill=1.0))).axes[0]
+    axes = plots.plot_confusion(analyse_confusion(table(skill=1.0))).axes[0]
     assert {t.get_color() for t in axes.texts if t.get_text().isdigit()} == {"white"}
 
 
 def test_of_many_classes_names_stay_and_counts_go():
     labels = [f"class {i}" for i in range(200)]
-    figure = plots.plot_confusion(confusion(table(labels, per=3)))
+    figure = plots.plot_confusion(analyse_confusion(table(labels, per=3)))
     axes = figure.axes[0]
     assert cells(axes) == {} and len(axes.get_yticklabels()) == 50
     assert any("the 50 of 200 classes with most mistakes" in t for t in texts(figure))
@@ -179,7 +179,7 @@ def test_of_many_classes_names_stay_and_counts_go():
 
 def test_predicted_classes_beside_the_true_ones():
     rows = table(TEN[:3], per=40, more=[f"other {i}" for i in range(25)])
-    axes = plots.plot_confusion(confusion(rows)).axes[0]
+    axes = plots.plot_confusion(analyse_confusion(rows)).axes[0]
     columns = [t.get_text() for t in axes.get_xticklabels()]
     assert len(columns) == 14 and columns[:3] == sorted(TEN[:3]) and columns[-1].endswith(" other classes")
     assert sum(int(t) for t in cells(axes).values()) == 120
@@ -189,7 +189,7 @@ def test_predicted_classes_beside_the_true_ones():
 
 
 def test_reliability_shows_bins_gaps_and_the_histogram():
-    got = calibration(ROWS, 10)
+    got = analyse_calibration(ROWS, 10)
     figure = plots.plot_reliability(got, title="vgg19")
     axes, below = figure.axes
     filled = [b for b in got.bins if b.count]
@@ -207,7 +207,9 @@ def test_reliability_shows_bins_gaps_and_the_histogram():
 
 def test_reliability_says_which_way_the_model_is_off():
     rows = [replace(r, predicted_confidence=0.99) for r in table(per=20, skill=0.4)]
-    assert any(t.endswith(": overconfident") for t in texts(plots.plot_reliability(calibration(rows))))
+    assert any(
+        t.endswith(": overconfident") for t in texts(plots.plot_reliability(analyse_calibration(rows)))
+    )
 
 
 # --- comparison -------------------------------------------------------------------------------------------
@@ -257,7 +259,7 @@ def test_all_axes_are_labelled_and_no_word_is_cut_off(tmp_path):
     results = {"a model of a very long name / with.a_path": analyse_accuracy(table(labels))}
     some = [
         plots.plot_accuracy(results), plots.plot_class_accuracy(results),
-        plots.plot_confusion(confusion(table(labels))), *every_figure().values(),
+        plots.plot_confusion(analyse_confusion(table(labels))), *every_figure().values(),
     ]  # fmt: skip
     for number, figure in enumerate(some):
         plots.save_figure(figure, tmp_path / f"{number}.png")
@@ -294,7 +296,7 @@ def test_any_class_name_can_be_drawn(name, tmp_path):
             plots.save_figure(
                 plots.plot_class_accuracy({name: analyse_accuracy(rows)}), tmp_path / f"a.{kind}"
             )
-        plots.save_figure(plots.plot_confusion(confusion(rows)), tmp_path / "b.svg")
+        plots.save_figure(plots.plot_confusion(analyse_confusion(rows)), tmp_path / "b.svg")
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
@@ -365,8 +367,8 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
     (lambda: plots.plot_accuracy({}), "at least one image that counts"),
     (lambda: plots.plot_accuracy({"m": analyse_accuracy([])}), "at least one image that counts"),
     (lambda: plots.plot_class_accuracy({"m": analyse_accuracy([])}), "at least one image that counts"),
-    (lambda: plots.plot_confusion(confusion([])), "at least one image"),
-    (lambda: plots.plot_reliability(calibration([])), "at least one image"),
+    (lambda: plots.plot_confusion(analyse_confusion([])), "at least one image"),
+    (lambda: plots.plot_reliability(analyse_calibration([])), "at least one image"),
     (lambda: plots.plot_comparison(compare_predictions([], [])), "at least one image that counts in both files"),
 ])  # fmt: skip
 def test_nothing_to_plot_is_said(make, what):

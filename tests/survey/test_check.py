@@ -30,7 +30,7 @@ import lrp
 from lrp.cli import main
 from lrp.engine.graph.outputs import logits_among
 from lrp.survey import architectures, build, check, commit, hugging_face, page, run
-from lrp.survey.check import Measurement, measure_architecture
+from lrp.survey.check import Measurement, check_model
 
 # One per kind of architecture; with a size where the model takes another than its own.
 SAMPLE = (
@@ -102,7 +102,7 @@ def test_shallow_nets_of_other_kinds_are_too(name):
             1, 3, size, size
         )
 
-    expect_explained(measure_architecture(name, make, repeats=0))
+    expect_explained(check_model(name, make, repeats=0))
 
 
 def fresh(day: date) -> list[str]:
@@ -185,7 +185,7 @@ def tiny(*last: nn.Module) -> tuple[nn.Module, torch.Tensor]:
 
 
 def test_a_tiny_model_measured():
-    result = measure_architecture("tiny", tiny)
+    result = check_model("tiny", tiny)
     assert result.ok and result.name == "tiny" and result.family == "torchvision"
     assert result.parameters == sum(p.numel() for p in tiny()[0].parameters())
     assert result.shape == (3, 8, 8) and result.dtype == "float64" and result.free_batch
@@ -203,7 +203,7 @@ def test_a_tiny_model_measured():
 
 def test_measuring_twice_gives_the_same_and_leaves_the_random_state():
     state = torch.get_rng_state()
-    one, two = (measure_architecture("tiny", tiny, repeats=0) for _ in range(2))
+    one, two = (check_model("tiny", tiny, repeats=0) for _ in range(2))
     assert replace(one, seconds=None) == replace(two, seconds=None)
     assert one.times is None and one.gradient is None
     assert torch.equal(torch.get_rng_state(), state)
@@ -249,7 +249,7 @@ IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     ],
 )  # fmt: skip
 def test_what_fails_is_a_reason_on_one_line(make, reason):
-    result = measure_architecture("tiny", make, repeats=0)
+    result = check_model("tiny", make, repeats=0)
     assert not result.ok and "\n" not in result.reason
     assert reason.fullmatch(result.reason) if isinstance(reason, re.Pattern) else result.reason == reason
     json.dumps(result.to_dict(), allow_nan=False)
@@ -512,13 +512,14 @@ def test_an_interrupted_run_goes_on_from_there(instant, tmp_path):
     assert [next(going)[0].name, next(going)[0].name] == ["alexnet", "resnet18"]
     going.close()
     assert (
-        list(run.load_survey(tmp_path)) == ["alexnet", "resnet18"] and not (tmp_path / "models.md").exists()
+        list(run.load_earlier_run(tmp_path)) == ["alexnet", "resnet18"]
+        and not (tmp_path / "models.md").exists()
     )
     instant.begun.clear()
     again = [(r.name, kept) for r, kept in run.survey(SHORT, tmp_path)]
     assert again == [("alexnet", True), ("resnet18", True), ("vgg11", False), ("timm:levit_128s", False)]
     assert instant.begun == ["vgg11", "timm:levit_128s"]
-    assert list(run.load_survey(tmp_path)) == list(SHORT) and (tmp_path / "models.md").is_file()
+    assert list(run.load_earlier_run(tmp_path)) == list(SHORT) and (tmp_path / "models.md").is_file()
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -556,9 +557,9 @@ def test_results_of_another_engine_are_measured_again_unless_kept(instant, tmp_p
         del content["results"][2]["commit"]
     (tmp_path / "models.json").write_text(json.dumps(content))
     assert measured_now(tmp_path, keep=True) == []
-    assert run.load_survey(tmp_path)["vgg11"].commit == before
+    assert run.load_earlier_run(tmp_path)["vgg11"].commit == before
     assert measured_now(tmp_path) == ["vgg11"] and measured_now(tmp_path) == []
-    assert run.load_survey(tmp_path)["vgg11"].commit == ENGINE
+    assert run.load_earlier_run(tmp_path)["vgg11"].commit == ENGINE
 
 
 def test_what_an_uncommitted_engine_measured_is_never_up_to_date(instant, tmp_path, monkeypatch):
@@ -672,7 +673,7 @@ def test_goals():
 
     def met(*missed: str, everything: bool = True) -> bool:
         results = [replace(r, reason="missed") if name in missed else r for name, r in fine.items()]
-        return run.survey_meets_goal(results, everything)
+        return run.run_meets_goal(results, everything)
 
     timm, small = architectures.surveyed_architectures("timm:"), architectures.surveyed_architectures("hf:")
     assert met() and met(everything=False)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lrp.errors import ModelError
 from lrp.models.checkpoints import checkpoint_architecture, save_checkpoint
 from lrp.models.loading import load_model
-from lrp.models.weights import weights_fingerprint, weights_with_class_axis
+from lrp.models.weights import class_axes_of_weights, hash_of_model_weights
 from lrp.survey.build import set_check_weights
 from lrp.train.heads import REMEDY, find_heads, model_with_new_head, split_head
 
@@ -60,7 +60,7 @@ def test_heads_are_found_and_cut_off(name):
             module.blocks = blocks[:1]
     if name == "timm:volo_d1_224":
         model.network = nn.ModuleList(m[:1] if isinstance(m, nn.Sequential) else m for m in model.network)
-    own = {path.rpartition(".")[0] for path in weights_with_class_axis(name, preprocessing)}
+    own = {path.rpartition(".")[0] for path in class_axes_of_weights(name, preprocessing)}
     size = (64, 64) if name in TORCHVISION else preprocessing.geometry.crop
     images = torch.randn(3, 3, *size)
     set_check_weights(model, images)  # or all logits would be equal
@@ -164,10 +164,10 @@ WORKING = {
 def test_forms_of_heads(case):
     model, heads = WORKING[case]
     model.train()
-    before = weights_fingerprint(model)
+    before = hash_of_model_weights(model)
     assert find_heads(model, X[:2]) == heads
     parts = split_head(model, X[:2])
-    assert model.training and weights_fingerprint(model) == before
+    assert model.training and hash_of_model_weights(model) == before
     features = parts.trunk(X)
     model.eval()
     expected = model(X)
@@ -395,7 +395,7 @@ def test_the_seed_alone_counts():
     random = []
     for world in (1, 2):
         torch.manual_seed(world)
-        random.append(weights_fingerprint(model_with_new_head("squeezenet1_1", 3, pretrained=False).model))
+        random.append(hash_of_model_weights(model_with_new_head("squeezenet1_1", 3, pretrained=False).model))
     assert random[0] == random[1]
 
 
@@ -409,7 +409,7 @@ def test_files_are_adapted_too(tmp_path):
     Path(f"{path}.json").unlink()
     third = model_with_new_head(str(path), 4, arch="squeezenet1_1")
     assert third.architecture == "squeezenet1_1" and third.preprocessing == first.preprocessing
-    assert weights_fingerprint(third.model) == weights_fingerprint(second.model)
+    assert hash_of_model_weights(third.model) == hash_of_model_weights(second.model)
     for name, tensor in first.model.state_dict().items():
         assert name.startswith("classifier.1.") or torch.equal(tensor, second.model.state_dict()[name])
     assert second.model.state_dict()["classifier.1.weight"].shape == (4, 512, 1, 1)

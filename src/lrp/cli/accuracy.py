@@ -147,12 +147,12 @@ def _show(found: list[Measured]) -> None:
 def _write(found: list[Measured], csv: Path | None, plot: Path | None) -> list[Path]:
     from lrp.study import plots
     from lrp.study.accuracy import COLUMNS, accuracy_table
-    from lrp.study.written import write_table
+    from lrp.study.csv_lines import write_csv_table
 
     measured = {one.model: one.accuracy for one in found if one.accuracy and one.accuracy.counted}
     files: list[Path] = []
     if csv:
-        write_table(csv, COLUMNS, accuracy_table(found))
+        write_csv_table(csv, COLUMNS, accuracy_table(found))
         files.append(csv)
     if plot and measured:
         per_class = plot.with_name(f"{plot.stem}_classes{plot.suffix}")

@@ -29,7 +29,7 @@ def demo(
     """Write a few photos to input/<class>/ and explain them with the packaged model; nothing is downloaded."""
     import lrp
 
-    places = write_photos(photos)
+    places = write_demo_photos(photos)
     with common.progress("explaining") as advance:
         counts = explain.print_explained_files(lrp.explain_folder(places, output, advance=advance))
     print(f"Look at {output}/: each photo with the pixels that made the model decide, red for, blue against.")
@@ -43,7 +43,7 @@ def demo(
         raise common.Skipped
 
 
-def write_photos(folder: Path) -> list[Path]:
+def write_demo_photos(folder: Path) -> list[Path]:
     """Copy scikit-image's photos to `folder`/<class>/; existing files are not replaced."""
     try:
         import skimage.data

@@ -97,7 +97,7 @@ def _measure(part: str, jobs: int, output: Path, overwrite: bool, keep: bool) ->
     for miss in (r for r in results if not r.ok):
         print(f"missed: {miss.name}: {textwrap.shorten(miss.reason, 200)}")
     print(f"-> {output / 'models.md'}, {output / 'models.json'}")
-    if not run.survey_meets_goal(results, everything=not part):
+    if not run.run_meets_goal(results, everything=not part):
         raise common.Skipped
 
 

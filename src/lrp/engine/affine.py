@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lrp.engine.structured_weights import Structured, Version
+from lrp.engine.structured_weights import Structured
+from lrp.engine.weight_versions import Version
 from lrp.errors import RuleError
 
 PARTS = {
@@ -194,8 +195,7 @@ class Site:
             raise RuleError(
                 f"ZBox needs the range of the input of {self.name}, and it is known only at the first layer."
             )
-        low, high = self.bounds(a)
-        return -low if part == "low" else -high
+        return -self.bounds(a)[0 if part == "low" else 1]
 
     def hand_down(self, rule: Any, op: Affine, a: Any, z: Any, relevance: Any) -> Flow:
         """Compute what `AffineRule.through_affine` returns; the sites of `lrp.engine.speed` need less work for it."""

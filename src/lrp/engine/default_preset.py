@@ -10,7 +10,8 @@ from typing import Any
 
 from lrp.engine.composite import Composite
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.ops import Operation, one
+from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.shapes import shape_of_one_image
 from lrp.engine.presets import attention, preset
 
 
@@ -45,5 +46,5 @@ def _products(operation: Operation) -> int:
     """The number of multiplications of a weight and an input that the operation needs for one image."""
     algebra: Any = operation.algebra
     weight = algebra.fixed.weight
-    outputs = math.prod(one(operation.shape))
-    return outputs * weight.numel() // max(1, one(operation.shape)[1 if "conv" in operation.name else -1])
+    shape = shape_of_one_image(operation.shape)
+    return math.prod(shape) * weight.numel() // max(1, shape[1 if "conv" in operation.name else -1])

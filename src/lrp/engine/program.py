@@ -26,9 +26,9 @@ from lrp.engine.graph import bounds
 from lrp.engine.graph.algebra import Step
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.ops import Operation
-from lrp.engine.graph.reached import refuse_unknown
+from lrp.engine.graph.reached import refuse_reached_unknowns
 from lrp.engine.graph.top_k import keep_top_k
-from lrp.engine.graph.writer import Program, Versions, Writer, rename_node
+from lrp.engine.graph.writer import Program, Versions, Writer, rename_written_node
 from lrp.engine.rules import Rule
 from lrp.engine.speed.plan import Plan
 
@@ -52,7 +52,7 @@ class Builder:
     versions: Versions = field(init=False)
 
     def __post_init__(self) -> None:
-        refuse_unknown(self.graph, self.rules)
+        refuse_reached_unknowns(self.graph, self.rules)
         self.versions = Versions({}, [], {id(value): name for name, value in self.graph.constants.items()})
 
     def program(self, *, ledger: bool = False) -> Program:
@@ -66,7 +66,7 @@ class Builder:
         value: dict[fx.Node, Any] = dict(writer.value)
         logits = value[self.graph.logits]
         start = self._start(logits, *seeds)
-        rename_node(start, "R_start")
+        rename_written_node(start, "R_start")
         relevance: dict[fx.Node, Any] = {self.graph.logits: start}
         book: dict[fx.Node, tuple[Any, ...]] = {}
         for node, operation in reversed(self.graph.operations.items()):
@@ -79,7 +79,7 @@ class Builder:
             for source, r in zip(operation.data, flow.relevance, strict=True):
                 if r is not None:
                     relevance[source] = r if source not in relevance else relevance[source] + r
-                    rename_node(relevance[source], f"R_{source.name}")
+                    rename_written_node(relevance[source], f"R_{source.name}")
             writer.mark(before, f"R: {operation}, {self.rules[node]}")
             book[node] = (
                 _sum(arrived), _sum(map(abs, _given(arrived))), _sum(flow.relevance), flow.bias, flow.epsilon,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lrp.engine.affine import Affine, Branch, Flow, Site, fraction, total, wrong_sign
-from lrp.engine.structured_weights import Amplified, negative, ones, positive, square, unchanged
+from lrp.engine.weight_versions import Amplified, negative, ones, positive, square, unchanged
 from lrp.errors import RuleError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Weights with a structure, and the versions of weights that rules use: w⁺, w⁻, w², 1, w + γ w⁺.
+"""Weights with a structure.
 
 A mean, a layer norm or an upsampling is a matrix too, but too large to be stored as one. A structure stores it
 in few numbers, and computes its own positive part.
@@ -7,7 +7,7 @@ in few numbers, and computes its own positive part.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,71 +34,9 @@ class Structured(ABC):
     def __rmul__(self, number: float) -> Any: ...
 
 
-Version = Callable[[Any], Any]
-"""A function of the weights, element by element: `unchanged`, `positive`, ..., or your own."""
-
-
-def unchanged(w: Any) -> Any:
-    """w itself."""
-    return w
-
-
-def positive(w: Any) -> Any:
-    """w⁺ = max(w, 0)."""
-    return w.positive() if isinstance(w, Structured) else w.clamp(min=0)
-
-
-def negative(w: Any) -> Any:
-    """w⁻ = min(w, 0)."""
-    return w.negative() if isinstance(w, Structured) else w.clamp(max=0)
-
-
-def magnitude(w: Any) -> Any:
-    """|w|."""
-    return w.positive() + -1.0 * w.negative() if isinstance(w, Structured) else w.abs()
-
-
-def square(w: Any) -> Any:
-    """w²."""
-    return w.square() if isinstance(w, Structured) else w * w
-
-
-def ones(w: Any) -> Any:
-    """1 for every weight; an expanded scalar, which operations recognise by `alike`."""
-    return w.ones() if isinstance(w, Structured) else w.new_ones(()).expand(w.shape)
-
-
 def all_weights_alike(w: Tensor) -> bool:
     """Whether the tensor is an expanded scalar: all entries share one element in memory."""
     return not any(w.stride())
-
-
-@dataclass(frozen=True)
-class Times:
-    """A version of the weights times a factor: cheaper than multiplying activations by it."""
-
-    factor: float
-    version: Version
-
-    def __call__(self, w: Any) -> Any:
-        return self.factor * self.version(w)
-
-    def __str__(self) -> str:
-        return f"{getattr(self.version, '__name__', self.version)}_times_{self.factor:g}"
-
-
-@dataclass(frozen=True)
-class Amplified:
-    """w + γ v(w): the weights of LRP-γ."""
-
-    gamma: float
-    version: Version
-
-    def __call__(self, w: Any) -> Any:
-        return w + self.gamma * self.version(w)
-
-    def __str__(self) -> str:
-        return f"amplified_{getattr(self.version, '__name__', self.version)}_{self.gamma:g}"
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def facts_with_fingerprint(picture: Path, fingerprint: str, save: Sequence[str])
     """The facts of an earlier result with this fingerprint, if all its files exist."""
     if "png" not in save:
         return None
-    metadata = heatmap.read_png_metadata(picture)
+    metadata = heatmap.read_heatmap_metadata(picture)
     if metadata.get("fingerprint") != fingerprint:
         return None
     others = [FORMATS[name] for name in save if name != "png"]

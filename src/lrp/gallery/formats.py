@@ -62,7 +62,7 @@ FORMATS: dict[str, Format] = {}
 
 
 def _png_fingerprint(path: Path) -> str | None:
-    return heatmap.read_png_metadata(path).get("fingerprint")
+    return heatmap.read_heatmap_metadata(path).get("fingerprint")
 
 
 def output_format(

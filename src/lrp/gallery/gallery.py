@@ -24,7 +24,7 @@ from lrp.gallery.results import Result, result_picture_paths
 from lrp.gallery.sheet import Sheet, Waiting, sheet
 from lrp.models.loading import LoadedModel
 from lrp.models.resolve import resolve_device, resolve_model, resolve_model_name
-from lrp.models.weights import weights_fingerprint as weights_of
+from lrp.models.weights import hash_of_model_weights as weights_of
 from lrp.pictures import heatmap
 from lrp.pictures.photos import Found, Photo, open_photo
 

@@ -10,7 +10,7 @@ from lrp.classes import class_index
 from lrp.errors import CompositeError, ImageError, TargetError
 from lrp.html_report import encode, select
 from lrp.pictures.photos import open_photo
-from lrp.study.explain_rows import class_index_in_row
+from lrp.study.explain_rows import class_index_of_explained_row
 from lrp.study.predictions import Prediction
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _index(row: Prediction, label: str, names: Sequence[str]) -> int | None:
     """The model's index for a class; None if it has no such class, for example after retraining on others."""
     for side in ("predicted", "true"):
         if label == getattr(row, f"{side}_label"):
-            return class_index_in_row(row, side, names)
+            return class_index_of_explained_row(row, side, names)
     try:
         return class_index(label, names)
     except TargetError:

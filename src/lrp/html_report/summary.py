@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from lrp.study.analysis import analyse_accuracy, calibration, confusion
+from lrp.study.analysis import analyse_accuracy, analyse_calibration, analyse_confusion
 from lrp.study.comparison import Comparison
 from lrp.study.predictions import Prediction, counted_predictions, prediction_labels
 from lrp.values import plain
@@ -37,7 +37,7 @@ def summary_labels(tables: Sequence[Table]) -> list[str]:
 def summary_of_model(table: Table, position: Mapping[str, int]) -> dict[str, Any]:
     """The statistics of one table's model."""
     rows = list(table.rows.values())
-    found, calibrated, confused = analyse_accuracy(rows), calibration(rows), confusion(rows)
+    found, calibrated, confused = analyse_accuracy(rows), analyse_calibration(rows), analyse_confusion(rows)
     here = [position[label] for label in confused.labels]
     cells = [
         (here[i], here[j], count)

@@ -41,7 +41,7 @@ def model_names() -> list[ModelEntry]:
     return [packaged, *entries, ModelEntry("timm:NAME", "timm.list_models(pretrained=True)", None, None)]
 
 
-def catalogue_preprocessing(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
+def catalogue_preprocessing_and_class_names(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
     """The preprocessing and class names with which a model's published weights were trained. Downloads nothing."""
     if name == PACKAGED:  # converted from TensorFlow: trained on values from -1 to 1 and bicubic photos
         geometry = Geometry(resize=256, crop=(224, 224), interpolation="bicubic")
@@ -49,7 +49,7 @@ def catalogue_preprocessing(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
     if name.startswith("timm:"):
         return _published_by_timm(name)
     if name not in torchvision_names():
-        raise unknown_model(name)
+        raise not_in_catalogue(name)
     import torchvision.models
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
@@ -82,7 +82,7 @@ def _published_by_timm(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
         crop=(height, width),
         interpolation=data["interpolation"],
     )
-    class_names = timm_class_names(config.num_classes, config.label_names)
+    class_names = timm_catalogue_class_names(config.num_classes, config.label_names)
     return Preprocessing(geometry, tuple(data["mean"]), tuple(data["std"])), class_names
 
 
@@ -96,10 +96,10 @@ def timm_catalogue_entry(name: str) -> Any:
             return config
     except RuntimeError:  # no such tag
         pass
-    raise unknown_model(name)
+    raise not_in_catalogue(name)
 
 
-def timm_class_names(count: int, label_names: Sequence[str] | None = None) -> tuple[str, ...]:
+def timm_catalogue_class_names(count: int, label_names: Sequence[str] | None = None) -> tuple[str, ...]:
     """The class names of a timm model: its own, or those of the part of ImageNet that has `count` classes."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
@@ -119,7 +119,7 @@ def torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
-def unknown_model(name: str) -> ModelError:
+def not_in_catalogue(name: str) -> ModelError:
     import timm
 
     prefix = "timm:" if name.startswith("timm:") else ""
@@ -151,7 +151,7 @@ def build_from_catalogue(
         )
         return timm.create_model(architecture.removeprefix("timm:"), num_classes=classes, **channels)
     if architecture not in torchvision_names():
-        raise unknown_model(architecture)
+        raise not_in_catalogue(architecture)
     import torchvision.models
 
     options: dict[str, Any] = {}

@@ -25,8 +25,8 @@ def checkpoint_architecture(name: str, arch: str | None = None) -> str:
     """The architecture's name, as `save_checkpoint` takes it; arguments and errors as of `load_model`."""
     if not is_checkpoint(name):
         return name
-    sidecar = sidecar_of(Path(name))
-    return read_sidecar(sidecar)[0] if arch is None or sidecar.is_file() else arch
+    sidecar = checkpoint_sidecar(Path(name))
+    return read_checkpoint_sidecar(sidecar)[0] if arch is None or sidecar.is_file() else arch
 
 
 def save_checkpoint(
@@ -43,7 +43,7 @@ def save_checkpoint(
         path: ends in .pth, .pt or .safetensors.
         architecture: the name by which `load_model` builds it: "vgg19", "timm:resnet18", ...
         facts: how the weights were made, for the sidecar's entry "training": values that JSON supports;
-            `sidecar_facts` reads them, `load_model` does not.
+            `checkpoint_facts` reads them, `load_model` does not.
 
     Returns:
         The sidecar's path: `path` + ".json".
@@ -55,7 +55,7 @@ def save_checkpoint(
         json.dumps(facts, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ModelError(f"cannot save weights as {path}: its facts are not for JSON: {error}.") from error
-    sidecar = sidecar_of(path)
+    sidecar = checkpoint_sidecar(path)
     with replacing_all((path, sidecar), ModelError, parents=True) as (weights, description):
         write_weights(weights, model, path.suffix)
         content = {
@@ -69,10 +69,10 @@ def save_checkpoint(
     return sidecar
 
 
-def sidecar_facts(path: str | Path) -> dict[str, Any] | None:
+def checkpoint_facts(path: str | Path) -> dict[str, Any] | None:
     """The facts that `save_checkpoint` stored about these weights; None if there are none, or of another file."""
     try:
-        content = json.loads(sidecar_of(Path(path)).read_text(encoding="utf-8"))
+        content = json.loads(checkpoint_sidecar(Path(path)).read_text(encoding="utf-8"))
         facts, sha256 = content["training"], content["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -83,18 +83,18 @@ def sidecar_facts(path: str | Path) -> dict[str, Any] | None:
     )
 
 
-def update_facts(path: str | Path, facts: Mapping[str, Any]) -> None:
+def update_checkpoint_facts(path: str | Path, facts: Mapping[str, Any]) -> None:
     """Replace the facts of how the weights at `path` were made; the weights are not changed.
 
     Raises:
         ModelError: the sidecar cannot be read or written.
     """
-    sidecar = sidecar_of(Path(path))
+    sidecar = checkpoint_sidecar(Path(path))
     content = _content(sidecar) | {"training": dict(facts)}
     write_whole(sidecar, [_as_text(content)], ModelError)
 
 
-def read_sidecar(sidecar: Path) -> tuple[str, tuple[str, ...], Preprocessing, Any]:
+def read_checkpoint_sidecar(sidecar: Path) -> tuple[str, tuple[str, ...], Preprocessing, Any]:
     """(architecture, class names, preprocessing, SHA-256 of the weights or None)."""
     if not sidecar.is_file():
         path = sidecar.with_suffix("")
@@ -129,5 +129,5 @@ def _as_text(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def sidecar_of(path: Path) -> Path:
+def checkpoint_sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")

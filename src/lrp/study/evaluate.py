@@ -28,7 +28,7 @@ from lrp.data.prefetch import read_ahead
 from lrp.errors import DataError, ImageError, ModelError, PredictionsError
 from lrp.models.loading import LoadedModel
 from lrp.models.resolve import resolve_device, resolve_model, resolve_model_name
-from lrp.models.weights import weights_fingerprint
+from lrp.models.weights import hash_of_model_weights
 from lrp.pictures.photos import PhotoError, kinds_of, open_photo
 from lrp.study.analysis import Accuracy, analyse_accuracy
 from lrp.study.journal import Journal, journal_of
@@ -224,7 +224,7 @@ def evaluate(
     matched = match_class_folders(data.categories, loaded.class_names)
     net = loaded.model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     classifier = Classifier(
-        loaded._replace(model=net), matched.indices, name, weights_fingerprint(net)[:16], classes == "data", device,
+        loaded._replace(model=net), matched.indices, name, hash_of_model_weights(net)[:16], classes == "data", device,
         half=device.type == "cuda", max_megapixels=max_megapixels,
     )  # fmt: skip
     begin, digest, total = time.perf_counter(), hashlib.sha256(), 0

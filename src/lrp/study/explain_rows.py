@@ -120,7 +120,7 @@ def _ranked(items: Mapping[str, T], files: Mapping[str, Path]) -> dict[Found, T]
 
 
 def _mistake(row: Prediction, class_names: Sequence[str]) -> Request:
-    predicted, true = (class_index_in_row(row, side, class_names) for side in ("predicted", "true"))
+    predicted, true = (class_index_of_explained_row(row, side, class_names) for side in ("predicted", "true"))
     wrong, right = _short(row.predicted_label), _short(row.true_label)
     return Request(
         "mistake",
@@ -133,7 +133,7 @@ def _mistake(row: Prediction, class_names: Sequence[str]) -> Request:
 def _change(row: Prediction, name: str, target: str, class_names: Sequence[str]) -> Request:
     return Request(
         "change",
-        (class_index_in_row(row, target, class_names),),
+        (class_index_of_explained_row(row, target, class_names),),
         titles=(f"{name}: why {_prediction(row, target)}",),
     )
 
@@ -167,7 +167,7 @@ def _short(label: str) -> str:
 # --- checks that the model made the table -----------------------------------------------------------------
 
 
-def class_index_in_row(row: Prediction, side: str, class_names: Sequence[str]) -> int:
+def class_index_of_explained_row(row: Prediction, side: str, class_names: Sequence[str]) -> int:
     label: str = getattr(row, f"{side}_label")
     index: int | None = getattr(row, f"{side}_index")
     if index is None:
@@ -199,7 +199,10 @@ def _expect_choice(gallery: Gallery) -> None:
 def _check(facts: dict[str, object], row: Prediction, class_names: Sequence[str]) -> None:
     """Set `differs` if the prediction changed. Not checked if only the data's classes could be predicted: then another
     class may be the most probable of all."""
-    if not row.restricted and class_index_in_row(row, "predicted", class_names) != facts["predicted_index"]:
+    if (
+        not row.restricted
+        and class_index_of_explained_row(row, "predicted", class_names) != facts["predicted_index"]
+    ):
         facts["differs"] = (
             f"{row.path}: the table says {row.predicted_label!r}, the model {facts['predicted']!r} now: was it "
             "evaluated at another size, or on another device?"

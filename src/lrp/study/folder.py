@@ -176,8 +176,8 @@ def mistakes(
         CompositeError: with `explain`, rules whose heatmap is the same for every class.
     """
     rows = read_predictions(results)
-    accuracy, confusion = analysis.analyse_accuracy(rows), analysis.confusion(rows)
-    calibration = analysis.calibration(rows, bins)
+    accuracy, confusion = analysis.analyse_accuracy(rows), analysis.analyse_confusion(rows)
+    calibration = analysis.analyse_calibration(rows, bins)
     shown = confusion.mistakes[:count]
     folder = StudyFolder(output or _beside(results, "errors"), shown, root)
     folder.table(

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrp.errors import PredictionsError, os_errors
 from lrp.pictures import heatmap
 from lrp.pictures.contact_sheet import Entry, contact_sheet
-from lrp.storage.atomic import write_whole
 from lrp.study import plots
-from lrp.study.csv_lines import csv_line, spreadsheet_safe
+from lrp.study.csv_lines import write_csv_table
 from lrp.study.locate import locate_photos
 from lrp.study.predictions import Prediction
 from lrp.values import Plain
@@ -71,7 +69,7 @@ class StudyFolder:
         return self.photos.get(row.path, Path(row.path)), title, subtitle
 
     def table(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        self._write(name, lambda place: write_table(place, header, rows))
+        self._write(name, lambda place: write_csv_table(place, header, rows))
 
     def sheet(self, name: str, entries: Sequence[Entry] | Mapping[str, Sequence[Entry]], title: str) -> None:
         """Write a contact sheet. Without any photo, no sheet is written and an older one is removed, as outdated."""
@@ -103,25 +101,6 @@ class StudyFolder:
     def _remove(self, name: str) -> None:
         with os_errors(self.folder / name, "removed", PredictionsError):
             (self.folder / name).unlink(missing_ok=True)
-
-
-def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV atomically: numbers with ten digits, text escaped so that a spreadsheet runs no formula.
-
-    Raises:
-        PredictionsError: it cannot be written.
-    """
-    write_whole(
-        path, (csv_line([_cell(value) for value in row]) for row in chain([header], rows)), PredictionsError
-    )
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.10g}"
-    return spreadsheet_safe(value) if isinstance(value, str) else str(value)
 
 
 def written_file_names(labels: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import lrp
 from lrp.engine.explainer import Explainer
 from lrp.engine.graph.outputs import logits_among
-from lrp.engine.results.ledger import AGREES, CLOSES
+from lrp.engine.results.health import AGREES, CLOSES
 from lrp.errors import LrpError
 from lrp.survey.architectures import family_of
 from lrp.survey.build import model_to_check
@@ -128,12 +128,10 @@ def check(name: str, *, size: int | None = None, composite: Any = None, repeats:
         composite: an argument for `Explainer`; None: the preset that fits the architecture.
         repeats: number of timings, of which the median is used. 0: no timing.
     """
-    return measure_architecture(
-        name, lambda: model_to_check(name, size), composite=composite, repeats=repeats
-    )
+    return check_model(name, lambda: model_to_check(name, size), composite=composite, repeats=repeats)
 
 
-def measure_architecture(name: str, make: Make, *, composite: Any = None, repeats: int = 3) -> Measurement:
+def check_model(name: str, make: Make, *, composite: Any = None, repeats: int = 3) -> Measurement:
     """Like `check`, for the result of `make`: a model in eval mode, float32, and an image [1, C, ...] for it."""
     facts: dict[str, Any] = {}
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):

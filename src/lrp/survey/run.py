@@ -104,7 +104,7 @@ def survey(
     """
     if jobs < 1:
         raise ModelError(f"jobs={jobs}: at least one model is measured at a time.")
-    results = load_survey(folder)
+    results = load_earlier_run(folder)
     # The result of a crashed process has no versions, since the crash may not be the model's fault: it is tried again.
     measured = [n for n in names if n in results and results[n].versions is not None]
     kept = [] if overwrite else [n for n in measured if keep or is_current(results[n])]
@@ -139,13 +139,13 @@ def is_current(result: Measurement) -> bool:
     return same and result.versions == check.versions_at_check(result.name)
 
 
-def survey_meets_goal(results: Iterable[Measurement], everything: bool) -> bool:
+def run_meets_goal(results: Iterable[Measurement], everything: bool) -> bool:
     """Whether in each group of models no more than `may_miss` miss the requirements; of a part of them, none."""
     misses = Counter(group_of(r.name).prefix for r in results if not r.ok)
     return all(misses[group.prefix] <= (group.may_miss if everything else 0) for group in GROUPS)
 
 
-def load_survey(folder: Path) -> dict[str, Measurement]:
+def load_earlier_run(folder: Path) -> dict[str, Measurement]:
     """The results in `folder`/models.json by name, in the order of the list; empty if there is no such file."""
     path = folder / "models.json"
     try:

@@ -18,7 +18,7 @@ from lrp.models.checkpoints import checkpoint_architecture
 from lrp.models.downloads import Progress
 from lrp.models.loading import load_model
 from lrp.models.preprocessing import Preprocessing
-from lrp.models.weights import weights_with_class_axis
+from lrp.models.weights import class_axes_of_weights
 
 REMEDY = (
     "retrain the whole net instead (--train all), or let it end in nn.Linear or nn.Conv2d layers with one output "
@@ -284,7 +284,7 @@ def model_with_new_head(
         torch.manual_seed(seed)
         loaded = load_model(name, pretrained=pretrained, progress=progress, arch=arch)
         of = checkpoint_architecture(name, arch)
-        fresh = {tensor.rpartition(".")[0] for tensor in weights_with_class_axis(of, loaded.preprocessing)}
+        fresh = {tensor.rpartition(".")[0] for tensor in class_axes_of_weights(of, loaded.preprocessing)}
         model = build_from_catalogue(of, classes, loaded.preprocessing)
         torch.manual_seed(seed)  # again, so that building the rest does not affect the heads
         for path in sorted(fresh):

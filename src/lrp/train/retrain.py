@@ -20,7 +20,7 @@ from lrp.models.catalogue import PACKAGED, build_from_catalogue
 from lrp.models.checkpoints import SUFFIXES
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.resolve import resolve_device
-from lrp.models.weights import weights_fingerprint
+from lrp.models.weights import hash_of_model_weights
 from lrp.pictures.photos import Photo, open_photo
 from lrp.storage.locks import Lock
 from lrp.train.devices import launch_devices, shared_by_devices
@@ -142,7 +142,7 @@ def retrain(
         preprocessing = preprocessing if range is None else preprocessing.with_range(range)
         identity = {
             "model": model,
-            "weights": weights_fingerprint(fresh.model)[:16],
+            "weights": hash_of_model_weights(fresh.model)[:16],
             "preprocessing": json.dumps(preprocessing.to_dict(), sort_keys=True),
             "class names": json.dumps(material.class_names, ensure_ascii=False),
             "data": material.fingerprint[:16],
@@ -224,7 +224,7 @@ def _head(
         run.notes.append(f"the training began with a random head: {error}")
         return []
     # Only the trunk's weights: the features do not depend on the head, which is new in each run.
-    key = weights_fingerprint(parts.trunk)
+    key = hash_of_model_weights(parts.trunk)
 
     def trunk(images: Tensor) -> tuple[Tensor, ...]:
         return parts.trunk(images.contiguous(memory_format=torch.channels_last))

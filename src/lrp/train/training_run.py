@@ -19,7 +19,12 @@ from torch import Tensor, nn
 
 from lrp.data.splits import TrainingData
 from lrp.errors import TrainingError, os_errors
-from lrp.models.checkpoints import save_checkpoint, sidecar_facts, sidecar_of, update_facts
+from lrp.models.checkpoints import (
+    checkpoint_facts,
+    checkpoint_sidecar,
+    save_checkpoint,
+    update_checkpoint_facts,
+)
 from lrp.models.loading import LoadedModel
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.weights import write_tensors
@@ -96,7 +101,7 @@ class Run:
 
     def kept(self) -> Retrained | None:
         """The finished result of the same command, or None."""
-        facts = None if self.resume.exists() else sidecar_facts(self.output)
+        facts = None if self.resume.exists() else checkpoint_facts(self.output)
         if facts is None or not facts.get("finished") or facts.get("identity") != self.identity:
             return None
         try:
@@ -111,7 +116,7 @@ class Run:
         Raises:
             TrainingError: the existing files belong to another run, or are damaged.
         """
-        remove_drafts(*self._files(), sidecar_of(self.last_file), self.resume)
+        remove_drafts(*self._files(), checkpoint_sidecar(self.last_file), self.resume)
         if overwrite:
             with os_errors(self.resume, "removed", TrainingError):
                 self.resume.unlink(missing_ok=True)
@@ -179,7 +184,7 @@ class Run:
         self.history = [dict(facts) for facts in history]
         self._write_history()
         self._draw()
-        update_facts(self.output, self._facts(best, finished=True))
+        update_checkpoint_facts(self.output, self._facts(best, finished=True))
         with os_errors(self.resume, "removed", TrainingError):
             self.resume.unlink(missing_ok=True)
         return self._result(self.history, self._metrics(best), resumed=self.resumed)
@@ -221,7 +226,13 @@ class Run:
                 curves.save_figure(figure, path, TrainingError)
 
     def _files(self) -> list[Path]:
-        return [self.output, sidecar_of(self.output), self.last_file, self.history_file, *self._curves()]
+        return [
+            self.output,
+            checkpoint_sidecar(self.output),
+            self.last_file,
+            self.history_file,
+            *self._curves(),
+        ]
 
     def _curves(self) -> list[Path]:
         return [self.output.with_name(f"{self.output.stem}.curves{suffix}") for suffix in (".png", ".svg")]

@@ -97,7 +97,7 @@ class Watch:
         """The maps of a photo in the folder, sorted by epoch, each with its titles."""
         found: list[tuple[int, Entry]] = []
         for tile in self.folder.glob(f"epoch_*/{glob.escape(self.names[i])}.map.png"):
-            facts = heatmap.read_png_metadata(tile)
+            facts = heatmap.read_heatmap_metadata(tile)
             if facts.get("photo") == self.photos[i].digest:
                 found.append((int(facts["epoch"]), (tile, f"epoch {facts['epoch']}", facts["said"])))
         return [entry for _, entry in sorted(found)]

@@ -15,6 +15,7 @@ import torch
 
 from lrp.engine.affine import Affine, Flow, Site, total
 from lrp.engine.graph.capture import Shape
+from lrp.engine.graph.shapes import sum_to_shape
 from lrp.engine.rules import Rule
 
 
@@ -103,15 +104,6 @@ class Movement(Algebra):
         return flow
 
 
-def sum_to(r: Any, shape: Shape, wanted: Shape) -> Any:
-    """Sum relevance of `shape` back over the dimensions along which an operand of shape `wanted` was broadcast."""
-    extra = len(shape) - len(wanted)
-    if extra:
-        r = r.sum(dim=list(range(extra)))
-    grown = [i for i, size in enumerate(wanted) if size == 1 and shape[i + extra] != 1]
-    return r.sum(dim=grown, keepdim=True) if grown else r
-
-
 @dataclass
 class Sum(Algebra):
     """Σ c_i x_i over operands that may broadcast to `shape`.
@@ -143,7 +135,7 @@ class Sum(Algebra):
         flow: Flow = step.rule.through_sum(summands, z, r, len(self.shape))
         shares: list[Any] = [None] * len(step.inputs)
         for index, share in zip(indices, flow.relevance, strict=True):
-            share = sum_to(share, self.shape, self.shapes[index])
+            share = sum_to_shape(share, self.shape, self.shapes[index])
             shares[index] = share if shares[index] is None else shares[index] + share
         return flow._replace(relevance=tuple(shares), bias=flow.bias + taken)
 
@@ -191,7 +183,7 @@ class Product(Binary):
         x, y = (step.read(operand) for operand in self.operands)
         flow: Flow = step.rule.through_product(self, x, y, step.output, step.relevance[0])
         shares = [
-            None if share is None else sum_to(share, self.shape, shape)
+            None if share is None else sum_to_shape(share, self.shape, shape)
             for share, shape in zip(flow.relevance, self.shapes, strict=True)
         ]
         return flow._replace(relevance=self.collected(shares, len(step.inputs)))

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.capture import Batch
 from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.shapes import shape_of_one_image
 
 
 def carried_bounds(graph: Graph, operation: Operation, low: Any, high: Any) -> tuple[Tensor, Tensor]:
     """The bounds of the image, as given to `ZBox`, converted to bounds of the operation's input, [1, *in]."""
-    shape = ops.one(graph.image.meta["shape"])
+    shape = shape_of_one_image(graph.image.meta["shape"])
     ends = []
     for bound in (low, high):
         b = torch.as_tensor(bound, dtype=graph.dtype, device=graph.device)

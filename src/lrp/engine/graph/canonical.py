@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.fx import Graph as FxGraph
 from torch.fx import Node
 
-from lrp.engine.graph import ops
 from lrp.engine.graph.capture import Shape
 from lrp.engine.graph.ops import Operation
 
@@ -75,32 +74,3 @@ class Graph:
             node = self.fx.call_function(target, args)
         node.meta = {**before.meta, "shape": shape, "shapes": [shape]}
         return node
-
-
-def is_floating_type(dtype: Any) -> bool:
-    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
-
-
-def cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert to another floating type; integers and masks stay."""
-    return value.to(dtype) if value.is_floating_point() else value
-
-
-def data_nodes(graph: FxGraph) -> set[Node]:
-    """The nodes whose value depends on pixels, not only on the batch size, and not only in steps.
-
-    Comparisons, indices, signs and rounded values are constants between their steps: no relevance passes through them.
-    """
-    data: set[Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder" or (
-            node.op == "call_function" and any(n in data for n in ops.read_by(node)) and not _in_steps(node)
-        ):
-            data.add(node)
-    return data
-
-
-def _in_steps(node: Node) -> bool:
-    dtype = node.meta.get("dtype")
-    discrete = isinstance(dtype, torch.dtype) and not (dtype.is_floating_point or dtype.is_complex)
-    return discrete or ops.facts(ops.operation_name(node)).steps(ops.arguments_of(node))

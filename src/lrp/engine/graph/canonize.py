@@ -12,53 +12,57 @@ from torch.fx import Node
 
 from lrp.engine.graph import ops
 from lrp.engine.graph import vocabulary as vocabulary  # registers it
-from lrp.engine.graph.canonical import Graph, cast, data_nodes, is_floating_type
+from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.capture import Captured
+from lrp.engine.graph.dtypes import (
+    cast_constants_to_dtype,
+    cast_to_dtype,
+    is_floating_dtype,
+    replace_dtype_arguments,
+)
 from lrp.engine.graph.gates import signal_or_gate, values_or_attention_gate
 from lrp.engine.graph.layer_kinds import unify_layers
-from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.ops import Operation, data_nodes
 from lrp.engine.graph.rewriting import distances as distances  # registers decompositions
 from lrp.engine.graph.rewriting.decompositions import decompose
 from lrp.engine.graph.rewriting.fusion import (
     fold_scale_into_consumers,
     fold_scale_into_producer,
     merge_branches,
+    merge_zero_pads,
 )
-from lrp.engine.graph.rewriting.rectifiers import plain_relus
+from lrp.engine.graph.rewriting.rectifiers import recognise_rectifiers
 from lrp.engine.graph.rewriting.scales import (
     normalise_input,
-    plain_matmuls,
-    plain_scales,
+    recognise_scales,
     restore_scales,
     scale_products,
 )
 from lrp.engine.graph.rewriting.simplify import (
-    cast_constants,
     drop_no_ops,
     fold_constants,
-    merge_zero_pads,
-    plain_batch_norms,
-    plain_constants,
-    plain_paddings,
-    plain_pools,
-    plain_squeezes,
-    retype,
+    simplify_batch_norms,
+    simplify_constant_expansions,
+    simplify_matmuls,
+    simplify_paddings,
+    simplify_pools,
+    simplify_squeezes,
 )
-from lrp.engine.graph.signs import nonnegative
+from lrp.engine.graph.signs import nonnegative_nodes
 
 REWRITES = (
-    retype,
-    plain_squeezes,
+    replace_dtype_arguments,
+    simplify_squeezes,
     drop_no_ops,
-    plain_relus,
+    recognise_rectifiers,
     decompose,
     fold_constants,
-    plain_constants,
-    plain_pools,
-    plain_batch_norms,
-    plain_paddings,
-    plain_matmuls,
-    plain_scales,
+    simplify_constant_expansions,
+    simplify_pools,
+    simplify_batch_norms,
+    simplify_paddings,
+    simplify_matmuls,
+    recognise_scales,
     scale_products,
     fold_scale_into_producer,
     merge_branches,
@@ -66,7 +70,7 @@ REWRITES = (
     merge_zero_pads,
     fold_scale_into_consumers,
     restore_scales,
-    cast_constants,
+    cast_constants_to_dtype,
 )
 
 
@@ -90,12 +94,12 @@ def canonize(
         env[node].meta = dict(node.meta)
     logits: Any = captured.graph.output_node().args[0]
     copy.output_node().args = (env[logits],)
-    graph = Graph(copy, {n: cast(v, dtype) for n, v in values.items()}, dtype, device)
+    graph = Graph(copy, {n: cast_to_dtype(v, dtype) for n, v in values.items()}, dtype, device)
     for rewrite in REWRITES:
         rewrite(graph)
         graph.fx.eliminate_dead_code()
     for node in graph.fx.nodes:
-        node.meta["dtype"] = dtype if is_floating_type(node.meta.get("dtype")) else node.meta.get("dtype")
+        node.meta["dtype"] = dtype if is_floating_dtype(node.meta.get("dtype")) else node.meta.get("dtype")
         node.meta["device"] = device
     used = {str(n.target) for n in graph.fx.nodes if n.op == "get_attr"}
     graph.constants = {n: v for n, v in graph.constants.items() if n in used}
@@ -133,7 +137,7 @@ def _lay_out(graph: Graph) -> None:
 
 def _recognise(graph: Graph) -> None:
     """Name every operation on data, its family, and the facts that composites use."""
-    data, nonneg = data_nodes(graph.fx), nonnegative(graph.fx, graph.constants)
+    data, nonneg = data_nodes(graph.fx), nonnegative_nodes(graph.fx, graph.constants)
     behind: set[Node] = set()  # nodes that depend on the output of a conv or linear
     index = 0
     for node in graph.fx.nodes:
@@ -145,7 +149,7 @@ def _recognise(graph: Graph) -> None:
         operation = Operation(
             node, name, "unknown", meta["path"], meta["module"], meta["shape"] or (), meta["source"], index,
             arguments=ops.arguments_of(node), constants=graph.constants,
-            data=[n for n in ops.read_by(node) if n in data],
+            data=[n for n in ops.nodes_read_by_operation(node) if n in data],
         )  # fmt: skip
         operation.family = next(
             (e.family for e in ops.vocabulary_entries(name) if e.when(operation)), "unknown"

@@ -40,7 +40,7 @@ _FACTS: dict[str, Facts] = {}
 _NONE = Facts()
 
 
-def describe_operations(*names: str, **known: Any) -> None:
+def add_operation_facts(*names: str, **known: Any) -> None:
     """Record facts about operations, also about those that relevance never passes through."""
     _FACTS.update(dict.fromkeys(names, Facts(**known)))
 
@@ -50,11 +50,11 @@ def facts(name: str) -> Facts:
     return _FACTS.get(name.partition(".")[0], _NONE)
 
 
-describe_operations(
+add_operation_facts(
     "sym_size", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones",
     "new_full", "new_empty", "new_empty_strided", reads_shape=True,
 )  # fmt: skip
-describe_operations("batch_norm", allocates=True)
-describe_operations(
+add_operation_facts("batch_norm", allocates=True)
+add_operation_facts(
     "sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "heaviside", "floor_divide", steps=lambda arguments: True
 )  # fmt: skip

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from torch import fx
 
-from lrp.engine.graph import ops
 from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.shapes import shape_of_one_image, shape_text
 
 # Families allowed between the source of a gate and the product: movement, elementwise operations with constants.
 THROUGH = frozenset({"movement", "scale", "sum", "norm"})
@@ -42,10 +42,11 @@ def signal_or_gate(operation: Operation, before: Operations) -> Found:
             gate = 0 if sources[0] else 1
             return 1 - gate, f"gate: {_ordinal(gate)} operand, from {sources[gate]}"
     shapes = [node.meta["shape"] for node in (first, second)]
-    broadcast = [math.prod(ops.one(s)) < math.prod(ops.one(operation.shape)) for s in shapes]
+    whole = math.prod(shape_of_one_image(operation.shape))
+    broadcast = [math.prod(shape_of_one_image(s)) < whole for s in shapes]
     if broadcast[0] != broadcast[1]:
         gate = broadcast.index(True)
-        return 1 - gate, f"gate: {_ordinal(gate)} operand, broadcast from {ops.shape_text(shapes[gate])}"
+        return 1 - gate, f"gate: {_ordinal(gate)} operand, broadcast from {shape_text(shapes[gate])}"
     activated = [_activated(node, before) for node in (first, second)]
     if (activated[0] is None) != (activated[1] is None):
         gate = 0 if activated[0] else 1

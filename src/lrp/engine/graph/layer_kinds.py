@@ -18,7 +18,8 @@ from torch.fx import Node
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.capture import Size
-from lrp.engine.graph.ops import Operation, one, one_per_dimension
+from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.shapes import shape_of_one_image, sizes_per_dimension
 
 CONVS = frozenset({"conv1d", "conv2d", "conv3d", "padded_conv"})
 
@@ -49,13 +50,14 @@ def _whole_window(operation: Operation) -> bool:
     """Whether a convolution's one window is all of its input."""
     if operation.name not in CONVS or operation.family != "conv" or _pads(operation):
         return False
-    return _kernel(operation) == one(operation.input_shape())[2:]
+    return _kernel(operation) == shape_of_one_image(operation.input_shape())[2:]
 
 
 def _pointwise(operation: Operation, images: Size) -> bool:
     """Whether the same layer is applied to the channels of each of several positions."""
     if operation.name == "linear":
-        rows = math.prod(one(operation.shape)[:-1])  # of all images, where their number is fixed
+        # Of all images, where their number is fixed.
+        rows = math.prod(shape_of_one_image(operation.shape)[:-1])
         return rows > (images if isinstance(images, int) else 1)
     if operation.name not in CONVS or operation.family != "conv" or _pads(operation):
         return False
@@ -71,7 +73,7 @@ def _mixes_positions(operation: Operation) -> str:
     if operation.name not in CONVS:
         return "conv"  # transposed
     kernel = _kernel(operation)
-    strides = one_per_dimension(operation["stride"], len(kernel))
+    strides = sizes_per_dimension(operation["stride"], len(kernel))
     return "conv" if any(k > 1 and k > s for k, s in zip(kernel, strides, strict=True)) else ""
 
 

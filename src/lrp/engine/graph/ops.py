@@ -20,8 +20,9 @@ from torch import Tensor, fx
 
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import Activation, Algebra, as_algebra
-from lrp.engine.graph.capture import Batch, Shape, Size
-from lrp.engine.graph.facts import Facts, describe_operations, facts
+from lrp.engine.graph.capture import Shape, Size
+from lrp.engine.graph.facts import Facts, add_operation_facts, facts
+from lrp.engine.graph.shapes import shape_of_one_image, shape_text
 from lrp.errors import RuleError
 
 # ---------------------------------------------------------------- one operation of a model
@@ -93,7 +94,7 @@ class Operation:
 
     def space(self, first: int) -> tuple[list[int], list[int]]:
         """The sizes of its input and of its output, for one image, from dimension `first` on."""
-        return one(self.input_shape())[first:], one(self.shape)[first:]
+        return shape_of_one_image(self.input_shape())[first:], shape_of_one_image(self.shape)[first:]
 
     @staticmethod
     def shown(shape: Sequence[Size]) -> str:
@@ -114,33 +115,6 @@ def _resolved(value: Any, constants: dict[str, Tensor]) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_resolved(v, constants) for v in value)
     return value
-
-
-def sizes_for_reshape(shape: Shape) -> list[int]:
-    """A shape as `reshape` takes it: the one size that depends on the batch is -1."""
-    return [-1 if isinstance(size, Batch) else size for size in shape]
-
-
-def one(shape: Shape) -> list[int]:
-    """The shape for a single image."""
-    return [size.times if isinstance(size, Batch) else size for size in shape]
-
-
-def broadcast_shape(*shapes: Shape) -> Shape:
-    """The shape of an elementwise operation on operands of these shapes."""
-    rank = max(map(len, shapes))
-    full = [(*[1] * (rank - len(shape)), *shape) for shape in shapes]
-    return tuple(next((size for size in sizes_ if size != 1), 1) for sizes_ in zip(*full, strict=True))
-
-
-def one_per_dimension(value: Any, n: int) -> list[int]:
-    """A size given once, or once per dimension, as a list."""
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    return values * n if len(values) == 1 else values
-
-
-def shape_text(shape: Sequence[Size]) -> str:
-    return "[" + ", ".join(str(s) for s in shape) + "]"
 
 
 # ---------------------------------------------------------------- the registry
@@ -190,7 +164,7 @@ def register(
         raise RuleError(f"register(family={family!r}): the families are {', '.join(FAMILIES)}.")
 
     if known:
-        describe_operations(*names, **known)
+        add_operation_facts(*names, **known)
 
     def add(lower: Lower) -> Lower:
         for name in names:
@@ -229,7 +203,7 @@ def operation_name(node: fx.Node) -> str:
     return getattr(target, "__name__", str(target))
 
 
-def read_by(node: fx.Node) -> list[fx.Node]:
+def nodes_read_by_operation(node: fx.Node) -> list[fx.Node]:
     """The nodes whose values an operation reads: not those of which it uses only the shape or dtype."""
     name = operation_name(node)
     if facts(name).reads_shape:
@@ -249,3 +223,25 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
     bound = inspect.signature(target).bind(*node.args, **node.kwargs)
     bound.apply_defaults()
     return dict(bound.arguments)
+
+
+def data_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose value depends on pixels, not only on the batch size, and not only in steps.
+
+    Comparisons, indices, signs and rounded values are constants between their steps: no relevance passes through them.
+    """
+    data: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or (
+            node.op == "call_function"
+            and any(n in data for n in nodes_read_by_operation(node))
+            and not _in_steps(node)
+        ):
+            data.add(node)
+    return data
+
+
+def _in_steps(node: fx.Node) -> bool:
+    dtype = node.meta.get("dtype")
+    discrete = isinstance(dtype, torch.dtype) and not (dtype.is_floating_point or dtype.is_complex)
+    return discrete or facts(operation_name(node)).steps(arguments_of(node))

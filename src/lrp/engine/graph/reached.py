@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.capture import Batch
 from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.shapes import shape_of_one_image, shape_text
 from lrp.engine.rules import Rule
 from lrp.errors import UnsupportedError
 
@@ -41,13 +41,13 @@ def reaches_image(graph: Graph, rules: dict[fx.Node, Rule]) -> bool:
     return False
 
 
-def refuse_unknown(graph: Graph, rules: dict[fx.Node, Rule]) -> None:
+def refuse_reached_unknowns(graph: Graph, rules: dict[fx.Node, Rule]) -> None:
     """Raise for operations that relevance would reach and that have no rule, all at once, before anything runs."""
     arrives = reached(graph, rules)
     without = [o for o in graph.operations.values() if o.node not in rules and o.node in arrives]
     if not without:
         return
-    columns = [(o.path or "(model)", o.name, ops.shape_text(o.shape), o.source) for o in without]
+    columns = [(o.path or "(model)", o.name, shape_text(o.shape), o.source) for o in without]
     widths = [max(len(row[i]) for row in columns) for i in range(4)]
     lines = [
         "  " + "   ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in columns
@@ -75,7 +75,7 @@ def _element_by_element(operation: Operation) -> bool:
         return False
     (data,), node, random = operation.data, operation.node, torch.Generator().manual_seed(0)
     shape = [max(2 * s, 2) if isinstance(given, Batch) else s
-             for s, given in zip(ops.one(operation.shape), operation.shape, strict=True)]  # fmt: skip
+             for s, given in zip(shape_of_one_image(operation.shape), operation.shape, strict=True)]  # fmt: skip
     before, other = (torch.rand(shape, generator=random, dtype=torch.float64) * 0.6 + 0.2 for _ in range(2))
     changed = torch.rand(shape, generator=random) < 0.5
 

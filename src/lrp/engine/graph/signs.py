@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from lrp.engine.graph import ops
 
 
-def nonnegative(graph: fx.Graph, constants: dict[str, Tensor]) -> set[fx.Node]:
+def nonnegative_nodes(graph: fx.Graph, constants: dict[str, Tensor]) -> set[fx.Node]:
     """The nodes whose every element is >= 0 whatever the image; by one pass in order of execution."""
     found: set[fx.Node] = set()
     for node in graph.nodes:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from lrp.engine.affine import total
-from lrp.engine.graph import ops
 from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.shapes import shape_for_reshape, shape_of_one_image
 
 
 def keep_top_k(operation: Operation, outputs: list[Any], share: float) -> tuple[list[Any], Any]:
@@ -21,10 +21,10 @@ def keep_top_k(operation: Operation, outputs: list[Any], share: float) -> tuple[
         return outputs, 0.0
     r = outputs[0]
     flat = r.flatten(1)
-    found = flat.topk(max(1, int(share * math.prod(ops.one(operation.shape)))), dim=1)
+    found = flat.topk(max(1, int(share * math.prod(shape_of_one_image(operation.shape)))), dim=1)
     kept = (
         torch.zeros_like(flat)
         .scatter(1, found.indices, found.values)
-        .reshape(ops.sizes_for_reshape(operation.shape))
+        .reshape(shape_for_reshape(operation.shape))
     )
     return [kept] + outputs[1:], total(r - kept)

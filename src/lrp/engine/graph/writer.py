@@ -118,7 +118,15 @@ class Program:
         return "\n".join(lines)
 
 
-def rename_node(relevance: Any, name: str) -> None:
+def write_call_as_one_node(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)`; recorded as one node of the program if an argument is a proxy."""
+    for argument in arguments:
+        if isinstance(argument, Proxy):
+            return argument.tracer.create_proxy("call_function", function, arguments, {})
+    return function(*arguments)
+
+
+def rename_written_node(relevance: Any, name: str) -> None:
     """Rename the node of a proxy; relevance that was only passed on keeps its name."""
     if isinstance(relevance, Proxy) and not relevance.node.name.startswith("R_"):
         relevance.node._rename(name)

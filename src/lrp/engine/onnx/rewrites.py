@@ -23,7 +23,7 @@ def rewrite_for_onnx(program: fx.GraphModule) -> fx.GraphModule:
     return made
 
 
-def average_pool_back(
+def average_pool_back_for_onnx(
     s: Tensor,
     like: Tensor,
     kernel: Sides,
@@ -64,6 +64,6 @@ def _counted(start: int, side: int, size: int, padding: int, include_pad: bool) 
 
 
 STEPS = {
-    torch.ops.aten.avg_pool2d_backward: average_pool_back,
-    torch.ops.aten.avg_pool3d_backward: average_pool_back,
+    torch.ops.aten.avg_pool2d_backward: average_pool_back_for_onnx,
+    torch.ops.aten.avg_pool3d_backward: average_pool_back_for_onnx,
 }

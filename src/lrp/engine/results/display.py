@@ -45,7 +45,7 @@ _LEFT = "text-align: left; padding-right: 1em"
 _CELL = "text-align: left; vertical-align: top; padding: 2px 12px 2px 0"
 
 
-def explanations_html(entries: Sequence[Explanation]) -> str:
+def display_explanations_html(entries: Sequence[Explanation]) -> str:
     """HTML of the first images: each as the model's input, its heatmap, the target, what reached the pixels, and health.
 
     Several explanations of an image are shown below each other, the first few of them. For more than `IMAGES` images,
@@ -60,7 +60,7 @@ def explanations_html(entries: Sequence[Explanation]) -> str:
     return f'<div><table style="border-collapse: collapse">{rows}</table>{more}</div>'
 
 
-def rules_html(table: RulesTable) -> str:
+def display_rules_html(table: RulesTable) -> str:
     """HTML of the whole table; a long table scrolls."""
     reason = f"<div>{escape(table.reason)}</div>" if table.reason else ""
     head = "".join(
@@ -180,7 +180,7 @@ def show(image: Image.Image) -> None:
         raise ImageError("there is no image viewer here: e.save('heatmap.png') writes a file.")
 
 
-def png(entries: Sequence[Explanation]) -> bytes | None:
+def display_png(entries: Sequence[Explanation]) -> bytes | None:
     """The first image's picture as PNG, with 256 colours so that it is small."""
     e = entries[0]
     if (

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lrp.engine.model_state import ModelState, tensor_version
 from lrp.engine.results.account import reached_words
-from lrp.engine.results.ledger import Health, Ledger, judge_health
+from lrp.engine.results.health import Health, judge_health
+from lrp.engine.results.ledger import Ledger
 from lrp.engine.targets import Start
 from lrp.errors import LedgerError
 
@@ -84,13 +85,13 @@ class _Pictures:
         """How a notebook shows it: photo, heatmap, target and health of the first images."""
         from lrp.engine.results import display
 
-        return display.explanations_html(self._entries())
+        return display.display_explanations_html(self._entries())
 
     def _repr_png_(self) -> bytes | None:
         """The first image's picture, for frontends without HTML; None if the input is not a picture."""
         from lrp.engine.results import display
 
-        return display.png(self._entries())
+        return display.display_png(self._entries())
 
 
 @dataclass(repr=False)

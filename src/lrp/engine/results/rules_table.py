@@ -9,8 +9,8 @@ from torch import fx
 
 from lrp.engine.composite import Composite
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.ops import shape_text
 from lrp.engine.graph.reached import reached
+from lrp.engine.graph.shapes import shape_text
 from lrp.engine.rules import Rule
 
 NOTHING = "–"  # no relevance arrives: it only computes a gate, a scale or attention
@@ -62,4 +62,4 @@ class RulesTable:
         """How a notebook shows it."""
         from lrp.engine.results import display
 
-        return display.rules_html(self)
+        return display.display_rules_html(self)

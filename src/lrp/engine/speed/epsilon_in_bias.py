@@ -16,7 +16,7 @@ def bias_with_epsilon(c: Any, shift: float) -> Any:
     return shift if c is None else c + shift
 
 
-def quotient(
+def quotient_with_epsilon_in_bias(
     relevance: Any, d: Any, rule: Any, sign: int = 0, dims: int = 2, shifted: bool = False
 ) -> tuple[Any, Any, Any]:
     """(R / s(D), 0 where D = 0; the share of ε; the dropped relevance): `affine.fraction` with less work.

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import torch
 
 from lrp.engine.affine import Affine, Branch, Flow, total, wrong_sign
+from lrp.engine.graph.writer import write_call_as_one_node
 from lrp.engine.speed import gamma
-from lrp.engine.speed.epsilon_in_bias import bias_with_epsilon, quotient
-from lrp.engine.speed.low_precision import adjoint_of_one_sign, total_of_one_sign
+from lrp.engine.speed.epsilon_in_bias import bias_with_epsilon, quotient_with_epsilon_in_bias
+from lrp.engine.speed.low_precision import adjoint_in_low_precision, total_in_low_precision
 from lrp.engine.speed.site import KnownSite
-from lrp.engine.speed.subtraction import call_as_one_step, complement, subtraction
-from lrp.engine.structured_weights import Structured, Times, Version, unchanged
+from lrp.engine.speed.subtraction import subtraction, subtraction_applies
+from lrp.engine.structured_weights import Structured
+from lrp.engine.weight_versions import Times, Version, unchanged
 
 
 class FastSite(KnownSite):
@@ -60,7 +62,7 @@ def _everywhere(
             rest = subtraction(op, site, shift)
             assert before is not None
             rest_bias = bias_with_epsilon(c, shift)
-            d = call_as_one_step(rest, own[0], before[1], relevance, site.part(a, part), w, rest_bias)
+            d = write_call_as_one_node(rest, own[0], before[1], relevance, site.part(a, part), w, rest_bias)
         else:
             d = _denominator(op, site, a, terms, bias_with_epsilon(c, shift), bool(sign))
             before = branch, d
@@ -70,7 +72,8 @@ def _everywhere(
             parts.append(_Part(branch, terms, c, d, shift, sign))
     # All quotients before all shares: the denominators are freed before the products, which need memory.
     quotients = [
-        quotient(relevance, part.d, rule, part.sign, site.dims, shifted=part.shift != 0) for part in parts
+        quotient_with_epsilon_in_bias(relevance, part.d, rule, part.sign, site.dims, shifted=part.shift != 0)
+        for part in parts
     ]
     received, bias, epsilon, wrong = None, 0.0, 0.0, 0.0
     for (branch, terms, c, d, shift, _), (s, by_epsilon, by_zero) in zip(parts, quotients, strict=True):
@@ -80,7 +83,7 @@ def _everywhere(
             if part == "1":
                 share = op.adjoint(s, w)
             elif branch.sign:
-                share = site.part(a, part) * adjoint_of_one_sign(op, site, s, w)
+                share = site.part(a, part) * adjoint_in_low_precision(op, site, s, w)
             else:
                 share = site.part(a, part) * op.adjoint(s, w)
             received = share if received is None else received + share
@@ -107,7 +110,7 @@ class _Part(NamedTuple):
 
 def _is_rest(before: tuple[Branch, Any] | None, branch: Branch, site: KnownSite) -> bool:
     usable = site.data_dependent and not site.low_precision and before is not None and before[1] is not None
-    return usable and complement(before[0], branch)  # type: ignore[index]
+    return usable and subtraction_applies(before[0], branch)  # type: ignore[index]
 
 
 def _empty(w: Any) -> bool:
@@ -120,7 +123,7 @@ def _denominator(
     d = None
     for part, version in terms:
         w, x = site.version(op.weight, version), site.part(a, part)
-        compute = total_of_one_sign if one_signed and part != "1" else _total
+        compute = total_in_low_precision if one_signed and part != "1" else _total
         z = compute(op, site, x, w, c if d is None else None)
         d = z if d is None else d + z
     return d

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from lrp.engine.affine import Affine, Branch, Flow, total
-from lrp.engine.speed.epsilon_in_bias import bias_with_epsilon, quotient
-from lrp.engine.speed.low_precision import total_of_one_sign
+from lrp.engine.speed.epsilon_in_bias import bias_with_epsilon, quotient_with_epsilon_in_bias
+from lrp.engine.speed.low_precision import total_in_low_precision
 from lrp.engine.speed.site import KnownSite
-from lrp.engine.structured_weights import Amplified, Times, magnitude, negative, positive, unchanged
+from lrp.engine.weight_versions import Amplified, Times, magnitude, negative, positive, unchanged
 
 
 def gamma_of(branches: tuple[Branch, ...]) -> float | None:
@@ -43,7 +43,7 @@ def hand_down_gamma(
     own, more = Times(1 + gamma / 2, unchanged), Times(gamma / 2, magnitude)
     weights = [site.version(op.weight, version) for version in (own, more)]
     shift = 0.0 if rule.relative else rule.epsilon
-    size = abs(z) * own.factor + total_of_one_sign(
+    size = abs(z) * own.factor + total_in_low_precision(
         op,
         site,
         a if site.nonneg else abs(a),
@@ -51,12 +51,12 @@ def hand_down_gamma(
         bias_with_epsilon(None if b is None else more(b), shift),
     )
     sign = torch.sign(z)
-    s = sign * quotient(relevance, size, rule, 1, site.dims, shifted=shift != 0)[0]
+    s = sign * quotient_with_epsilon_in_bias(relevance, size, rule, 1, site.dims, shifted=shift != 0)[0]
     signed = sign * s
     first, second = op.adjoint(s, weights[0]), op.adjoint(signed, weights[1])
     received = a * (first + second) if site.nonneg else a * first + abs(a) * second
     decided = torch.where(z == 0, 0.0, relevance)
-    _, epsilon, dropped = quotient(decided, size, rule, 1, site.dims, shifted=shift != 0)
+    _, epsilon, dropped = quotient_with_epsilon_in_bias(decided, size, rule, 1, site.dims, shifted=shift != 0)
     bias = 0.0 if b is None else total(s * own(b) + signed * more(b))
     return Flow((received,), bias, epsilon, dropped + total(relevance - decided))
 
@@ -68,8 +68,10 @@ def _one_branch(gamma: float, rule: Any, op: Affine, site: KnownSite, a: Any, z:
     shift = 0.0
     if site.rectified is not None:
         own, sign, shift = site.rectified, 1, rule.epsilon
-    d = own + total_of_one_sign(op, site, a, site.version(op.weight, more), bias_with_epsilon(c, shift))
-    s, epsilon, dropped = quotient(relevance, d, rule, sign, site.dims, shifted=shift != 0)
+    d = own + total_in_low_precision(op, site, a, site.version(op.weight, more), bias_with_epsilon(c, shift))
+    s, epsilon, dropped = quotient_with_epsilon_in_bias(
+        relevance, d, rule, sign, site.dims, shifted=shift != 0
+    )
     bias = 0.0 if c is None else total(torch.where(d == shift, 0.0, s * (op.bias + c)))
     amplified = site.version(op.weight, Amplified(gamma, positive))
     return Flow((a * op.adjoint(s, amplified),), bias, epsilon, dropped)

@@ -17,7 +17,7 @@ def _to_bfloat16(w: Tensor) -> Tensor:
     return w.to(torch.bfloat16)
 
 
-def total_of_one_sign(op: Affine, site: KnownSite, a: Any, w: Any, c: Any) -> Any:
+def total_in_low_precision(op: Affine, site: KnownSite, a: Any, w: Any, c: Any) -> Any:
     """`site.total`, in bfloat16 where the site allows it."""
     if not site.low_precision or isinstance(w, Structured):
         return site.total(op, a, w, c)
@@ -25,7 +25,7 @@ def total_of_one_sign(op: Affine, site: KnownSite, a: Any, w: Any, c: Any) -> An
     return z.to(torch.float32)
 
 
-def adjoint_of_one_sign(op: Affine, site: KnownSite, s: Any, w: Any) -> Any:
+def adjoint_in_low_precision(op: Affine, site: KnownSite, s: Any, w: Any) -> Any:
     """`op.adjoint`, in bfloat16 where the site allows it."""
     if not site.low_precision or isinstance(w, Structured):
         return op.adjoint(s, w)

@@ -9,10 +9,10 @@ import torch
 from torch import fx
 
 from lrp.engine.affine import Site
-from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.capture import Batch
 from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.shapes import shape_of_one_image
 from lrp.engine.graph.writer import Versions
 from lrp.engine.rules import Rule
 from lrp.engine.speed.fast_step import FastSite
@@ -51,7 +51,7 @@ class Plan:
 
         def ones() -> Any:
             def make() -> Any:
-                return torch.ones(ops.one(shape), dtype=self.graph.dtype, device=self.graph.device)
+                return torch.ones(shape_of_one_image(shape), dtype=self.graph.dtype, device=self.graph.device)
 
             return versions.once((operation.node, "ones"), make)
 

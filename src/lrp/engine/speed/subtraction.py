@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Proxy
 
 from lrp.engine.affine import Affine, Branch
 from lrp.engine.speed.site import KnownSite
-from lrp.engine.structured_weights import negative, positive
+from lrp.engine.weight_versions import negative, positive
 
 CANCELS = 1e-3  # relative to D⊕: a difference smaller than this has lost half its digits
 
 
-def complement(first: Branch, second: Branch) -> bool:
+def subtraction_applies(first: Branch, second: Branch) -> bool:
     """Whether the denominators of two branches sum to z: each part of the input and the bias, split by sign."""
     return (
         _by_part(first) == {"a+": positive, "a-": negative}
@@ -48,11 +47,3 @@ def subtraction(op: Affine, site: KnownSite, shift: float) -> Callable[..., Tens
         return d.clamp_(max=shift)
 
     return rest
-
-
-def call_as_one_step(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)`; recorded as one node of the program if an argument is a proxy."""
-    for argument in arguments:
-        if isinstance(argument, Proxy):
-            return argument.tracer.create_proxy("call_function", function, arguments, {})
-    return function(*arguments)

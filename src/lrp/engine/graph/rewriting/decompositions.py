@@ -15,6 +15,7 @@ from torch.fx import Node
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.capture import Shape
+from lrp.engine.graph.shapes import broadcast_shape, shape_for_reshape
 from lrp.errors import UnsupportedError
 
 aten = torch.ops.aten
@@ -200,7 +201,7 @@ def _glu(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
 def _fused_product(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     """self + value · x · y, or x / y."""
     target = aten.mul.Tensor if ops.operation_name(node) == "addcmul" else aten.div.Tensor
-    shape = ops.broadcast_shape(_shape(a["tensor1"]), _shape(a["tensor2"]))
+    shape = broadcast_shape(_shape(a["tensor1"]), _shape(a["tensor2"]))
     product = graph.insert(node, target, (a["tensor1"], a["tensor2"]), shape)
     return graph.insert(
         node, aten.add.Tensor, (a["self"], _times(graph, node, product, a["value"])), _shape(node)
@@ -220,8 +221,8 @@ def _weighted_sum(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
 @decomposes("broadcast_tensors")
 def _broadcast(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     """Each tensor expanded to the shape of all."""
-    shape = ops.broadcast_shape(*map(_shape, a["tensors"]))
-    size = ops.sizes_for_reshape(shape)
+    shape = broadcast_shape(*map(_shape, a["tensors"]))
+    size = shape_for_reshape(shape)
     return [graph.insert(node, aten.expand.default, (value, size), shape) for value in a["tensors"]]
 
 

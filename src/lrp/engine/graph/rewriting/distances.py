@@ -9,10 +9,12 @@ import torch
 from torch.fx import Node
 
 from lrp.engine.graph import ops
-from lrp.engine.graph.canonical import Graph, data_nodes
+from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.capture import Batch, Shape
+from lrp.engine.graph.ops import data_nodes
 from lrp.engine.graph.rewriting.decompositions import decomposes
 from lrp.engine.graph.rewriting.rectifiers import is_zero
+from lrp.engine.graph.shapes import broadcast_shape, shape_of_one_image
 from lrp.engine.graph.vocabulary.selection import indexed_sum, scattered_sum
 
 aten = torch.ops.aten
@@ -30,7 +32,7 @@ def _dims(shape: Shape, given: Any) -> list[int]:
 
 def _both(graph: Graph, node: Node, target: Any, x: Any, y: Any) -> Node:
     shapes = [v.meta["shape"] if isinstance(v, Node) else () for v in (x, y)]
-    return graph.insert(node, target, (x, y), ops.broadcast_shape(*shapes))
+    return graph.insert(node, target, (x, y), broadcast_shape(*shapes))
 
 
 def _each(graph: Graph, node: Node, target: Any, x: Node, *args: Any) -> Node:
@@ -47,7 +49,7 @@ def _over(graph: Graph, node: Node, target: Any, x: Node, dims: list[int], keep:
 @decomposes("cosine_similarity")
 def _cosine_similarity(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     """Σ (x / max(‖x‖, e)) (y / max(‖y‖, e))."""
-    rank = len(ops.broadcast_shape(a["x1"].meta["shape"], a["x2"].meta["shape"]))
+    rank = len(broadcast_shape(a["x1"].meta["shape"], a["x2"].meta["shape"]))
     units = []
     for x in (a["x1"], a["x2"]):
         own = len(x.meta["shape"])
@@ -143,7 +145,7 @@ def _moments(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     if any(isinstance(shape[d], Batch) for d in dims):
         return None
     correction = a.get("correction", 1 if a.get("unbiased", True) else 0)
-    n = math.prod(int(ops.one(shape)[d]) for d in dims)
+    n = math.prod(int(shape_of_one_image(shape)[d]) for d in dims)
     mean = _over(graph, node, aten.mean.dim, x, dims, True)
     squares = _each(graph, node, aten.pow.Tensor_Scalar, _both(graph, node, aten.sub.Tensor, x, mean), 2)
     moment = _over(graph, node, aten.mean.dim, squares, dims, keep)

@@ -15,6 +15,8 @@ from torch.fx import Node
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.rewriting.scales import Part, axis_of
+from lrp.engine.graph.shapes import sizes_per_dimension
+from lrp.engine.graph.vocabulary.layers import padded_conv
 from lrp.engine.graph.vocabulary.norms import scale_shift
 
 aten = torch.ops.aten
@@ -252,7 +254,7 @@ def _kernel(graph: Graph, node: Node) -> _Kernel | None:
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     spatial = weight.dim() - 2
     stride, padding, dilation = (
-        ops.one_per_dimension(a.get(key, []), spatial) for key in ("stride", "padding", "dilation")
+        sizes_per_dimension(a.get(key, []), spatial) for key in ("stride", "padding", "dilation")
     )
     return _Kernel(
         source, weight.double(), bias.double(), stride, padding, dilation, a.get("groups", 1)
@@ -289,3 +291,30 @@ def _regrouped(weight: Tensor, groups: int, fewer: int) -> Tensor:
         at = g % together * inputs
         wide[own, at : at + inputs] = weight[own]
     return wide
+
+
+# ---------------------------------------------------------------- zero pads
+
+
+def merge_zero_pads(graph: Graph) -> None:
+    """A zero pad and the convolution after it are one affine operation: the padding receives no relevance."""
+    for node in list(graph.fx.nodes):
+        if node.op != "call_function" or ops.operation_name(node) not in CONVS:
+            continue
+        arguments = ops.arguments_of(node)
+        pad = arguments["input"]
+        if not (isinstance(pad, Node) and pad.op == "call_function"):
+            continue
+        if ops.operation_name(pad) not in ("constant_pad_nd", "pad"):
+            continue
+        padded = ops.arguments_of(pad)
+        spatial = len(node.meta["shape"]) - 2
+        if padded.get("mode", "constant") != "constant" or padded.get("value") not in (None, 0, 0.0):
+            continue
+        if len(padded["pad"]) > 2 * spatial or any(p < 0 for p in padded["pad"]):
+            continue
+        amounts = list(padded["pad"]) + [0] * (2 * spatial - len(padded["pad"]))
+        rest = [arguments[k] for k in ("stride", "padding", "dilation", "groups")]
+        graph.replace(
+            node, padded_conv, (padded["self"], arguments["weight"], arguments["bias"], amounts, *rest)
+        )

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 CASTS = frozenset({"_to_copy", "to", "type_as", "float", "double", "half", "bfloat16"})
 
 
-def plain_relus(graph: Graph) -> None:
+def recognise_rectifiers(graph: Graph) -> None:
     """Each of these forms becomes `relu` or `leaky_relu`, whose rule does not depend on how it is written."""
     for node in list(graph.fx.nodes):
         if node.op != "call_function":

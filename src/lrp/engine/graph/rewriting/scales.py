@@ -14,27 +14,15 @@ from torch import Tensor
 from torch.fx import Node
 
 from lrp.engine.graph import ops
-from lrp.engine.graph.canonical import Graph, data_nodes
+from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.ops import data_nodes
 from lrp.engine.graph.vocabulary.norms import normalise, scale_shift
 
 aten = torch.ops.aten
 Part = Tensor | None  # of a scale_shift: None where there is no factor, or no shift
 
 
-def plain_matmuls(graph: Graph) -> None:
-    """A matrix product with a constant matrix on its right is a linear layer."""
-    for node in list(graph.fx.nodes):
-        if node.op != "call_function" or ops.operation_name(node) not in ("matmul", "mm"):
-            continue
-        x, weight = node.args
-        value = graph.value(weight)
-        if value is None or value.dim() != 2 or graph.value(x) is not None or len(x.meta["shape"]) < 2:
-            continue
-        turned = graph.constant(value.t().contiguous(), f"{node.name}_weight", node)
-        graph.replace(node, aten.linear.default, (x, turned, None))
-
-
-def plain_scales(graph: Graph) -> None:
+def recognise_scales(graph: Graph) -> None:
     """Sums and products with a constant that varies along one dimension become `scale_shift`; neighbours are merged."""
     data = data_nodes(graph.fx)
     for node in list(graph.fx.nodes):
@@ -144,7 +132,7 @@ def normalise_input(graph: Graph) -> None:
     for node in list(graph.fx.nodes):
         if node.op != "call_function" or node not in before:
             continue
-        sources = [n for n in ops.read_by(node) if n.op != "get_attr"]
+        sources = [n for n in ops.nodes_read_by_operation(node) if n.op != "get_attr"]
         if not sources or not all(n in inputs for n in sources):
             continue
         if node.target is scale_shift:
@@ -188,7 +176,7 @@ def scale_products(graph: Graph) -> None:
         for reader in readers:
             reader.replace_input_with(product, scaled)
         graph.fx.erase_node(node)
-    plain_scales(graph)  # those of both operands, and of the product itself, become one
+    recognise_scales(graph)  # those of both operands, and of the product itself, become one
 
 
 def _product_behind(node: Node) -> Node | None:

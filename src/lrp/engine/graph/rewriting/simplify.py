@@ -14,21 +14,15 @@ from torch import Tensor
 from torch.fx import Node, map_arg
 
 from lrp.engine.graph import ops
-from lrp.engine.graph.canonical import Graph, cast, is_floating_type
+from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.capture import Batch, Shape
+from lrp.engine.graph.dtypes import cast_to_dtype, is_floating_dtype
 from lrp.engine.graph.rewriting.fusion import CONVS
-from lrp.engine.graph.vocabulary.layers import padded_conv, per_channel
+from lrp.engine.graph.shapes import sizes_per_dimension
+from lrp.engine.graph.vocabulary.layers import per_channel
 from lrp.engine.graph.vocabulary.norms import scale_shift
 
 aten = torch.ops.aten
-
-
-def retype(graph: Graph) -> None:
-    """Replace every floating dtype argument by the explainer's dtype: a half-precision model runs in float32."""
-    for node in graph.fx.nodes:
-        if node.op == "call_function":
-            node.args = tuple(graph.dtype if is_floating_type(a) else a for a in node.args)
-            node.kwargs = {k: graph.dtype if is_floating_type(a) else a for k, a in node.kwargs.items()}
 
 
 NO_OPS = frozenset({
@@ -51,7 +45,7 @@ def drop_no_ops(graph: Graph) -> None:
         arguments = ops.arguments_of(node)
         same = source.meta.get("shape") == node.meta.get("shape")
         retyped = name in ("_to_copy", "to", "type_as", "float", "double", "half", "bfloat16")
-        retyped = retyped and all(is_floating_type(n.meta.get("dtype")) for n in (node, source))
+        retyped = retyped and all(is_floating_dtype(n.meta.get("dtype")) for n in (node, source))
         whole = name in SAME_SIZE or (name == "slice" and arguments["step"] == 1)
         # Without the copies, a tensor may have another memory format.
         if node.target in (aten.view.default, aten._unsafe_view.default):
@@ -59,13 +53,13 @@ def drop_no_ops(graph: Graph) -> None:
         nothing = (
             name in ("add", "sub") and not isinstance(arguments["other"], Node) and arguments["other"] == 0
         )
-        nothing = nothing and is_floating_type(source.meta.get("dtype"))
+        nothing = nothing and is_floating_dtype(source.meta.get("dtype"))
         if (name in NO_OPS and not arguments.get("train")) or retyped or nothing or (whole and same):
             node.replace_all_uses_with(source)
             graph.fx.erase_node(node)
 
 
-def plain_squeezes(graph: Graph) -> None:
+def simplify_squeezes(graph: Graph) -> None:
     """squeeze() removes the dimensions that have size 1 for any number of images: not that of one image alone."""
     for node in list(graph.fx.nodes):
         if node.target is aten.squeeze.default:
@@ -84,17 +78,19 @@ def fold_constants(graph: Graph) -> None:
             args, kwargs = (map_arg(v, graph.value) for v in (node.args, node.kwargs))
             value = node.target(*args, **kwargs)
             if isinstance(value, Tensor):
-                node.replace_all_uses_with(graph.constant(cast(value, graph.dtype), node.name, node))
+                node.replace_all_uses_with(graph.constant(cast_to_dtype(value, graph.dtype), node.name, node))
             elif isinstance(value, (tuple, list)):
                 for user in list(node.users):
                     part = value[user.args[1]]
-                    user.replace_all_uses_with(graph.constant(cast(part, graph.dtype), user.name, user))
+                    user.replace_all_uses_with(
+                        graph.constant(cast_to_dtype(part, graph.dtype), user.name, user)
+                    )
 
 
 BROADCASTS = frozenset({"add", "sub", "rsub", "mul", "div", "matmul", "bmm", "where", "masked_fill"})
 
 
-def plain_constants(graph: Graph) -> None:
+def simplify_constant_expansions(graph: Graph) -> None:
     """Remove the expansion of a constant over the images where its readers broadcast it anyway."""
     for node in list(graph.fx.nodes):
         if node.op != "call_function" or ops.operation_name(node) not in ("expand", "repeat"):
@@ -132,7 +128,7 @@ MEANS = {
 }
 
 
-def plain_pools(graph: Graph) -> None:
+def simplify_pools(graph: Graph) -> None:
     """A max pool also returns indices; an adaptive pool that divides evenly becomes an average pool or a mean."""
     for node in list(graph.fx.nodes):
         if node.op != "call_function":
@@ -154,7 +150,7 @@ def plain_pools(graph: Graph) -> None:
                 graph.replace(node, MEANS[name], (source, kernel, kernel))
 
 
-def plain_batch_norms(graph: Graph) -> None:
+def simplify_batch_norms(graph: Graph) -> None:
     """A batch norm with fixed statistics is x w + b per channel: w = γ/√(σ² + e), b = β − μw."""
     for node in list(graph.fx.nodes):
         if node.op != "call_function" or ops.operation_name(node) not in (
@@ -185,7 +181,7 @@ def plain_batch_norms(graph: Graph) -> None:
                 graph.replace(user, scale_shift, (source, *made))
 
 
-def plain_paddings(graph: Graph) -> None:
+def simplify_paddings(graph: Graph) -> None:
     """Convert padding="same" to numbers; if its two sides differ, insert a zero pad in front."""
     for node in list(graph.fx.nodes):
         if node.op != "call_function" or ops.operation_name(node) not in CONVS:
@@ -195,7 +191,7 @@ def plain_paddings(graph: Graph) -> None:
             continue
         kernel, n = a["weight"].meta["shape"][2:], len(node.meta["shape"]) - 2
         total = [
-            ops.one_per_dimension(a["dilation"], n)[d] * (kernel[d] - 1) * (a["padding"] == "same")
+            sizes_per_dimension(a["dilation"], n)[d] * (kernel[d] - 1) * (a["padding"] == "same")
             for d in range(n)
         ]
         source, padding = a["input"], [t // 2 for t in total]
@@ -213,30 +209,14 @@ def plain_paddings(graph: Graph) -> None:
         )
 
 
-def merge_zero_pads(graph: Graph) -> None:
-    """A zero pad and the convolution after it are one affine operation: the padding receives no relevance."""
+def simplify_matmuls(graph: Graph) -> None:
+    """A matrix product with a constant matrix on its right is a linear layer."""
     for node in list(graph.fx.nodes):
-        if node.op != "call_function" or ops.operation_name(node) not in CONVS:
+        if node.op != "call_function" or ops.operation_name(node) not in ("matmul", "mm"):
             continue
-        arguments = ops.arguments_of(node)
-        pad = arguments["input"]
-        if not (isinstance(pad, Node) and pad.op == "call_function"):
+        x, weight = node.args
+        value = graph.value(weight)
+        if value is None or value.dim() != 2 or graph.value(x) is not None or len(x.meta["shape"]) < 2:
             continue
-        if ops.operation_name(pad) not in ("constant_pad_nd", "pad"):
-            continue
-        padded = ops.arguments_of(pad)
-        spatial = len(node.meta["shape"]) - 2
-        if padded.get("mode", "constant") != "constant" or padded.get("value") not in (None, 0, 0.0):
-            continue
-        if len(padded["pad"]) > 2 * spatial or any(p < 0 for p in padded["pad"]):
-            continue
-        amounts = list(padded["pad"]) + [0] * (2 * spatial - len(padded["pad"]))
-        rest = [arguments[k] for k in ("stride", "padding", "dilation", "groups")]
-        graph.replace(
-            node, padded_conv, (padded["self"], arguments["weight"], arguments["bias"], amounts, *rest)
-        )
-
-
-def cast_constants(graph: Graph) -> None:
-    """Convert folded weights, computed in float64, to the precision of the explainer."""
-    graph.constants = {name: cast(value, graph.dtype) for name, value in graph.constants.items()}
+        turned = graph.constant(value.t().contiguous(), f"{node.name}_weight", node)
+        graph.replace(node, aten.linear.default, (x, turned, None))

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from lrp.engine.affine import Affine
-from lrp.engine.graph.algebra import Bilinear, Movement, Softmax, sum_to
+from lrp.engine.graph.algebra import Bilinear, Movement, Softmax
 from lrp.engine.graph.capture import Shape
 from lrp.engine.graph.ops import Operation, register
+from lrp.engine.graph.shapes import sum_to_shape
 
 
 @register(
@@ -40,10 +41,10 @@ def _matmul(op: Operation) -> Bilinear:
     lead = op.shape[:-2]
 
     def to_left(s: Any, other: Any) -> Any:
-        return sum_to(s @ other.mT, (*lead, *shapes[0][-2:]), shapes[0])
+        return sum_to_shape(s @ other.mT, (*lead, *shapes[0][-2:]), shapes[0])
 
     def to_right(s: Any, other: Any) -> Any:
-        return sum_to(other.mT @ s, (*lead, *shapes[1][-2:]), shapes[1])
+        return sum_to_shape(other.mT @ s, (*lead, *shapes[1][-2:]), shapes[1])
 
     return Bilinear((left, right), (to_left, to_right), _weights(op), len(op.shape), op.data)
 

@@ -9,9 +9,10 @@ import torch
 from torch import fx
 
 from lrp.engine.affine import Affine
-from lrp.engine.graph.algebra import Activation, Product, Sum, sum_to
+from lrp.engine.graph.algebra import Activation, Product, Sum
 from lrp.engine.graph.capture import Shape
 from lrp.engine.graph.ops import Operation, register
+from lrp.engine.graph.shapes import sum_to_shape
 
 
 def _same_shape(op: Operation) -> bool:
@@ -120,7 +121,7 @@ def _scale(op: Operation) -> Affine:
     shape = op.input_shape()
 
     def adjoint(s: Any, w: Any) -> Any:
-        return sum_to(s * w, op.shape, shape)
+        return sum_to_shape(s * w, op.shape, shape)
 
     return Affine(lambda a, w: a * w, adjoint, 1 / weight if op.name == "div" else weight)
 

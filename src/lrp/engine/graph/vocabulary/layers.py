@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrp.engine.affine import Affine
-from lrp.engine.graph.algebra import sum_to
-from lrp.engine.graph.ops import Operation, one, one_per_dimension, register
+from lrp.engine.graph.ops import Operation, register
+from lrp.engine.graph.shapes import shape_of_one_image, sizes_per_dimension, sum_to_shape
 from lrp.engine.structured_weights import all_weights_alike
 
 CONVS: tuple[Any, ...] = (torch.conv1d, torch.conv2d, torch.conv3d)
@@ -56,14 +56,15 @@ def _decided_later(op: Operation) -> bool:
 def _conv(op: Operation) -> Affine:
     weight, bias = op["weight"], op["bias"]
     n = weight.dim() - 2
-    stride, padding, dilation = (one_per_dimension(op[key], n) for key in ("stride", "padding", "dilation"))
+    stride, padding, dilation = (sizes_per_dimension(op[key], n) for key in ("stride", "padding", "dilation"))
     groups = op["groups"]
     pad = list(op["pad"]) if op.name == "padded_conv" else [0] * 2 * n
     conv, transposed = CONVS[n - 1], TRANSPOSED[n - 1]
     before = [
-        s + pad[2 * (n - 1 - d)] + pad[2 * (n - 1 - d) + 1] for d, s in enumerate(one(op.input_shape())[-n:])
+        s + pad[2 * (n - 1 - d)] + pad[2 * (n - 1 - d) + 1]
+        for d, s in enumerate(shape_of_one_image(op.input_shape())[-n:])
     ]
-    after = one(op.shape)[-n:]
+    after = shape_of_one_image(op.shape)[-n:]
     kernel = weight.shape[2:]
     # Rows left over by the stride are read by no output: the adjoint needs their number to restore the size.
     left = [
@@ -95,7 +96,7 @@ def _conv_transpose(op: Operation) -> Affine:
     weight = op["weight"]
     n = weight.dim() - 2
     stride, padding, extra, dilation = (
-        one_per_dimension(op[key], n) for key in ("stride", "padding", "output_padding", "dilation")
+        sizes_per_dimension(op[key], n) for key in ("stride", "padding", "output_padding", "dilation")
     )
     groups, conv, transposed = op["groups"], CONVS[n - 1], TRANSPOSED[n - 1]
 
@@ -104,7 +105,7 @@ def _conv_transpose(op: Operation) -> Affine:
 
     # With more output padding than a stride, there is room for the kernel beyond the last input.
     rooms = any(e >= s for e, s in zip(extra, stride, strict=True))
-    inner = one(op.input_shape())[-n:]
+    inner = shape_of_one_image(op.input_shape())[-n:]
 
     def adjoint(s: Any, w: Any) -> Any:
         c = conv(s, w, None, stride, padding, dilation, groups)
@@ -150,10 +151,10 @@ def _matmul_constant(op: Operation) -> Affine:
     def adjoint(s: Any, w: Any) -> Any:
         s = s.unsqueeze(lost) if vector_weight else s
         c = s @ w.mT if data_left else w.mT @ s
-        return c if broadcast is None else sum_to(c, broadcast, shape)
+        return c if broadcast is None else sum_to_shape(c, broadcast, shape)
 
     # A constant with more dimensions than the data broadcasts the data.
-    lead = list(torch.broadcast_shapes(tuple(one(shape)[:-2]), weight.shape[:-2]))
-    grown = lead != one(shape)[:-2] and not vector_data
+    lead = list(torch.broadcast_shapes(tuple(shape_of_one_image(shape)[:-2]), weight.shape[:-2]))
+    grown = lead != shape_of_one_image(shape)[:-2] and not vector_data
     broadcast = (*lead[: len(lead)], *shape[-2:]) if grown else None
     return Affine(forward, adjoint, weight)

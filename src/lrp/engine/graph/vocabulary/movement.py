@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import fx
 
 from lrp.engine.affine import total
-from lrp.engine.graph.algebra import Movement, sum_to
+from lrp.engine.graph.algebra import Movement
 from lrp.engine.graph.capture import Batch, Shape
-from lrp.engine.graph.ops import Operation, one, one_per_dimension, register, sizes_for_reshape
+from lrp.engine.graph.ops import Operation, register
+from lrp.engine.graph.shapes import shape_for_reshape, shape_of_one_image, sizes_per_dimension, sum_to_shape
 
 
 def _first_data(op: Operation) -> bool:
@@ -29,7 +30,7 @@ def _first_data(op: Operation) -> bool:
     "ravel", family="movement", nonnegative="kept",
 )  # fmt: skip
 def _reshape(op: Operation) -> Movement:
-    back = sizes_for_reshape(op.input_shape())
+    back = shape_for_reshape(op.input_shape())
     return Movement(lambda r: [r[0].reshape(back)])
 
 
@@ -65,13 +66,13 @@ def _shuffle(op: Operation) -> Movement:
         return Movement(lambda r: [F.pixel_unshuffle(r[0], op["upscale_factor"])])
     if op.name == "pixel_unshuffle":
         return Movement(lambda r: [F.pixel_shuffle(r[0], op["downscale_factor"])])
-    channels, groups = one(op.shape)[1], op["groups"]
+    channels, groups = shape_of_one_image(op.shape)[1], op["groups"]
     return Movement(lambda r: [r[0].unflatten(1, (channels // groups, groups)).transpose(1, 2).flatten(1, 2)])
 
 
 @register("roll", family="movement", nonnegative="kept")
 def _roll(op: Operation) -> Movement:
-    shifts, dims = one_per_dimension(op["shifts"], 1), one_per_dimension(op["dims"], 1)
+    shifts, dims = sizes_per_dimension(op["shifts"], 1), sizes_per_dimension(op["dims"], 1)
     back = [-s for s in shifts]
     return Movement(lambda r: [r[0].roll(back, dims) if dims else r[0].roll(back)])
 
@@ -136,7 +137,7 @@ def _window(op: Operation) -> tuple[int, int, int, int] | None:
 )
 def _select(op: Operation) -> Movement:
     shape = op.input_shape()
-    dim, length = op["dim"] % len(shape), one(shape)[op["dim"] % len(shape)]
+    dim, length = op["dim"] % len(shape), shape_of_one_image(shape)[op["dim"] % len(shape)]
     index = op["index"] % length
     return Movement(lambda r: [F.pad(r[0].unsqueeze(dim), _pads(len(shape), dim, index, length - index - 1))])
 
@@ -187,7 +188,7 @@ def _diagonal(op: Operation) -> Movement:
 @register("expand", "expand_as", "broadcast_to", family="movement", nonnegative="kept")
 def _expand(op: Operation) -> Movement:
     shape = op.input_shape()
-    return Movement(lambda r: [sum_to(r[0], op.shape, shape)])
+    return Movement(lambda r: [sum_to_shape(r[0], op.shape, shape)])
 
 
 @register("repeat", "tile", family="movement", nonnegative="kept")
@@ -201,7 +202,7 @@ def _repeat(op: Operation) -> Movement:
     for n, size in zip(times, wanted, strict=True):
         apart += [n, -1 if isinstance(size, Batch) else size]
     copies = list(range(0, 2 * len(times), 2))
-    return Movement(lambda r: [r[0].reshape(apart).sum(dim=copies).reshape(sizes_for_reshape(shape))])
+    return Movement(lambda r: [r[0].reshape(apart).sum(dim=copies).reshape(shape_for_reshape(shape))])
 
 
 def _whole_repeats(op: Operation) -> bool:
@@ -216,14 +217,14 @@ def _repeat_interleave(op: Operation) -> Movement:
 
 @register("im2col", family="movement", nonnegative="kept")
 def _unfold(op: Operation) -> Movement:
-    options = [one_per_dimension(op[key], 2) for key in ("kernel_size", "dilation", "padding", "stride")]
-    space = one(op.input_shape())[-2:]
+    options = [sizes_per_dimension(op[key], 2) for key in ("kernel_size", "dilation", "padding", "stride")]
+    space = shape_of_one_image(op.input_shape())[-2:]
 
     def back(r: list[Any]) -> list[Any]:
         return [torch.ops.aten.col2im(r[0], space, *options)]
 
     # Windows over the padding read zeros; their relevance belongs to a constant.
-    blank = torch.ones(1, *one(op.input_shape())[1:], **op.meta)
+    blank = torch.ones(1, *shape_of_one_image(op.input_shape())[1:], **op.meta)
     outside = 1 - torch.ops.aten.im2col(blank, *options)
     return Movement(back, (lambda r: total(r[0] * outside)) if any(options[2]) else None)
 
@@ -255,7 +256,7 @@ def pieces(
 def _cat(op: Operation) -> Movement:
     values = op.arguments["tensors"]
     dim = op["dim"] % len(op.shape)
-    lengths = [one(value.meta["shape"])[dim] for value in values]
+    lengths = [shape_of_one_image(value.meta["shape"])[dim] for value in values]
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     images = isinstance(op.shape[dim], Batch)  # then the lengths count batches
 
@@ -277,7 +278,7 @@ def _scatter(op: Operation) -> Movement:
     """`self`, with a part of it replaced by `src`."""
     a = op.arguments
     shape, dim = op.shape, a["dim"] % len(op.shape)
-    length = one(shape)[dim]
+    length = shape_of_one_image(shape)[dim]
     if op.name == "select_scatter":
         window = slice(a["index"] % length, a["index"] % length + 1)
     else:
@@ -308,7 +309,8 @@ def _copy(op: Operation) -> Movement:
 
     def back(r: list[Any]) -> list[Any]:
         return [
-            sum_to(r[0], op.shape, shape) if node is source else torch.zeros_like(r[0]) for node in op.data
+            sum_to_shape(r[0], op.shape, shape) if node is source else torch.zeros_like(r[0])
+            for node in op.data
         ]
 
     return Movement(back, lambda r: 0.0 if op.is_data(source) else total(r[0]))
@@ -333,7 +335,7 @@ def _where(op: Operation) -> Movement:
 
     def take(r: Any, i: int) -> Any:
         part = torch.where(mask, r, 0.0) if i == 0 else torch.where(mask, 0.0, r)
-        return sum_to(part, op.shape, values[i].meta["shape"]) if op.is_data(values[i]) else part
+        return sum_to_shape(part, op.shape, values[i].meta["shape"]) if op.is_data(values[i]) else part
 
     return Movement(*pieces(op, values, take))
 
@@ -372,7 +374,7 @@ def _named_pad(op: Operation) -> Movement:
 def _copying_pad(op: Operation, pads: list[int], mode: str | None = None) -> Movement:
     """Reflected, replicated and circular pads: each copy's relevance is added at its source."""
     shape, n = op.input_shape(), len(pads) // 2
-    inner = one(shape)[len(shape) - n :]
+    inner = shape_of_one_image(shape)[len(shape) - n :]
     positions = torch.arange(math.prod(inner), dtype=torch.float64).reshape(1, 1, *inner)
     source = F.pad(positions, pads, mode=mode or op["mode"]).flatten().long().to(op.node.meta["device"])
     lead = len(shape) - n
@@ -412,12 +414,12 @@ def _selected(op: Operation) -> Movement:
 def _by_positions(op: Operation) -> Movement:
     """Any selection of elements within an image: it runs once, on the positions of the elements."""
     shape = op.input_shape()
-    inner = one(shape)[1:]
+    inner = shape_of_one_image(shape)[1:]
     positions = torch.arange(math.prod(inner), device=op.meta["device"]).reshape(1, *inner)
     given = {name: op[name] for name in list(op.arguments)[1:]}
     target: Any = op.node.target
     source = target(positions, **given).flatten()
-    back = sizes_for_reshape(shape)
+    back = shape_for_reshape(shape)
 
     def moved(r: list[Any]) -> list[Any]:
         flat = r[0].flatten(1)

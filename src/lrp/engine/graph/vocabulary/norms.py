@@ -11,7 +11,8 @@ from torch import Tensor
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import Activation, Matrix
 from lrp.engine.graph.capture import Batch
-from lrp.engine.graph.ops import Operation, one, operation_name, register
+from lrp.engine.graph.ops import Operation, operation_name, register
+from lrp.engine.graph.shapes import shape_of_one_image
 from lrp.engine.structured_weights import Centred
 
 
@@ -100,12 +101,12 @@ def _of_the_image(op: Operation) -> bool:
 
 @register("instance_norm", family="layer_norm", when=_of_the_image)
 def _instance_norm(op: Operation) -> Matrix:
-    return _over_groups(op, one(op.shape)[1])
+    return _over_groups(op, shape_of_one_image(op.shape)[1])
 
 
 def _over_groups(op: Operation, groups: int) -> Matrix:
     """Viewed as [N, groups, channels of a group, positions]; mean and scale of each group."""
-    channels, *space = one(op.shape)[1:]
+    channels, *space = shape_of_one_image(op.shape)[1:]
     weight, bias, eps = op["weight"], op["bias"], op["eps"]
     each, n = channels // groups, channels // groups * math.prod(space)
     apart, together = (-1, groups, each, math.prod(space)), (-1, channels, *space)

@@ -13,7 +13,8 @@ from torch import Tensor
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import Matrix, MaxPool
 from lrp.engine.graph.capture import Batch
-from lrp.engine.graph.ops import Operation, one, one_per_dimension, register
+from lrp.engine.graph.ops import Operation, register
+from lrp.engine.graph.shapes import shape_of_one_image, sizes_per_dimension
 from lrp.engine.structured_weights import Separable, Uniform
 from lrp.errors import RuleError
 
@@ -55,8 +56,8 @@ def _within_images(op: Operation) -> bool:
 @register("mean", "sum", family="pool", when=_within_images, nonnegative="kept", allocates=True)
 def _mean(op: Operation) -> Affine:
     shape, dims, keep = op.input_shape(), _dims(op), bool(op.arguments.get("keepdim"))
-    n = math.prod([one(shape)[d] for d in dims]) if op.name == "mean" else 1
-    size = [one(shape)[d] if d in dims else -1 for d in range(len(shape))]
+    n = math.prod([shape_of_one_image(shape)[d] for d in dims]) if op.name == "mean" else 1
+    size = [shape_of_one_image(shape)[d] if d in dims else -1 for d in range(len(shape))]
 
     def back(s: Any) -> Any:
         s = _kept(s, dims, keep)
@@ -128,11 +129,11 @@ def average_pool(
     """The average over windows of the last one, two or three dimensions; one as two, the first of size 1."""
     n = _dimensions(op)
     row = n == 1
-    kernel, stride, padding = ([fill] * row + one_per_dimension(given, n)
+    kernel, stride, padding = ([fill] * row + sizes_per_dimension(given, n)
                                for given, fill in ((kernel, 1), (stride, 1), (padding, 0)))  # fmt: skip
     cuts = (kernel, stride, padding, ceil_mode)
     windows = (*cuts, include_pad, divisor)
-    lead, space = len(op.shape) - n, [1] * row + one(op.input_shape())[-n:]
+    lead, space = len(op.shape) - n, [1] * row + shape_of_one_image(op.input_shape())[-n:]
     pool, backward = POOLS[len(space)]
     blank = torch.ones(1, 1, *space, **op.meta)
     # A window holds as many real inputs as the sum of ones in it; the padding has no share.
@@ -149,7 +150,9 @@ def average_pool(
         return made.squeeze(-2) if row else made
 
     return _uniform(
-        forward, back, (own.squeeze(-2) if row else own).reshape(*[1] * lead, *one(op.shape)[lead:])
+        forward,
+        back,
+        (own.squeeze(-2) if row else own).reshape(*[1] * lead, *shape_of_one_image(op.shape)[lead:]),
     )
 
 
@@ -220,8 +223,8 @@ def _interpolation(op: Operation, d: int) -> Tensor:
 @register("col2im", family="pool", nonnegative="kept")
 def _fold(op: Operation) -> Affine:
     """Overlapping windows: each output is the sum of the window elements at its position."""
-    options = [one_per_dimension(op[key], 2) for key in ("kernel_size", "dilation", "padding", "stride")]
-    size = one_per_dimension(op["output_size"], 2)
+    options = [sizes_per_dimension(op[key], 2) for key in ("kernel_size", "dilation", "padding", "stride")]
+    size = sizes_per_dimension(op["output_size"], 2)
     aten = torch.ops.aten
     return _uniform(lambda a: aten.col2im(a, size, *options), lambda s: aten.im2col(s, *options), 1.0)
 
@@ -232,7 +235,7 @@ def _fold(op: Operation) -> Affine:
 def _of_windows(op: Operation, own: Callable[[], Affine]) -> MaxPool:
     """A max pool that also returns the flat indices of the maxima; `own` makes the average over its windows."""
     n = _dimensions(op)
-    lead, space = len(op.shape) - n, one(op.input_shape())[-n:]
+    lead, space = len(op.shape) - n, shape_of_one_image(op.input_shape())[-n:]
 
     def route(r: Any, a: Any, z: Any) -> Any:
         sizes = [r.shape[d] for d in range(lead)]
@@ -250,7 +253,7 @@ def _of_windows(op: Operation, own: Callable[[], Affine]) -> MaxPool:
 @register("max_pool1d", "max_pool2d", "max_pool3d", family="maxpool", nonnegative="kept", allocates=True)
 def _max_pool(op: Operation) -> MaxPool:
     def own() -> Affine:
-        if any(d != 1 for d in one_per_dimension(op["dilation"], 1)):
+        if any(d != 1 for d in sizes_per_dimension(op["dilation"], 1)):
             raise RuleError(
                 f"Proportional at {op}: a dilated max pool has no average pool; use WinnerTakesAll()."
             )
@@ -296,7 +299,7 @@ def _max_over_dims(op: Operation) -> MaxPool:
     rank, last = len(shape), [len(shape) - len(_dims(op)) + i for i in range(len(_dims(op)))]
     order = [d for d in range(rank) if d not in dims] + dims
     inverse = [order.index(d) for d in range(rank)]
-    inner = [one(shape)[d] for d in dims]
+    inner = [shape_of_one_image(shape)[d] for d in dims]
 
     def route(r: Any, a: Any, z: Any) -> Any:
         flat = a.permute(order).flatten(last[0])  # [..., all of the dims]
@@ -307,7 +310,7 @@ def _max_over_dims(op: Operation) -> MaxPool:
 
     def average(window: Any) -> Affine:
         n = math.prod(inner)
-        size = [one(shape)[d] if d in dims else -1 for d in range(rank)]
+        size = [shape_of_one_image(shape)[d] if d in dims else -1 for d in range(rank)]
         return _uniform(
             lambda a: a.mean(dim=dims, keepdim=keep), lambda s: (_kept(s, dims, keep) / n).expand(size), 1 / n
         )

@@ -9,9 +9,10 @@ import torch
 from torch import fx
 
 from lrp.engine.affine import Affine
-from lrp.engine.graph.algebra import Matrix, Movement, sum_to
+from lrp.engine.graph.algebra import Matrix, Movement
 from lrp.engine.graph.capture import Batch
 from lrp.engine.graph.ops import Operation, register
+from lrp.engine.graph.shapes import sum_to_shape
 from lrp.engine.graph.vocabulary.movement import pieces
 from lrp.engine.structured_weights import NonNegative
 
@@ -35,7 +36,7 @@ def _where(op: Operation) -> Movement:
     def take(r: Any, i: int, mask: Any) -> Any:
         kept = (i == 0) != turned
         part = torch.where(mask, r, 0.0) if kept else torch.where(mask, 0.0, r)
-        return sum_to(part, op.shape, values[i].meta["shape"]) if op.is_data(values[i]) else part
+        return sum_to_shape(part, op.shape, values[i].meta["shape"]) if op.is_data(values[i]) else part
 
     return Movement(*pieces(op, values, take), reads=[_mask(op)])
 
@@ -71,7 +72,7 @@ def _take_along(op: Operation) -> Movement:
         size[dim] = a.shape[dim]
         wide = other.expand(size).clone()
         received = wide.scatter_add(dim, index.expand(r[0].shape), r[0])
-        return [sum_to(received, _with(op.shape, dim, op.input_shape()[dim]), op.input_shape())]
+        return [sum_to_shape(received, _with(op.shape, dim, op.input_shape()[dim]), op.input_shape())]
 
     return Movement(back, reads=[op.data[0], op.arguments["indices"]])
 
