@@ -91,8 +91,8 @@ def test_the_sample_is_explained_as_it_should_be(name, size):
 def test_shallow_nets_of_other_kinds_are_too(name):
     def make() -> tuple[nn.Module, torch.Tensor]:
         if name in SHALLOW:
-            build, size = SHALLOW[name]
-            model = build()
+            maker, size = SHALLOW[name]
+            model = maker()
         else:
             model, size = timm.create_model(name.removeprefix("timm:")), OF_TIMM[name]
             for module in model.modules():

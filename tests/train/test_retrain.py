@@ -544,7 +544,9 @@ def test_photos_larger_than_usual(data, monkeypatch):
     for name in ("lrp.data.splits", "lrp.train.retrain", "lrp.train.batches"):
         monkeypatch.setattr(
             f"{name}.open_photo",
-            lambda file, max_megapixels=100.0: asked.append(max_megapixels) or lrp.open_photo(file),
+            lambda file, max_megapixels=100.0, range=None: (
+                asked.append(max_megapixels) or lrp.open_photo(file)
+            ),
         )
     for train in ("head", "all"):
         retrain(data, f"{train}.pth", train=train, net=NET, max_megapixels=150, **QUICK)

@@ -67,10 +67,10 @@ class Operation:
     @functools.cached_property
     def algebra(self) -> Algebra:
         """How relevance is mapped back through it; an unknown operation is treated as an elementwise one."""
-        for entry in vocabulary_entries(self.name):
-            if entry.family == self.family:
-                return as_algebra(entry.lower(self))
-        return Activation()
+        entries = [e for e in vocabulary_entries(self.name) if e.family == self.family]
+        # Where the family was decided by the operation's neighbours, no registration of it need hold for the operation.
+        fitting = [e for e in entries if e.when(self)] or entries
+        return as_algebra(fitting[0].lower(self)) if fitting else Activation()
 
     @property
     def facts(self) -> Facts:
