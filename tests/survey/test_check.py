@@ -722,9 +722,7 @@ def test_the_page_is_well_formed_and_says_every_miss():
     )
     assert "| 1.0× | ? |" in text and "| video:mc3_18 | 1.0 | 8×64×64 |" in text
     assert "transformers 5.4.3. Measured" in text
-    assert (
-        "Engine: 3 rows at 0a1b2c3d, 1 rows before commits were recorded, 1 rows outside a checkout." in text
-    )
+    assert "Engine: 3 rows at 0a1b2c3d, 1 row before commits were recorded, 1 row outside a checkout." in text
     assert "of transformers dinat (needs natten, a package of GPU kernels), imagegpt" in text
     assert "vgg (the smallest, vgg11, has 132.9 M parameters" in text
     assert "Measured 2026-01-02, on a CPU" in text and f"torch {torch.__version__.split('+')[0]}" in text
@@ -815,7 +813,7 @@ def test_what_is_left_from_a_kept_result_is_said_once(instant, tmp_path, capsys)
     capsys.readouterr()
     assert main([*part, "--keep"]) == 0
     assert capsys.readouterr().out.count("kept  ") == 2
-    assert "Engine: 1 rows at 00000000, 1 rows at 0a1b2c3d." in (tmp_path / "models.md").read_text()
+    assert "Engine: 1 row at 00000000, 1 row at 0a1b2c3d." in (tmp_path / "models.md").read_text()
 
 
 def test_without_transformers_the_others_are_measured(instant, tmp_path, monkeypatch, capsys):

@@ -60,7 +60,8 @@ COLUMNS: tuple[tuple[str, str, Callable[[Measurement], str]], ...] = (
     ("dropped", "share dropped where a rule's denominator is empty", lambda r: _number(r.dropped, ".3g")),
     (
         "time",
-        "of one explanation, as a multiple of one input gradient of the same model: float32, one image, median of three",
+        "of one explanation, as a multiple of one input gradient of the same model: float32, one image, median of three; empty: not "
+        "timed, because the machine was busy",
         lambda r: _number(r.times, ".1f") + ("×" if r.times is not None else ""),
     ),
     (
@@ -208,7 +209,8 @@ def _engines(results: Iterable[Measurement]) -> str:
     words = {None: "before commits were recorded", "": "outside a checkout"}
     rows = Counter(r.commit for r in results)
     return ", ".join(
-        f"{number} rows {words.get(commit) or f'at {commit}'}" for commit, number in rows.most_common()
+        f"{number} {'row' if number == 1 else 'rows'} {words.get(commit) or f'at {commit}'}"
+        for commit, number in rows.most_common()
     )
 
 
