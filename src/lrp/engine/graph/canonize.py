@@ -34,6 +34,7 @@ from lrp.engine.graph.rewriting.fusion import (
 from lrp.engine.graph.rewriting.rectifiers import recognise_rectifiers
 from lrp.engine.graph.rewriting.scales import (
     normalise_input,
+    pass_scales_on,
     recognise_scales,
     restore_scales,
     scale_products,
@@ -68,6 +69,7 @@ REWRITES = (
     merge_branches,
     normalise_input,
     merge_zero_pads,
+    pass_scales_on,
     fold_scale_into_consumers,
     restore_scales,
     cast_constants_to_dtype,

@@ -590,7 +590,12 @@ def _refuse(model: nn.Module) -> None:
     """Raise for modules that cannot be captured, whatever their code is."""
     for path, module in model.named_modules():
         at, kind = path or "the model", type(module)
-        if ".quantized" in kind.__module__ and kind.__module__.startswith(("torch.ao.nn", "torch.nn")):
+        quantised = ".quantized" in kind.__module__ and kind.__module__.startswith(
+            ("torch.ao.nn", "torch.nn")
+        )
+        if quantised and not kind.__name__.endswith(
+            "FloatFunctional"
+        ):  # that one is made to be quantised later
             raise CaptureError(
                 f"{at} is a quantised {kind.__name__}, whose weights are integers: explain the model from which "
                 "it was made."

@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.rewriting.scales import Part, axis_of
+from lrp.engine.graph.rewriting.scales import Part, axis_of, moved_axis
 from lrp.engine.graph.shapes import sizes_per_dimension
 from lrp.engine.graph.vocabulary.layers import padded_conv
 from lrp.engine.graph.vocabulary.norms import scale_shift
@@ -56,20 +56,37 @@ def fold_scale_into_producer(graph: Graph) -> None:
 def _producer(node: Node, axis: int | None) -> tuple[Node | None, int | None]:
     """The layer whose outputs a node reads, through permutations that nothing else reads; and where `axis` lies there."""
     source: Any = node.args[0]
-    while source.op == "call_function" and len(source.users) == 1:
+    while source.op == "call_function" and len(_readers(source)) == 1:
         name = ops.operation_name(source)
         if name in LAYERS_BY_CHANNEL or name == "linear":
             return source, axis
-        rank = len(source.meta["shape"] or ())
-        if name == "permute":
-            axis = None if axis is None else [d % rank for d in source.args[1]][axis]
-        elif name == "transpose":
-            first, second = (d % rank for d in source.args[1:3])
-            axis = {first: second, second: first}.get(axis, axis) if axis is not None else None
-        else:
+        before: Any = source.args[0]
+        found = _axis_before(axis, name, source, before)
+        if found is False:
             break
-        source = source.args[0]
+        axis, source = found, before
     return None, axis
+
+
+def _readers(node: Node) -> list[Node]:
+    """The users that read its values: not those that read its shape alone."""
+    return [user for user in node.users if node in ops.nodes_read_by_operation(user)]
+
+
+def _axis_before(axis: int | None, name: str, movement: Node, before: Any) -> int | bool | None:
+    """Where a dimension of a movement's output lies in its input; False: it is no movement that keeps it."""
+    sizes = (before.meta["shape"], movement.meta["shape"]) if isinstance(before, Node) else ((), ())
+    if axis is None or not all(sizes):
+        return False
+    places = range(len(sizes[0]))
+    return next(
+        (
+            d
+            for d in places
+            if moved_axis(d, name, movement.args, *sizes) == axis and sizes[0][d] == sizes[1][axis]
+        ),
+        False,
+    )
 
 
 def _constant_weights(graph: Graph, layer: Node) -> bool:

@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.capture import Batch
 from lrp.engine.graph.ops import data_nodes
 from lrp.engine.graph.vocabulary.norms import normalise, scale_shift
 
@@ -195,6 +196,97 @@ def _product_behind(node: Node) -> Node | None:
             return None  # constants come in: they are not scaled
         node = user
     return None
+
+
+def moved_axis(axis: int | None, name: str, args: Any, before: Any, after: Any) -> int | bool | None:
+    """Where a dimension of the input of a movement lies in its output; False: it is not kept as it is.
+
+    Args:
+        axis: of `before`, the input's shape; None: no dimension, which is kept by any movement.
+        after: the output's shape.
+    """
+    if axis is None:
+        return None
+    rank = len(before)
+    if name == "permute":
+        return [d % rank for d in args[1]].index(axis)
+    if name == "transpose":
+        first, second = (d % rank for d in args[1:3])
+        return {first: second, second: first}.get(axis, axis)
+    if name not in (
+        "view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "_unsafe_view",
+        "squeeze",
+        "unsqueeze",
+        "view_as",
+        "reshape_as",
+    ):
+        return False
+    behind = rank - axis
+    if len(after) >= behind and tuple(before[-behind:]) == tuple(after[-behind:]):
+        return len(after) - behind
+    return axis if tuple(before[: axis + 1]) == tuple(after[: axis + 1]) else False
+
+
+def pass_scales_on(graph: Graph) -> None:
+    """A scale and shift in front of an average over positions comes after it, where the next layer takes it in.
+
+    mean(w x + b) = w mean(x) + b, where w and b vary along another dimension than those that are averaged over.
+    """
+    for node in list(graph.fx.nodes):
+        while node.target is scale_shift and len(node.users) == 1:
+            axis = next(
+                (
+                    axis_of(v, len(node.meta["shape"]))
+                    for v in _parts(graph, node)
+                    if v is not None and v.numel() > 1
+                ),
+                None,
+            )
+            (user,) = node.users
+            moved = _behind(node, user, axis)
+            if moved is False:
+                break
+            node = _swapped(graph, node, user, moved)
+
+
+def _behind(node: Node, user: Node, axis: int | None) -> int | bool | None:
+    """Where the dimension `axis` lies behind an average or a movement; False: the scale cannot go there."""
+    if user.op != "call_function" or not user.args or user.args[0] is not node:
+        return False
+    name, before, after = ops.operation_name(user), node.meta["shape"], user.meta["shape"]
+    if name != "mean":
+        return moved_axis(axis, name, user.args, before, after)
+    a = ops.arguments_of(user)
+    given = [a["dim"]] if isinstance(a.get("dim"), int) else a.get("dim")
+    dims = {d % len(before) for d in given or range(len(before))}
+    if axis is None or axis in dims or any(isinstance(before[d], Batch) for d in dims):
+        return None if axis is None else False
+    return axis if a["keepdim"] else axis - sum(d < axis for d in dims)
+
+
+def _swapped(graph: Graph, node: Node, user: Node, axis: int | None) -> Node:
+    """The operation first, then the scale and shift, along `axis` of its output."""
+    w, b = _parts(graph, node)
+    user.replace_input_with(node, node.args[0])  # type: ignore[arg-type]
+    readers = list(user.users)
+    with graph.fx.inserting_after(user):
+        later = graph.fx.call_function(scale_shift, (user, None, None))
+    later.meta = dict(user.meta)
+    for reader in readers:
+        reader.replace_input_with(user, later)
+    rank = len(user.meta["shape"])
+
+    def shaped(value: Part) -> Part:
+        if value is None or value.numel() == 1 or axis is None:
+            return value
+        return value.reshape(-1, *[1] * (rank - 1 - axis))
+
+    graph.fx.erase_node(node)
+    return _replace(graph, later, user, shaped(w), shaped(b))
 
 
 def restore_scales(graph: Graph) -> None:
