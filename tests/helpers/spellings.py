@@ -328,6 +328,11 @@ SPELLINGS: dict[str, tuple[Form, ...]] = {
         lambda z, p: F.conv2d(z, p("k", 4, 4, 3, 3), padding="same"),
     ),
     "low_rank_update_of_a_conv": (merged_conv, low_rank_conv),
+    "norm_before_an_average": (
+        lambda z, p: F.linear(frozen(z.relu(), p).mean((2, 3)), p("l", 5, 4), p("lb", 5)).relu(),
+        lambda z, p: F.linear(frozen(z.relu().mean((2, 3), keepdim=True), p).flatten(1), p("l", 5, 4), p("lb", 5)).relu(),
+        lambda z, p: F.linear(by_definition(F.adaptive_avg_pool2d(z.relu(), 1), p).squeeze(), p("l", 5, 4), p("lb", 5)).relu(),
+    ),
     # pools
     "global_pool": (
         lambda z, p: z.relu().mean((2, 3)),
@@ -450,6 +455,11 @@ TOKENS: dict[str, tuple[Form, ...]] = {
     "token_scale": (
         lambda t, p: t + F.linear(t.relu(), p("l", 8, 8) * p("w", 8)[:, None], p("lb", 8) * p("w", 8)),
         lambda t, p: t + p("w", 8) * F.linear(t.relu(), p("l", 8, 8), p("lb", 8)),
+    ),
+    "norm_behind_a_flattening": (
+        lambda t, p: F.linear(t, p("l", 8, 8) * p("w", 8)[:, None], p("lb", 8) * p("w", 8) + p("b", 8)).relu(),
+        lambda t, p: (F.linear(t, p("l", 8, 8), p("lb", 8)).flatten(0, 1) * p("w", 8) + p("b", 8)).reshape(t.shape).relu(),
+        lambda t, p: (F.linear(t, p("l", 8, 8), p("lb", 8)) * p("w", 8) + p("b", 8)).relu(),
     ),
     "class_token": (
         lambda t, p: torch.cat([p("cls", 1, 1, 8).expand(len(t), -1, -1), t], 1),
