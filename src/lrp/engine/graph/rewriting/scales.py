@@ -198,6 +198,11 @@ def _product_behind(node: Node) -> Node | None:
     return None
 
 
+RESHAPES = frozenset({
+    "view", "reshape", "flatten", "unflatten", "_unsafe_view", "squeeze", "unsqueeze", "view_as", "reshape_as",
+})  # fmt: skip
+
+
 def moved_axis(axis: int | None, name: str, args: Any, before: Any, after: Any) -> int | bool | None:
     """Where a dimension of the input of a movement lies in its output; False: it is not kept as it is.
 
@@ -205,6 +210,8 @@ def moved_axis(axis: int | None, name: str, args: Any, before: Any, after: Any) 
         axis: of `before`, the input's shape; None: no dimension, which is kept by any movement.
         after: the output's shape.
     """
+    if name not in RESHAPES and name not in ("permute", "transpose"):
+        return False
     if axis is None:
         return None
     rank = len(before)
@@ -213,18 +220,6 @@ def moved_axis(axis: int | None, name: str, args: Any, before: Any, after: Any) 
     if name == "transpose":
         first, second = (d % rank for d in args[1:3])
         return {first: second, second: first}.get(axis, axis)
-    if name not in (
-        "view",
-        "reshape",
-        "flatten",
-        "unflatten",
-        "_unsafe_view",
-        "squeeze",
-        "unsqueeze",
-        "view_as",
-        "reshape_as",
-    ):
-        return False
     behind = rank - axis
     if len(after) >= behind and tuple(before[-behind:]) == tuple(after[-behind:]):
         return len(after) - behind
@@ -237,20 +232,31 @@ def pass_scales_on(graph: Graph) -> None:
     mean(w x + b) = w mean(x) + b, where w and b vary along another dimension than those that are averaged over.
     """
     for node in list(graph.fx.nodes):
-        while node.target is scale_shift and len(node.users) == 1:
-            axis = next(
-                (
-                    axis_of(v, len(node.meta["shape"]))
-                    for v in _parts(graph, node)
-                    if v is not None and v.numel() > 1
-                ),
-                None,
-            )
+        if node.target is not scale_shift or not _leads_to_a_layer(node, _axis(graph, node)):
+            continue
+        while not _is_layer(next(iter(node.users))):
             (user,) = node.users
-            moved = _behind(node, user, axis)
-            if moved is False:
-                break
+            moved = _behind(node, user, _axis(graph, node))
+            assert moved is not False
             node = _swapped(graph, node, user, moved)
+
+
+def _axis(graph: Graph, node: Node) -> int | None:
+    rank = len(node.meta["shape"])
+    return next((axis_of(v, rank) for v in _parts(graph, node) if v is not None and v.numel() > 1), None)
+
+
+def _leads_to_a_layer(node: Node, axis: int | None) -> bool:
+    """Whether averages and movements alone lie between a scale and a layer that reads it."""
+    while len(node.users) == 1:
+        (user,) = node.users
+        if _is_layer(user):
+            return user.args[0] is node
+        moved = _behind(node, user, axis)
+        if moved is False:
+            return False
+        node, axis = user, moved
+    return False
 
 
 def _behind(node: Node, user: Node, axis: int | None) -> int | bool | None:
