@@ -283,14 +283,18 @@ def test_the_size_used_last_stays(few_sizes):
 
 
 def test_torch_keeps_nothing_of_the_sizes_that_went(few_sizes):
+    """Neither the code of graphs nor the environments in which sizes were traced."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
     from torch.fx.graph_module import _loader
 
-    explainer, counts = lrp.Explainer(plain()), []
+    explainer, codes, environments = lrp.Explainer(plain()), [], []
     for size in range(6, 13):
         assert explainer(images(size=size)).health.ok
         gc.collect()
-        counts.append(len(_loader.eval_cache))
-    assert counts[-1] == counts[-2] == counts[-3]
+        codes.append(len(_loader.eval_cache))
+        environments.append(sum(isinstance(o, ShapeEnv) for o in gc.get_objects()))
+    assert codes[-1] == codes[-2] == codes[-3]
+    assert environments[-1] <= environments[0]
 
 
 def test_nothing_keeps_a_model_alive():

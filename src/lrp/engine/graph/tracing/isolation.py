@@ -17,6 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import _trace
 from torch.fx._symbolic_trace import _Patcher
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.graph_module import _loader
 
 LOCK = threading.RLock()
@@ -87,11 +88,25 @@ def _forget(names: set[str]) -> None:
 
 @contextlib.contextmanager
 def _forgotten() -> Iterator[None]:
-    before = set(_loader.eval_cache)
+    """torch's environments of sizes hold themselves, by way of C++, and all that was traced: their circles are cut."""
+    before, made, init = set(_loader.eval_cache), list[ShapeEnv](), ShapeEnv.__init__
+
+    def noted(env: ShapeEnv, *args: Any, **options: Any) -> None:
+        init(env, *args, **options)
+        made.append(env)
+
     try:
-        yield
+        with replaced_here(ShapeEnv, "__init__", noted):
+            yield
     finally:
         _forget(set(_loader.eval_cache) - before)
+        for env in made:
+            for held in (env.fake_tensor_cache, env.tracked_fakes):
+                if held is not None:
+                    held.clear()
+        for method in vars(ShapeEnv).values():
+            if hasattr(method, "cache_clear"):
+                method.cache_clear()
         if len(FakeTensorMode.cache) > SHAPES:
             FakeTensorMode.cache_clear()
 
