@@ -295,8 +295,8 @@ def test_check_notices_a_program_that_is_wrong(net, monkeypatch):
     """The engine's own step, a thousandth too large, differs from the matrix."""
     from lrp.engine.speed import fast_step
 
-    right = fast_step.adjoint_of_one_sign
-    monkeypatch.setattr(fast_step, "adjoint_of_one_sign", lambda *a: 1.001 * right(*a))
+    right = fast_step.adjoint_in_low_precision
+    monkeypatch.setattr(fast_step, "adjoint_in_low_precision", lambda *a: 1.001 * right(*a))
     found = lrp.Explainer(net, "epsilon_plus").check(X, quiet=True)
     assert not found.ok and "relevance differs by 1.0e-03 of the largest" in str(found)
 
