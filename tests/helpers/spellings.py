@@ -106,6 +106,13 @@ def by_definition(z: torch.Tensor, p: Any) -> torch.Tensor:
     return (z - m) / (v + 1e-3).sqrt() * w + b
 
 
+def folded_norm(p: Any, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer of [N, 4 * 36] with the norm in front of it in its weights."""
+    scale = p("w", 4) / (p("v", 4, positive=True) + 1e-3).sqrt()
+    factor, shift = (v.repeat_interleave(36) for v in (scale, p("b", 4) - p("m", 4) * scale))
+    return weight * factor, bias + weight @ shift
+
+
 def fused(z: torch.Tensor, p: Any) -> torch.Tensor:
     """The convolution with the norm's factors in its weights."""
     scale = p("w", 4) / (p("v", 4, positive=True) + 1e-3).sqrt()
@@ -327,6 +334,20 @@ SPELLINGS: dict[str, tuple[Form, ...]] = {
         lambda z, p: F.conv2d(F.pad(z, (1, 1, 1, 1)), p("k", 4, 4, 3, 3)),
         lambda z, p: F.conv2d(z, p("k", 4, 4, 3, 3), padding="same"),
     ),
+    "norm_before_a_flattening": (
+        lambda z, p: F.linear(z.relu().flatten(1), *folded_norm(p, p("l", 5, 144) / 12, p("lb", 5))).relu(),
+        lambda z, p: F.linear(frozen(z.relu(), p).flatten(1), p("l", 5, 144) / 12, p("lb", 5)).relu(),
+        lambda z, p: F.conv2d(frozen(z.relu(), p), (p("l", 5, 144) / 12).unflatten(1, (4, 6, 6)), p("lb", 5)).flatten(1).relu(),
+    ),
+    "norm_before_an_average_of_windows": (
+        lambda z, p: F.conv2d(F.avg_pool2d(frozen(z.relu(), p), 2), p("k", 3, 4, 3, 3) / 3).relu(),
+        lambda z, p: F.conv2d(frozen(F.avg_pool2d(z.relu(), 2), p), p("k", 3, 4, 3, 3) / 3).relu(),
+        lambda z, p: F.conv2d(frozen(F.adaptive_avg_pool2d(z.relu(), 3), p), p("k", 3, 4, 3, 3) / 3).relu(),
+    ),
+    "pointwise_before_a_whole_window": (
+        lambda z, p: F.conv2d(F.conv2d(z, p("k", 5, 4, 1, 1)).relu(), p("c", 7, 5, 6, 6) / 9).flatten(1).relu(),
+        lambda z, p: F.linear(F.conv2d(z, p("k", 5, 4, 1, 1)).relu().flatten(1), (p("c", 7, 5, 6, 6) / 9).flatten(1)).relu(),
+    ),
     "low_rank_update_of_a_conv": (merged_conv, low_rank_conv),
     "norm_before_an_average": (
         lambda z, p: F.linear(frozen(z.relu(), p).mean((2, 3)), p("l", 5, 4), p("lb", 5)).relu(),
@@ -432,6 +453,10 @@ SPELLINGS: dict[str, tuple[Form, ...]] = {
 }  # fmt: skip
 
 TOKENS: dict[str, tuple[Form, ...]] = {
+    "patches": (  # no other operation mixes positions
+        lambda t, p: F.conv1d(F.conv1d(t.mT, p("l", 8, 8)[..., None]).relu(), p("c", 3, 8, 9) / 9)[..., 0],
+        lambda t, p: F.linear(F.linear(t, p("l", 8, 8)).relu().mT.flatten(1), (p("c", 3, 8, 9) / 9).flatten(1)),
+    ),
     "attention": (
         written_attention,
         torch_attention,

@@ -18,15 +18,16 @@ from lrp.engine.composite import Composite
 from lrp.engine.default_preset import default_preset
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.canonize import canonize
-from lrp.engine.graph.capture import Captured, as_module, capture, own_output, plain_numbers
+from lrp.engine.graph.capture import as_module, capture, own_output, plain_numbers
 from lrp.engine.graph.outputs import HEADS, Output
+from lrp.engine.graph.tracing.captured import Captured
 from lrp.engine.graph.tracing.isolation import LOCK, sources_go_with
 from lrp.engine.graph.tracing.model_copy import in_train_mode
-from lrp.engine.graph.writer import TERMS, Program
+from lrp.engine.graph.writer import Program
 from lrp.engine.model_state import ModelState, tensor_version
 from lrp.engine.program import SEEDS, Builder
 from lrp.engine.results.explanation import Explanation, Explanations
-from lrp.engine.results.ledger import Ledger, Row
+from lrp.engine.results.ledger import Ledger, ledger_of_each_image
 from lrp.engine.results.rules_table import RulesTable
 from lrp.engine.rule_check import RuleCheck, check_rules
 from lrp.engine.rules import Rule
@@ -350,7 +351,7 @@ class Explainer:
         return HEADS[head](logits) if head else logits
 
     def _ledger(self, x: Tensor, request: Start) -> Ledger:
-        """Run one image at a time: a sum over the whole batch is then the sum over that image, whatever its shape."""
+        """The account of each image of a batch."""
         prepared = self.prepare(x[:1] if self.prepare(x).captured.free_batch else x)
         if not prepared.captured.free_batch and len(x) > 1:
             prepared = self._prepare(
@@ -359,38 +360,9 @@ class Explainer:
         with sources_go_with(prepared.builder), plain_numbers(x.device):
             if prepared.ledger_program is None:
                 prepared.ledger_program = prepared.builder.program(ledger=True)
-        program = prepared.ledger_program
-        images, tables, alone, ends = x.detach().to(self.dtype), [], [], []
-        for i in range(len(x)):
-            with plain_numbers(x.device):
-                relevance, logits, start, table = program(
-                    images[i : i + 1], *(part[i : i + 1] for part in request)
-                )
-            tables.append(table)
-            alone.append(logits)
-            ends.append(
-                [
-                    start.sum(dtype=torch.float64),
-                    relevance.sum(dtype=torch.float64),
-                    relevance.abs().sum(dtype=torch.float64),
-                ]
-            )
-        book = torch.stack(tables, dim=-1).cpu()  # [rows, terms, N]
-        begun, reached, spread = torch.tensor(ends, dtype=torch.float64).t()
-        rows = [
-            Row(o.path, o.name, str(prepared.rules[o.node]), **dict(zip(TERMS, account, strict=True)))
-            for o, account in zip(program.rows, book, strict=True)
-        ]
-        lost = {name: book[:, TERMS.index(name)].sum(0) for name in ("bias", "epsilon", "dropped")}
-        absolute = book[:, TERMS.index("absolute")]
-        totals = {
-            "start": begun,
-            "input": reached,
-            **lost,
-            "unexplained": begun - reached - lost["bias"] - lost["epsilon"] - lost["dropped"],
-            "largest": torch.maximum(absolute.amax(0), spread) if len(absolute) else spread,
-        }
-        return Ledger(rows, totals, torch.cat(alone))
+        names = [str(prepared.rules[o.node]) for o in prepared.ledger_program.rows]
+        with plain_numbers(x.device):
+            return ledger_of_each_image(prepared.ledger_program, names, x.detach().to(self.dtype), request)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

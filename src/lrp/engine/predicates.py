@@ -81,3 +81,7 @@ def module(*kinds: type[nn.Module] | str) -> Where:
 def depthwise(operation: Operation) -> bool:
     """Convolutions in which each output reads one input channel."""
     return operation.family == "conv" and operation["weight"].shape[1] == 1 and operation["groups"] > 1
+
+
+max_pools = op("max_pool1d", "max_pool2d", "max_pool3d")
+"""Max pools over windows: not the maximum over a dimension, nor adaptive ones."""

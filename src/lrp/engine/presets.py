@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrp.engine.composite import Composite
-from lrp.engine.predicates import Predicate, Where, family, first, op
+from lrp.engine.predicates import Predicate, Where, family, first, max_pools
 from lrp.engine.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, WPlus, WSquare, ZBox, ZPlus
 from lrp.engine.rules_beyond_affine import Halves, Proportional, SoftmaxTaylor, Values
 from lrp.errors import CompositeError, RuleError
 
-conv, linear, norm, maxpool2d = family("conv"), family("linear"), family("norm"), op("max_pool2d")
+conv, linear, norm = family("conv"), family("linear"), family("norm")
 others = family("norm", "layer_norm", "pool", "scale", "sum")  # neither conv nor linear; they use Epsilon
 attention = Where("attention × values", lambda o: o.family == "matmul" and o.signal is not None)
 matmul, softmax = family("matmul"), family("softmax")
@@ -120,7 +120,7 @@ def _kaifishr(o: Settings) -> Pairs:
         (matmul, Halves(e)),
         (attention, Values(e)),
         (family("conv", "linear", "norm"), ZPlus(epsilon=e, bias=bias)),
-        (maxpool2d, Proportional(window=(2, 2), epsilon=e)),
+        (max_pools, Proportional(window=(2, 2), epsilon=e)),
         (first, WPlus(epsilon=e)),
     ]
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from lrp.engine.graph import vocabulary as vocabulary  # registers the operations that capture needs
-from lrp.engine.graph.capture import Batch, Captured, capture
+from lrp.engine.graph.capture import capture
+from lrp.engine.graph.shapes import Batch
+from lrp.engine.graph.tracing.captured import Captured
 from lrp.errors import ModelError
 from lrp.models.catalogue import build_from_catalogue
 from lrp.models.checkpoints import checkpoint_architecture

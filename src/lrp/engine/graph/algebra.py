@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from lrp.engine.affine import Affine, Flow, Site, total
-from lrp.engine.graph.capture import Shape
-from lrp.engine.graph.shapes import sum_to_shape
+from lrp.engine.graph.shapes import Shape, sum_to_shape
 from lrp.engine.rules import Rule
 
 

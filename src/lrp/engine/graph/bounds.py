@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.capture import Batch
 from lrp.engine.graph.ops import Operation
-from lrp.engine.graph.shapes import shape_of_one_image
+from lrp.engine.graph.shapes import Batch, shape_of_one_image
 
 
 def carried_bounds(graph: Graph, operation: Operation, low: Any, high: Any) -> tuple[Tensor, Tensor]:

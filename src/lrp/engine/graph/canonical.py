@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.fx import Graph as FxGraph
 from torch.fx import Node
 
-from lrp.engine.graph.capture import Shape
 from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.shapes import Shape
 
 
 @dataclass

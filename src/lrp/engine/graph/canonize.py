@@ -13,7 +13,6 @@ from torch.fx import Node
 from lrp.engine.graph import ops
 from lrp.engine.graph import vocabulary as vocabulary  # registers it
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.capture import Captured
 from lrp.engine.graph.dtypes import (
     cast_constants_to_dtype,
     cast_to_dtype,
@@ -30,11 +29,11 @@ from lrp.engine.graph.rewriting.fusion import (
     fold_scale_into_producer,
     merge_branches,
     merge_zero_pads,
+    pass_scales_on,
 )
 from lrp.engine.graph.rewriting.rectifiers import recognise_rectifiers
 from lrp.engine.graph.rewriting.scales import (
     normalise_input,
-    pass_scales_on,
     recognise_scales,
     restore_scales,
     scale_products,
@@ -50,6 +49,7 @@ from lrp.engine.graph.rewriting.simplify import (
     simplify_squeezes,
 )
 from lrp.engine.graph.signs import nonnegative_nodes
+from lrp.engine.graph.tracing.captured import Captured
 
 REWRITES = (
     replace_dtype_arguments,

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lrp.engine.graph.canonical import Graph
 
+CASTS = frozenset({"_to_copy", "to", "type_as", "float", "double", "half", "bfloat16"})  # operations
+
 
 def is_floating_dtype(dtype: Any) -> bool:
     return isinstance(dtype, torch.dtype) and dtype.is_floating_point

@@ -17,21 +17,20 @@ from torch.fx import Node
 
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.capture import Size
 from lrp.engine.graph.ops import Operation
-from lrp.engine.graph.shapes import shape_of_one_image, sizes_per_dimension
-
-CONVS = frozenset({"conv1d", "conv2d", "conv3d", "padded_conv"})
+from lrp.engine.graph.shapes import Size, shape_of_one_image, sizes_per_dimension
+from lrp.engine.graph.vocabulary.layers import CONVOLUTIONS
 
 
 def unify_layers(graph: Graph) -> None:
     """Set the family of every convolution and linear layer."""
     operations = graph.operations
-    mixers = {node: kind for node, o in operations.items() if (kind := _mixes_positions(o))}
-    for node, operation in operations.items():
+    for operation in operations.values():
         if _whole_window(operation):
             operation.family = "linear"
-        elif _pointwise(operation, graph.image.meta["shape"][0]):
+    mixers = {node: kind for node, o in operations.items() if (kind := _mixes_positions(o))}
+    for node, operation in operations.items():
+        if _pointwise(operation, graph.image.meta["shape"][0]):
             near = {mixers[m] for m in _next_to(node, mixers)}
             operation.family = "conv" if near == {"conv"} else "linear"
 
@@ -48,7 +47,7 @@ def _pads(operation: Operation) -> bool:
 
 def _whole_window(operation: Operation) -> bool:
     """Whether a convolution's one window is all of its input."""
-    if operation.name not in CONVS or operation.family != "conv" or _pads(operation):
+    if operation.name not in CONVOLUTIONS or operation.family != "conv" or _pads(operation):
         return False
     return _kernel(operation) == shape_of_one_image(operation.input_shape())[2:]
 
@@ -59,7 +58,7 @@ def _pointwise(operation: Operation, images: Size) -> bool:
         # Of all images, where their number is fixed.
         rows = math.prod(shape_of_one_image(operation.shape)[:-1])
         return rows > (images if isinstance(images, int) else 1)
-    if operation.name not in CONVS or operation.family != "conv" or _pads(operation):
+    if operation.name not in CONVOLUTIONS or operation.family != "conv" or _pads(operation):
         return False
     return set(_kernel(operation)) <= {1}
 
@@ -70,7 +69,7 @@ def _mixes_positions(operation: Operation) -> str:
         return "attention"
     if operation.family != "conv":
         return ""
-    if operation.name not in CONVS:
+    if operation.name not in CONVOLUTIONS:
         return "conv"  # transposed
     kernel = _kernel(operation)
     strides = sizes_per_dimension(operation["stride"], len(kernel))

@@ -20,9 +20,8 @@ from torch import Tensor, fx
 
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import Activation, Algebra, as_algebra
-from lrp.engine.graph.capture import Shape, Size
 from lrp.engine.graph.facts import Facts, add_operation_facts, facts
-from lrp.engine.graph.shapes import shape_of_one_image, shape_text
+from lrp.engine.graph.shapes import Shape, Size, shape_of_one_image, shape_text
 from lrp.errors import RuleError
 
 # ---------------------------------------------------------------- one operation of a model

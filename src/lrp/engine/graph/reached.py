@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.capture import Batch
 from lrp.engine.graph.ops import Operation
-from lrp.engine.graph.shapes import shape_of_one_image, shape_text
+from lrp.engine.graph.shapes import Batch, shape_of_one_image, shape_text
 from lrp.engine.rules import Rule
 from lrp.errors import UnsupportedError
 

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from lrp.engine.graph.capture import Batch, Shape, Size
+
+@dataclass(frozen=True)
+class Batch:
+    """A size that is a multiple of the number of images: N, or 64N where windows are part of the batch dimension."""
+
+    times: int = 1
+
+    def __str__(self) -> str:
+        return "N" if self.times == 1 else f"{self.times}N"
+
+    __repr__ = __str__
+
+
+Size = int | Batch
+Shape = tuple[Size, ...]
 
 
 def sizes_per_dimension(value: Any, n: int) -> list[int]:

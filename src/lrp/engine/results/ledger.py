@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from lrp.engine.graph.writer import TERMS, Program
 
 LEAST = 1e-30  # below this Σ|R| float32 is too imprecise for an account to close, and it need not
 
@@ -89,3 +92,37 @@ class Ledger:
             f"\nstart {t['start']:.6g} = input {t['input']:.6g} + bias {t['bias']:.6g} + ε {t['epsilon']:.6g} "
             f"+ dropped {t['dropped']:.6g} + unexplained {t['unexplained']:.2g}"
         )
+
+
+def ledger_of_each_image(
+    program: Program, rules: Sequence[str], images: Tensor, request: Sequence[Tensor]
+) -> Ledger:
+    """Run a ledger program one image at a time: a sum over the whole batch is then that of one image, whatever its shape.
+
+    Args:
+        rules: the name of the rule of each of the program's rows.
+        images: [N, C, H, W], in the program's dtype.
+        request: given, weight, predicted, as the program takes them, for N images.
+    """
+    tables, alone, ends = [], [], []
+    for i in range(len(images)):
+        relevance, logits, start, table = program(images[i : i + 1], *(part[i : i + 1] for part in request))
+        tables.append(table)
+        alone.append(logits)
+        ends.append([v.sum(dtype=torch.float64) for v in (start, relevance, relevance.abs())])
+    book = torch.stack(tables, dim=-1).cpu()  # [rows, terms, N]
+    begun, reached, spread = torch.tensor(ends, dtype=torch.float64).t()
+    rows = [
+        Row(o.path, o.name, rule, **dict(zip(TERMS, account, strict=True)))
+        for o, rule, account in zip(program.rows, rules, book, strict=True)
+    ]
+    lost = {name: book[:, TERMS.index(name)].sum(0) for name in ("bias", "epsilon", "dropped")}
+    absolute = book[:, TERMS.index("absolute")]
+    totals = {
+        "start": begun,
+        "input": reached,
+        **lost,
+        "unexplained": begun - reached - lost["bias"] - lost["epsilon"] - lost["dropped"],
+        "largest": torch.maximum(absolute.amax(0), spread) if len(absolute) else spread,
+    }
+    return Ledger(rows, totals, torch.cat(alone))

@@ -10,15 +10,13 @@ from torch import fx
 
 from lrp.engine.affine import Site
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.capture import Batch
 from lrp.engine.graph.ops import Operation
-from lrp.engine.graph.shapes import shape_of_one_image
+from lrp.engine.graph.shapes import Batch, shape_of_one_image
+from lrp.engine.graph.vocabulary.layers import CONVOLUTIONS
 from lrp.engine.graph.writer import Versions
 from lrp.engine.rules import Rule
 from lrp.engine.speed.fast_step import FastSite
 from lrp.engine.speed.zero_relevance import zero_below
-
-PLAIN = frozenset({"conv1d", "conv2d", "conv3d", "padded_conv"})  # convolutions, where they have one group
 
 
 @dataclass
@@ -43,7 +41,7 @@ class Plan:
         self, operation: Operation, value: dict[fx.Node, Any], versions: Versions, known: dict[str, Any]
     ) -> Site:
         """`value`: the value of each node in the program; `known`: the fields of a `Site`."""
-        plain = operation.name in PLAIN and operation.arguments.get("groups", 1) == 1
+        plain = operation.name in CONVOLUTIONS and operation.arguments.get("groups", 1) == 1
         below = operation.node in self.zero_below
         users = [user for user in operation.node.users if self._is_relu(user)]
         shape = operation.input_shape()

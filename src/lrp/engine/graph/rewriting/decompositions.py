@@ -14,8 +14,7 @@ from torch.fx import Node
 
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.capture import Shape
-from lrp.engine.graph.shapes import broadcast_shape, shape_for_reshape
+from lrp.engine.graph.shapes import Shape, broadcast_shape, shape_for_reshape
 from lrp.errors import UnsupportedError
 
 aten = torch.ops.aten

@@ -10,11 +10,10 @@ from torch.fx import Node
 
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.capture import Batch, Shape
 from lrp.engine.graph.ops import data_nodes
 from lrp.engine.graph.rewriting.decompositions import decomposes
 from lrp.engine.graph.rewriting.rectifiers import is_zero
-from lrp.engine.graph.shapes import broadcast_shape, shape_of_one_image
+from lrp.engine.graph.shapes import Batch, Shape, broadcast_shape, shape_for_reshape, shape_of_one_image
 from lrp.engine.graph.vocabulary.selection import indexed_sum, scattered_sum
 
 aten = torch.ops.aten
@@ -173,8 +172,7 @@ def _of_two(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     shape = node.meta["shape"]
     for i, value in enumerate(operands):
         if value.meta["shape"] != shape:
-            size = [-1 if isinstance(s, Batch) else s for s in shape]
-            operands[i] = graph.insert(node, aten.expand.default, (value, size), shape)
+            operands[i] = graph.insert(node, aten.expand.default, (value, shape_for_reshape(shape)), shape)
     stacked = graph.insert(node, aten.stack.default, (operands, -1), (*shape, 2))
     largest = ops.operation_name(node) in ("maximum", "max", "fmax")
     return graph.insert(node, aten.amax.default if largest else aten.amin.default, (stacked, [-1]), shape)

@@ -14,13 +14,13 @@ from torch.fx import Node
 
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.rewriting.scales import Part, axis_of, moved_axis
-from lrp.engine.graph.shapes import sizes_per_dimension
+from lrp.engine.graph.rewriting.scales import Part, axis_of, axis_of_scale, parts_of_scale, replace_by_scale
+from lrp.engine.graph.shapes import Batch, Shape, sizes_per_dimension
+from lrp.engine.graph.vocabulary.layers import CONV_NAMES as CONVS
 from lrp.engine.graph.vocabulary.layers import padded_conv
 from lrp.engine.graph.vocabulary.norms import scale_shift
 
 aten = torch.ops.aten
-CONVS = ("conv1d", "conv2d", "conv3d")
 TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 LAYERS_BY_CHANNEL = CONVS + TRANSPOSED  # their outputs are dimension 1; a linear layer's the last
 
@@ -30,10 +30,8 @@ def fold_scale_into_producer(graph: Graph) -> None:
     for node in list(graph.fx.nodes):
         if node.target is not scale_shift:
             continue
-        parts = _parts(graph, node)
-        axis = next(
-            (axis_of(v, len(node.meta["shape"])) for v in parts if v is not None and v.numel() > 1), None
-        )
+        parts = parts_of_scale(graph, node)
+        axis = axis_of_scale(parts, len(node.meta["shape"]))
         layer, axis = _producer(node, axis)
         if layer is None or not _constant_weights(graph, layer):
             continue
@@ -62,7 +60,7 @@ def _producer(node: Node, axis: int | None) -> tuple[Node | None, int | None]:
             return source, axis
         before: Any = source.args[0]
         found = _axis_before(axis, name, source, before)
-        if found is False:
+        if found is None:
             break
         axis, source = found, before
     return None, axis
@@ -73,20 +71,13 @@ def _readers(node: Node) -> list[Node]:
     return [user for user in node.users if node in ops.nodes_read_by_operation(user)]
 
 
-def _axis_before(axis: int | None, name: str, movement: Node, before: Any) -> int | bool | None:
-    """Where a dimension of a movement's output lies in its input; False: it is no movement that keeps it."""
-    sizes = (before.meta["shape"], movement.meta["shape"]) if isinstance(before, Node) else ((), ())
-    if axis is None or not all(sizes):
-        return False
-    places = range(len(sizes[0]))
-    return next(
-        (
-            d
-            for d in places
-            if moved_axis(d, name, movement.args, *sizes) == axis and sizes[0][d] == sizes[1][axis]
-        ),
-        False,
-    )
+def _axis_before(axis: int | None, name: str, movement: Node, before: Any) -> int | None:
+    """Where a dimension of a movement's output lies in its input; None: it is no movement that keeps it."""
+    if axis is None or not isinstance(before, Node) or not before.meta["shape"]:
+        return None
+    sizes = before.meta["shape"], movement.meta["shape"]
+    places = (d for d, size in enumerate(sizes[0]) if size == sizes[1][axis])
+    return next((d for d in places if _moved_axis(d, name, movement.args, *sizes) == axis), None)
 
 
 def _constant_weights(graph: Graph, layer: Node) -> bool:
@@ -104,12 +95,121 @@ def _scaled_outputs(weight: Tensor, w: Tensor, name: str, groups: int) -> Tensor
     return (apart * factors).reshape(weight.shape)
 
 
+# ---------------------------------------------------------------- over movements and averages
+
+RESHAPES = frozenset({
+    "view", "reshape", "flatten", "unflatten", "_unsafe_view", "squeeze", "unsqueeze", "view_as", "reshape_as",
+})  # fmt: skip
+# Their windows average, each with weights that sum to 1, where they pad no zeros.
+AVERAGES = frozenset({
+    *(f"{kind}avg_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3)),
+    *(f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d")),
+})  # fmt: skip
+
+
+def _moved_axis(axis: int, name: str, args: Any, before: Shape, after: Shape) -> int | None:
+    """Where a dimension of the input of a movement lies in its output; None: it is not kept as it is."""
+    rank = len(before)
+    if name == "permute":
+        return [d % rank for d in args[1]].index(axis)
+    if name == "transpose":
+        first, second = (d % rank for d in args[1:3])
+        return {first: second, second: first}.get(axis, axis)
+    if name not in RESHAPES:
+        return None
+    behind = rank - axis
+    if before[-behind:] == after[-behind:]:
+        return len(after) - behind
+    return axis if before[: axis + 1] == after[: axis + 1] else None
+
+
+def pass_scales_on(graph: Graph) -> None:
+    """A scale and shift in front of an average over positions or of a movement comes after it, if the next layer takes it in.
+
+    mean(w x + b) = w mean(x) + b, where w and b vary along another dimension than those that are averaged over.
+    """
+    for node in list(graph.fx.nodes):
+        found = _in_front_of_a_layer(graph, node) if node.target is scale_shift else None
+        if found is None:
+            continue
+        last, parts = found
+        node.replace_all_uses_with(node.args[0])
+        graph.fx.erase_node(node)
+        readers = list(last.users)
+        with graph.fx.inserting_after(last):
+            later = graph.fx.call_function(scale_shift, (last, None, None))
+        later.meta = dict(last.meta)
+        for reader in readers:
+            reader.replace_input_with(last, later)
+        replace_by_scale(graph, later, last, *parts)
+
+
+def _in_front_of_a_layer(graph: Graph, scale: Node) -> tuple[Node, tuple[Part, Part]] | None:
+    """The last of the averages and movements behind a scale, if layers read it that take the scale, as it is there."""
+    node, parts = scale, parts_of_scale(graph, scale)
+    while node.users:
+        if all(_takes_scale(graph, user, node, parts) for user in node.users):
+            return None if node is scale else (node, parts)
+        (user, *others) = node.users
+        passed = None if others or user.op != "call_function" else _passed(node, user, parts)
+        if passed is None:
+            return None
+        node, parts = user, passed
+    return None
+
+
+def _passed(node: Node, user: Node, parts: tuple[Part, Part]) -> tuple[Part, Part] | None:
+    """The scale and shift of `node` as those of the operation that reads it; None: it has none."""
+    name, before, after = ops.operation_name(user), node.meta["shape"], user.meta["shape"]
+    axis = axis_of_scale(parts, len(before))
+    if user.args[:1] != (node,):
+        return None
+    flat = name in RESHAPES and len(after) == 2 and before[0] == after[0]
+    if axis is None:
+        moved: int | None = 0 if name in RESHAPES or _averages(user, None) else None
+    elif flat:  # each feature has the factor of its channel
+        moved = 1
+    elif name in AVERAGES or name == "mean":
+        moved = _averages(user, axis)
+    else:
+        moved = _moved_axis(axis, name, user.args, before, after)
+    if moved is None:
+        return None
+
+    def there(value: Part) -> Part:
+        if value is None or value.numel() == 1:
+            return value
+        if flat and isinstance(after[1], int) and value.numel() != after[1]:
+            value = value.expand(*before[1:])
+        return value.reshape(-1, *[1] * (len(after) - 1 - moved))
+
+    return there(parts[0]), there(parts[1])
+
+
+def _averages(user: Node, axis: int | None) -> int | None:
+    """Where a dimension lies behind an average over others; None: it is averaged over, or it is no average of real elements."""
+    a, name, before = ops.arguments_of(user), ops.operation_name(user), user.args[0].meta["shape"]  # type: ignore[union-attr]
+    if name == "mean":
+        given = [a["dim"]] if isinstance(a.get("dim"), int) else a.get("dim")
+        dims = {d % len(before) for d in given or range(len(before))}
+        if axis in dims or any(isinstance(before[d], Batch) for d in dims):
+            return None
+        return 0 if axis is None else axis if a["keepdim"] else axis - sum(d < axis for d in dims)
+    if name not in AVERAGES or a.get("divisor_override") is not None:
+        return None
+    spatial = int(name.rstrip("d")[-1])
+    padding = sizes_per_dimension(a.get("padding", 0), spatial)
+    if any(padding) and a.get("count_include_pad", True):
+        return None
+    return 0 if axis is None else axis if axis < len(before) - spatial else None
+
+
 def fold_scale_into_consumers(graph: Graph) -> None:
     """Fold a scale and shift that only convs or linears read into these; a shift only where they pad no zeros after it."""
     for node in list(graph.fx.nodes):
         if node.target is not scale_shift or not node.users:
             continue
-        parts = _parts(graph, node)
+        parts = parts_of_scale(graph, node)
         if not all(_takes_scale(graph, user, node, parts) for user in node.users):
             continue
         for user in list(node.users):
@@ -148,10 +248,6 @@ def _takes_scale(graph: Graph, user: Node, scale: Node, parts: tuple[Part, Part]
     padding = () if name == "linear" else ops.arguments_of(user)["padding"]
     padded = any(padding if isinstance(padding, (list, tuple)) else [padding])
     return not padded or parts[1] is None or not bool(parts[1].any())
-
-
-def _parts(graph: Graph, node: Node) -> tuple[Part, Part]:
-    return tuple(None if v is None else graph.value(v).double() for v in node.args[1:])  # type: ignore[return-value]
 
 
 def _set_weights(graph: Graph, conv: Node, weight: Tensor, bias: Part) -> None:
@@ -252,7 +348,7 @@ def _kernel(graph: Graph, node: Node) -> _Kernel | None:
     source: Any = node.args[0]
     if node.target is scale_shift:
         spatial, channels = len(node.meta["shape"]) - 2, node.meta["shape"][1]
-        parts = _parts(graph, node)
+        parts = parts_of_scale(graph, node)
         axes = {axis_of(v, spatial + 2) for v in parts if v is not None} - {None}
         if not 1 <= spatial <= 3 or axes - {1}:
             return None

@@ -10,9 +10,9 @@ from torch.fx import Node
 
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.dtypes import CASTS
 
 aten = torch.ops.aten
-CASTS = frozenset({"_to_copy", "to", "type_as", "float", "double", "half", "bfloat16"})
 
 
 def recognise_rectifiers(graph: Graph) -> None:

@@ -7,6 +7,7 @@ the preparation of the input.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch.fx import Node
 
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.capture import Batch
 from lrp.engine.graph.ops import data_nodes
+from lrp.engine.graph.vocabulary.elementwise import sum_factors
 from lrp.engine.graph.vocabulary.norms import normalise, scale_shift
 
 aten = torch.ops.aten
@@ -30,16 +31,18 @@ def recognise_scales(graph: Graph) -> None:
         if node.op != "call_function" or node not in data:
             continue
         found = (
-            (node.args[0], *_parts(graph, node)) if node.target is scale_shift else _scale(graph, node, data)
+            (node.args[0], *parts_of_scale(graph, node))
+            if node.target is scale_shift
+            else _scale(graph, node, data)
         )
         if found is None:
             continue
         source, w, b = found
         if source.target is scale_shift and list(source.users) == [node]:
-            merged = _merged(_parts(graph, source), (w, b), len(node.meta["shape"]))
+            merged = _merged(parts_of_scale(graph, source), (w, b), len(node.meta["shape"]))
             if merged is not None:
                 source, (w, b) = source.args[0], merged
-        data.add(_replace(graph, node, source, w, b))
+        data.add(replace_by_scale(graph, node, source, w, b))
 
 
 def _scale(graph: Graph, node: Node, data: set[Node]) -> tuple[Node, Part, Part] | None:
@@ -62,15 +65,9 @@ def _scale(graph: Graph, node: Node, data: set[Node]) -> tuple[Node, Part, Part]
         return source, value, None
     if name == "div":
         return (source, 1 / value, None) if source is first and bool((value != 0).all()) else None
-    if name == "rsub":  # other - alpha · self
-        signs = (-1.0, 1.0) if source is first else (1.0, -1.0)
-        alpha = (float(arguments["alpha"]), 1.0) if source is first else (1.0, float(arguments["alpha"]))
-    else:
-        minus = -1.0 if name == "sub" else 1.0
-        signs = (1.0, minus) if source is first else (minus, 1.0)
-        alpha = (1.0, float(arguments["alpha"])) if source is first else (float(arguments["alpha"]), 1.0)
-    factor = signs[0] * alpha[0]
-    return source, None if factor == 1 else _number(graph, factor), signs[1] * alpha[1] * value
+    factors = sum_factors(name, arguments["alpha"])
+    own, others = factors if source is first else reversed(factors)
+    return source, None if own == 1 else _number(graph, own), others * value
 
 
 def _number(graph: Graph, value: Any) -> Tensor:
@@ -82,12 +79,18 @@ def _along_one_dimension(value: Tensor, rank: int) -> bool:
     return varying <= 1 and value.dim() <= rank and bool(value.isfinite().all())
 
 
+def axis_of_scale(parts: tuple[Part, Part], rank: int) -> int | None:
+    """The dimension along which a scale and shift vary; None: both are numbers."""
+    return next((axis_of(v, rank) for v in parts if v is not None and v.numel() > 1), None)
+
+
 def axis_of(value: Tensor, rank: int) -> int | None:
     """The dimension, of `rank`, along which a constant varies; None: it is a number."""
     return next((rank - value.dim() + d for d, size in enumerate(value.shape) if size != 1), None)
 
 
-def _parts(graph: Graph, node: Node) -> tuple[Part, Part]:
+def parts_of_scale(graph: Graph, node: Node) -> tuple[Part, Part]:
+    """(w, b) of a scale_shift, in float64."""
     return tuple(None if v is None else graph.value(v).double() for v in node.args[1:])  # type: ignore[return-value]
 
 
@@ -102,7 +105,7 @@ def _merged(first: tuple[Part, Part], second: tuple[Part, Part], rank: int) -> t
     return w, b2 if shift is None else shift if b2 is None else shift + b2
 
 
-def _replace(graph: Graph, node: Node, source: Node, w: Part, b: Part) -> Node:
+def replace_by_scale(graph: Graph, node: Node, source: Node, w: Part, b: Part) -> Node:
     """Replace a node by scale_shift(source, w, b); its constants have the shape that broadcasts from the right."""
     rank = len(node.meta["shape"])
     made: list[Node | None] = []
@@ -137,11 +140,11 @@ def normalise_input(graph: Graph) -> None:
         if not sources or not all(n in inputs for n in sources):
             continue
         if node.target is scale_shift:
-            w, _ = _parts(graph, node)
+            w, _ = parts_of_scale(graph, node)
             if w is None or bool((w != 0).all()):
                 node.target = normalise
                 inputs.add(node)
-        elif _moves(ops.operation_name(node)) or getattr(node.target, "__name__", "") == "getitem":
+        elif _moves(ops.operation_name(node)) or node.target is operator.getitem:
             inputs.add(node)
 
 
@@ -196,103 +199,6 @@ def _product_behind(node: Node) -> Node | None:
             return None  # constants come in: they are not scaled
         node = user
     return None
-
-
-RESHAPES = frozenset({
-    "view", "reshape", "flatten", "unflatten", "_unsafe_view", "squeeze", "unsqueeze", "view_as", "reshape_as",
-})  # fmt: skip
-
-
-def moved_axis(axis: int | None, name: str, args: Any, before: Any, after: Any) -> int | bool | None:
-    """Where a dimension of the input of a movement lies in its output; False: it is not kept as it is.
-
-    Args:
-        axis: of `before`, the input's shape; None: no dimension, which is kept by any movement.
-        after: the output's shape.
-    """
-    if name not in RESHAPES and name not in ("permute", "transpose"):
-        return False
-    if axis is None:
-        return None
-    rank = len(before)
-    if name == "permute":
-        return [d % rank for d in args[1]].index(axis)
-    if name == "transpose":
-        first, second = (d % rank for d in args[1:3])
-        return {first: second, second: first}.get(axis, axis)
-    behind = rank - axis
-    if len(after) >= behind and tuple(before[-behind:]) == tuple(after[-behind:]):
-        return len(after) - behind
-    return axis if tuple(before[: axis + 1]) == tuple(after[: axis + 1]) else False
-
-
-def pass_scales_on(graph: Graph) -> None:
-    """A scale and shift in front of an average over positions comes after it, where the next layer takes it in.
-
-    mean(w x + b) = w mean(x) + b, where w and b vary along another dimension than those that are averaged over.
-    """
-    for node in list(graph.fx.nodes):
-        if node.target is not scale_shift or not _leads_to_a_layer(node, _axis(graph, node)):
-            continue
-        while not _is_layer(next(iter(node.users))):
-            (user,) = node.users
-            moved = _behind(node, user, _axis(graph, node))
-            assert moved is not False
-            node = _swapped(graph, node, user, moved)
-
-
-def _axis(graph: Graph, node: Node) -> int | None:
-    rank = len(node.meta["shape"])
-    return next((axis_of(v, rank) for v in _parts(graph, node) if v is not None and v.numel() > 1), None)
-
-
-def _leads_to_a_layer(node: Node, axis: int | None) -> bool:
-    """Whether averages and movements alone lie between a scale and a layer that reads it."""
-    while len(node.users) == 1:
-        (user,) = node.users
-        if _is_layer(user):
-            return user.args[0] is node
-        moved = _behind(node, user, axis)
-        if moved is False:
-            return False
-        node, axis = user, moved
-    return False
-
-
-def _behind(node: Node, user: Node, axis: int | None) -> int | bool | None:
-    """Where the dimension `axis` lies behind an average or a movement; False: the scale cannot go there."""
-    if user.op != "call_function" or not user.args or user.args[0] is not node:
-        return False
-    name, before, after = ops.operation_name(user), node.meta["shape"], user.meta["shape"]
-    if name != "mean":
-        return moved_axis(axis, name, user.args, before, after)
-    a = ops.arguments_of(user)
-    given = [a["dim"]] if isinstance(a.get("dim"), int) else a.get("dim")
-    dims = {d % len(before) for d in given or range(len(before))}
-    if axis is None or axis in dims or any(isinstance(before[d], Batch) for d in dims):
-        return None if axis is None else False
-    return axis if a["keepdim"] else axis - sum(d < axis for d in dims)
-
-
-def _swapped(graph: Graph, node: Node, user: Node, axis: int | None) -> Node:
-    """The operation first, then the scale and shift, along `axis` of its output."""
-    w, b = _parts(graph, node)
-    user.replace_input_with(node, node.args[0])  # type: ignore[arg-type]
-    readers = list(user.users)
-    with graph.fx.inserting_after(user):
-        later = graph.fx.call_function(scale_shift, (user, None, None))
-    later.meta = dict(user.meta)
-    for reader in readers:
-        reader.replace_input_with(user, later)
-    rank = len(user.meta["shape"])
-
-    def shaped(value: Part) -> Part:
-        if value is None or value.numel() == 1 or axis is None:
-            return value
-        return value.reshape(-1, *[1] * (rank - 1 - axis))
-
-    graph.fx.erase_node(node)
-    return _replace(graph, later, user, shaped(w), shaped(b))
 
 
 def restore_scales(graph: Graph) -> None:

@@ -15,10 +15,9 @@ from torch.fx import Node, map_arg
 
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.capture import Batch, Shape
-from lrp.engine.graph.dtypes import cast_to_dtype, is_floating_dtype
-from lrp.engine.graph.rewriting.fusion import CONVS
-from lrp.engine.graph.shapes import sizes_per_dimension
+from lrp.engine.graph.dtypes import CASTS, cast_to_dtype, is_floating_dtype
+from lrp.engine.graph.shapes import Batch, Shape, sizes_per_dimension
+from lrp.engine.graph.vocabulary.layers import CONV_NAMES as CONVS
 from lrp.engine.graph.vocabulary.layers import per_channel
 from lrp.engine.graph.vocabulary.norms import scale_shift
 
@@ -44,7 +43,7 @@ def drop_no_ops(graph: Graph) -> None:
         name, source = ops.operation_name(node), node.all_input_nodes[0]
         arguments = ops.arguments_of(node)
         same = source.meta.get("shape") == node.meta.get("shape")
-        retyped = name in ("_to_copy", "to", "type_as", "float", "double", "half", "bfloat16")
+        retyped = name in CASTS
         retyped = retyped and all(is_floating_dtype(n.meta.get("dtype")) for n in (node, source))
         whole = name in SAME_SIZE or (name == "slice" and arguments["step"] == 1)
         # Without the copies, a tensor may have another memory format.

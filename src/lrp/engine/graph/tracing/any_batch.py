@@ -11,24 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-Shape = tuple[Any, ...]
+from lrp.engine.graph.shapes import Batch
+from lrp.engine.graph.tracing.captured import Captured
 
-FIRST, SECOND = (
-    3,
-    8,
-)  # so that a half, a remainder or a limit of the number of images is not a multiple of both
+# Chosen so that a half, a remainder or a limit of the number of images is not the same multiple of both.
+FIRST, SECOND = 3, 8
 
 
 class Differs(Exception):
     """The graphs are not the same for any number of images."""
 
 
-def generalise(first: Any, second: Any, batch: type) -> Any:
-    """The graph of FIRST images, with sizes of `batch` where those of SECOND images show that they grow with them.
+def generalise(first: Captured, second: Captured) -> Captured:
+    """The graph of FIRST images, with a `Batch` for every size that the graph of SECOND images shows to grow with them.
 
     Args:
         first, second: captured for FIRST and SECOND images; the first one is changed.
-        batch: makes the size of `times` images.
 
     Raises:
         Differs: they differ in more than that.
@@ -53,7 +51,7 @@ def generalise(first: Any, second: Any, batch: type) -> Any:
                     made = first.graph.call_function(torch.ops.aten.sym_size.int, (image, 0))
                 else:
                     made = first.graph.call_function(_times, (number(1), times))
-            made.meta = {**image.meta, "shape": None, "shapes": [], "dtype": None, "size": batch(times)}
+            made.meta = {**image.meta, "shape": None, "shapes": [], "dtype": None, "size": Batch(times)}
             counted[times] = made
         return counted[times]
 
@@ -78,7 +76,7 @@ def generalise(first: Any, second: Any, batch: type) -> Any:
             raise Differs
         node.args, node.kwargs = merged(node.args, other.args), merged(node.kwargs, other.kwargs)
         for key in ("shape", "shapes"):
-            node.meta[key] = _sizes(node.meta.get(key), other.meta.get(key), batch)
+            node.meta[key] = _sizes(node.meta.get(key), other.meta.get(key))
     for times in sorted(counted, key=lambda t: t == 1):
         if not counted[times].users:
             first.graph.erase_node(counted[times])
@@ -97,15 +95,15 @@ def _multiple(a: int, b: int) -> int:
     return times
 
 
-def _sizes(mine: Any, its: Any, batch: type) -> Any:
+def _sizes(mine: Any, its: Any) -> Any:
     if isinstance(mine, (list, tuple)) and isinstance(its, (list, tuple)):
         if len(mine) != len(its):
             raise Differs
-        return type(mine)(_sizes(a, b, batch) for a, b in zip(mine, its, strict=True))
+        return type(mine)(_sizes(a, b) for a, b in zip(mine, its, strict=True))
     if mine == its:
         return mine
     if isinstance(mine, int) and isinstance(its, int):
-        return batch(_multiple(mine, its))
+        return Batch(_multiple(mine, its))
     raise Differs
 
 

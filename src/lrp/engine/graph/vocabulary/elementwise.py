@@ -10,9 +10,8 @@ from torch import fx
 
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import Activation, Product, Sum
-from lrp.engine.graph.capture import Shape
 from lrp.engine.graph.ops import Operation, register
-from lrp.engine.graph.shapes import sum_to_shape
+from lrp.engine.graph.shapes import Shape, sum_to_shape
 
 
 def _same_shape(op: Operation) -> bool:
@@ -72,12 +71,17 @@ def _shapes(op: Operation) -> list[Shape]:
     return [node.meta["shape"] for node in op.data]
 
 
+def sum_factors(name: str, alpha: Any) -> tuple[float, float]:
+    """What `self` and `other` are multiplied by in add, sub and rsub."""
+    factor = float(alpha)
+    return {"add": (1.0, factor), "sub": (1.0, -factor), "rsub": (-factor, 1.0)}[name]
+
+
 @register("add", family="sum", nonnegative="kept", numbers=("other", "alpha"), allocates=True)
 @register("sub", "rsub", family="sum", allocates=True)
 def _add(op: Operation) -> Sum:
     first, second = op.arguments["self"], op.arguments["other"]
-    factor = float(op["alpha"])
-    signs = {"add": (1.0, factor), "sub": (1.0, -factor), "rsub": (-factor, 1.0)}[op.name]
+    signs = sum_factors(op.name, op["alpha"])
     fixed = [op[name] for name in ("self", "other") if op.is_constant(name)]
     masked = any(isinstance(v, torch.Tensor) and bool(torch.isinf(v).any()) for v in fixed)
     return Sum(list(zip((first, second), signs, strict=True)), op.shape, _shapes(op), op.data, masked)

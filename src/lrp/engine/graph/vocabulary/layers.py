@@ -13,6 +13,8 @@ from lrp.engine.graph.ops import Operation, register
 from lrp.engine.graph.shapes import shape_of_one_image, sizes_per_dimension, sum_to_shape
 from lrp.engine.structured_weights import all_weights_alike
 
+CONV_NAMES = ("conv1d", "conv2d", "conv3d")
+CONVOLUTIONS = frozenset({*CONV_NAMES, "padded_conv"})
 CONVS: tuple[Any, ...] = (torch.conv1d, torch.conv2d, torch.conv3d)
 TRANSPOSED: tuple[Any, ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 

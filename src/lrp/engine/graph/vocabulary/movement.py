@@ -12,9 +12,15 @@ from torch import fx
 
 from lrp.engine.affine import total
 from lrp.engine.graph.algebra import Movement
-from lrp.engine.graph.capture import Batch, Shape
 from lrp.engine.graph.ops import Operation, register
-from lrp.engine.graph.shapes import shape_for_reshape, shape_of_one_image, sizes_per_dimension, sum_to_shape
+from lrp.engine.graph.shapes import (
+    Batch,
+    Shape,
+    shape_for_reshape,
+    shape_of_one_image,
+    sizes_per_dimension,
+    sum_to_shape,
+)
 
 
 def _first_data(op: Operation) -> bool:
@@ -320,24 +326,6 @@ def _copy(op: Operation) -> Movement:
 def _filled(op: Operation) -> Movement:
     """A number replaces every element: none of the data remains."""
     return Movement(lambda r: [torch.zeros_like(r[0])], lambda r: total(r[0]))
-
-
-def _constant_mask(op: Operation) -> bool:
-    return op.is_constant("condition" if op.name == "where" else "mask")
-
-
-@register("where", "masked_fill", family="movement", when=_constant_mask)
-def _where(op: Operation) -> Movement:
-    if op.name == "where":
-        mask, values = op["condition"], [op.arguments["self"], op.arguments["other"]]
-    else:
-        mask, values = ~op["mask"], [op.arguments["self"], op.arguments["value"]]
-
-    def take(r: Any, i: int) -> Any:
-        part = torch.where(mask, r, 0.0) if i == 0 else torch.where(mask, 0.0, r)
-        return sum_to_shape(part, op.shape, values[i].meta["shape"]) if op.is_data(values[i]) else part
-
-    return Movement(*pieces(op, values, take))
 
 
 @register("tril", "triu", family="movement")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,9 +9,8 @@ from torch import fx
 
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import Matrix, Movement
-from lrp.engine.graph.capture import Batch
 from lrp.engine.graph.ops import Operation, register
-from lrp.engine.graph.shapes import sum_to_shape
+from lrp.engine.graph.shapes import shape_for_reshape, sum_to_shape
 from lrp.engine.graph.vocabulary.movement import pieces
 from lrp.engine.structured_weights import NonNegative
 
@@ -28,7 +26,7 @@ def _mask(op: Operation) -> Any:
     return op.arguments["condition" if op.name == "where" else "mask"]
 
 
-@register("where", "masked_fill", family="movement", when=lambda op: _computed(_mask(op)))
+@register("where", "masked_fill", family="movement", when=lambda op: isinstance(_mask(op), fx.Node))
 def _where(op: Operation) -> Movement:
     turned = op.name == "masked_fill"
     values = [op.arguments["self"], op.arguments["value" if turned else "other"]]
@@ -190,10 +188,9 @@ def _sum_to_values(part: Any, shape: Any) -> Any:
     """Relevance at the places written to -> at the values, which broadcast to them."""
     if not shape:
         return part.sum()
-    like = tuple(-1 if isinstance(size, Batch) else size for size in shape)
+    like = shape_for_reshape(shape)
     grown = [d - len(like) for d, size in enumerate(like) if size == 1]
-    part = part.sum(dim=grown, keepdim=True) if grown else part
-    return part.reshape(like) if math.prod(s for s in like if s > 0) else part
+    return (part.sum(dim=grown, keepdim=True) if grown else part).reshape(like)
 
 
 def scattered_sum(source: Any, index: Any, dim: int, size: int) -> Any:
@@ -230,10 +227,7 @@ def _sum_at_indices(op: Operation) -> Matrix:
 
 
 def _interpolates(op: Operation) -> bool:
-    return op.data == [op.arguments["input"]] and op["interpolation_mode"] in (
-        0,
-        1,
-    )  # bicubic has weights < 0
+    return op.data == [op.arguments["input"]] and op["interpolation_mode"] != 2  # bicubic has weights < 0
 
 
 @register("grid_sampler", family="pool", when=_interpolates, nonnegative="kept")
