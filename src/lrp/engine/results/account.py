@@ -18,6 +18,11 @@ def reached_words(relevance: float, start: float, unit: str, share: float | None
     return f"{relevance:.3g} of {start:.3g} {unit}{percent} reached the pixels"
 
 
+def sign_in_words(value: float) -> str:
+    """ "positive", "negative" or "zero"."""
+    return "positive" if value > 0 else "negative" if value < 0 else "zero"
+
+
 def account_in_words(
     relevance: float, start: float, unit: str, shares: Mapping[str, float], problems: Sequence[str]
 ) -> str:

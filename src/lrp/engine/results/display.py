@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageShow
 
 from lrp.engine.results.account import account_in_words, reached_words
+from lrp.engine.targets import Contrast, Similarity
 from lrp.errors import ImageError, InputError, LrpError
 from lrp.pictures import heatmap
 from lrp.pictures.photos import Geometry, Photo, open_photo
@@ -249,7 +250,7 @@ def _input_picture(image: Tensor) -> np.ndarray | None:
 
 
 def _reached(e: Explanation, i: int) -> str:
-    relevance, start = float(e.relevance[i].double().sum()), float(e.start[i].double().sum())
+    relevance, start = e.sums(i)
     return reached_words(relevance, start, e.unit, relevance / start if start else None, ".2g")
 
 
@@ -278,17 +279,27 @@ def _target_text(e: Explanation, i: int) -> str:
 
 def _target(e: Explanation, i: int) -> tuple[str, float | None]:
     """The target in words, and of a single class its probability."""
-    target = int(e.target[i])
-    if bool(e._request.given[i].any()):
+    target, entries = int(e.target[i]), e._request.entries
+    if e._request.inner.starts:
+        return "relevance that starts inside the model", None
+    if entries is None:
         classes = int((e.start[i] != 0).sum())
         return f"a start relevance at {classes:,} classes, most at {_class(e, target)}", None
+    entry = entries[i]
     if e._explainer.seed == "softmax":
         return "the softmax of all classes", None
-    against = (e._request.weight[i] < 0).nonzero().flatten().tolist()
-    if e._request.predicted[i] < 0:
-        against = [int(e.logits[i].argmax())]
-    if against:
-        return f"{_class(e, target)}, not {_class(e, against[0])}", None
+    if isinstance(entry, Similarity):
+        return f"similarity {float(e.start[i].sum()):.3g}", None
+    if isinstance(entry, Contrast):
+        other = int(e.logits[i].argmax()) if entry.b == "predicted" else int(e.start[i].argmin())
+        against = (e._request.starts[1][i] < 0).nonzero().flatten().tolist()
+        return f"{_class(e, target)}, not {_class(e, against[0] if against else other)}", None
+    if e.logits.dim() > 2:
+        places = int((e.start[i] != 0).any(0).sum())
+        of_each = entry == "predicted" or getattr(entry, "class_", "") == "predicted"
+        return f"{'the predicted classes' if of_each else _class(e, target)} at {places:,} places", None
+    if e.logits.shape[1] == 1:
+        return "the model's one output", None
     return _class(e, target), _probability(e, i, target)
 
 
@@ -298,5 +309,9 @@ def _class(e: Explanation, index: int) -> str:
 
 
 def _probability(e: Explanation, i: int, index: int) -> float | None:
-    """None for a model with one logit."""
-    return float(e.logits[i].double().softmax(0)[index]) if e.logits.shape[1] > 1 else None
+    """None for a model with one logit. Of labels that are each on their own, the sigmoid."""
+    if e.logits.shape[1] == 1:
+        return None
+    own = e._explainer.labels_are_independent
+    z = e.logits[i].double()
+    return float((z.sigmoid() if own else z.softmax(0))[index])
