@@ -39,7 +39,7 @@ from lrp.models.downloads import download_checkpoint, download_weights
 from lrp.models.loading import load_model
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.weights import hash_of_model_weights, read_weights
-from lrp.pictures.photos import Geometry
+from lrp.pictures.geometry import Geometry
 from lrp.study.predictions import read_predictions
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (301, 427, 3), dtype=np.uint8)

@@ -17,7 +17,8 @@ from lrp.engine.targets import Contrast
 from lrp.gallery.request import Request
 from lrp.models.loading import LoadedModel
 from lrp.pictures import heatmap
-from lrp.pictures.photos import Geometry, Photo
+from lrp.pictures.geometry import Geometry
+from lrp.pictures.photos import Photo
 
 
 class Waiting(NamedTuple):

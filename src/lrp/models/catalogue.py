@@ -10,7 +10,7 @@ from torch import nn
 from lrp.classes import clear_class_names, imagenet_names
 from lrp.errors import ModelError
 from lrp.models.preprocessing import Preprocessing
-from lrp.pictures.photos import Geometry
+from lrp.pictures.geometry import Geometry
 
 # torchvision and timm are imported where they are used: together they take seconds.
 
@@ -156,7 +156,7 @@ def build_from_catalogue(
 
     options: dict[str, Any] = {}
     if architecture.startswith("vit_"):  # position embeddings have the size of the input
-        options["image_size"] = preprocessing.geometry.crop[0]
+        options["image_size"] = preprocessing.zeros(1).shape[-1]
     if architecture in ("googlenet", "inception_v3"):  # weights from TensorFlow: inputs from -1 to 1
         options |= {"transform_input": len(preprocessing.mean) == 3, "aux_logits": False}
     if architecture.startswith(("googlenet", "inception_v3", "vgg")):

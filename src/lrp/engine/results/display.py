@@ -21,7 +21,8 @@ from lrp.engine.results.account import account_in_words, reached_words
 from lrp.engine.targets import Contrast, Similarity
 from lrp.errors import ImageError, InputError, LrpError
 from lrp.pictures import heatmap
-from lrp.pictures.photos import Geometry, Photo, open_photo
+from lrp.pictures.geometry import Geometry
+from lrp.pictures.photos import Photo, open_photo
 
 if TYPE_CHECKING:
     from torch import Tensor
