@@ -48,6 +48,7 @@ def explain(
     model: Annotated[str, common.MODEL] = "efficientnet_lite0",
     arch: Annotated[str | None, common.ARCH] = None,
     labels: Annotated[Path | None, common.LABELS] = None,
+    preprocess: Annotated[Path | None, common.PREPROCESS] = None,
     composite: Annotated[str | None, common.COMPOSITE] = None,
     target: Annotated[
         str,
@@ -100,7 +101,7 @@ def explain(
             options = ExplainOptions(
                 composite, bias, epsilon, top_k, style.value, percentile, shared_scale, size, device, precision.value,
                 batch_size, max_megapixels, ("png", *dict.fromkeys(one.value for one in save or ())), overwrite, arch,
-                labels, common.checked_range(range),
+                labels, common.checked_range(range), preprocess,
             )  # fmt: skip
             try:
                 with common.as_wrong_arguments(ImageError):

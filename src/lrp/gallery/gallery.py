@@ -23,8 +23,12 @@ from lrp.gallery.request import Request
 from lrp.gallery.results import Result, result_picture_paths
 from lrp.gallery.sheet import Sheet, Waiting, sheet
 from lrp.models.loading import LoadedModel
-from lrp.models.resolve import resolve_device, resolve_model, resolve_model_name
-from lrp.models.weights import hash_of_model_weights as weights_of
+from lrp.models.resolve import (
+    hash_of_resolved_model,
+    resolve_device,
+    resolve_model,
+    resolve_model_name,
+)
 from lrp.pictures import heatmap
 from lrp.pictures.photos import Found, Photo, open_photo
 
@@ -68,7 +72,9 @@ class Gallery:
             TargetError: no such class.
         """
         device = resolve_device(options.device)
-        loaded = resolve_model(model, options.size, options.arch, options.labels, options.range)
+        loaded = resolve_model(
+            model, options.size, options.arch, options.labels, options.range, options.preprocess
+        )
         request = target if callable(target) else Request.of(target, loaded.class_names)
         loaded.model.to(device)
         explainer = Explainer(
@@ -77,7 +83,7 @@ class Gallery:
         )  # fmt: skip
         identity = {
             "model": resolve_model_name(model),
-            "weights": weights_of(loaded.model),
+            "weights": hash_of_resolved_model(model, loaded, options.arch),
             "composite": [options.composite_name, options.bias, options.epsilon, options.top_k],
             "precision": options.precision,
         }

@@ -2,17 +2,16 @@
 
 import json
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
 from lrp.errors import ModelError
+from lrp.models.processor_calls import seen_by_processor
 from lrp.pictures.geometry import INTERPOLATIONS, Geometry
 
 
@@ -45,31 +44,18 @@ class ProcessorGeometry(Geometry):
     settings: str = ""
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] -> uint8 [*input_size, 3], in the processor's order of channels."""
-        values = _processor(self.settings)(
-            images=pixels, input_data_format="channels_last", do_rescale=False, do_normalize=False,
-            return_tensors="np",
-        )["pixel_values"][0]  # fmt: skip
-        return np.ascontiguousarray(np.rint(values).astype(np.uint8).transpose(1, 2, 0))
+        """uint8 [H, W, 3] -> uint8 [*input_size, C], in the processor's order of channels."""
+        return seen_by_processor(self.settings, pixels)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        return self.crop or _measured(self, height, width)[0]
+        return self.crop or measured(self, height, width)[0]
 
     def _placement(self, height: int, width: int) -> Any:
-        return _measured(self, height, width)[1:]
-
-
-@cache
-def _processor(settings: str) -> Any:
-    from transformers import AutoImageProcessor
-
-    with tempfile.TemporaryDirectory(prefix="lrp-") as folder:
-        Path(folder, "preprocessor_config.json").write_text(settings, encoding="utf-8")
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        return measured(self, height, width)[1:]
 
 
 @lru_cache(maxsize=256)
-def _measured(
+def measured(
     geometry: ProcessorGeometry, height: int, width: int
 ) -> tuple[tuple[int, int], tuple[float, float], tuple[float, float]]:
     """(the input's size, the whole photo's in the input's pixels, where in it the input begins): from where ramps of grey, one

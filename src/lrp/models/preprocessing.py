@@ -79,6 +79,11 @@ class Preprocessing:
             raise ModelError(f"no input can be {side} pixels wide: a whole number from 1 on is expected.")
         return replace(self, geometry=geometry_with_side(self.geometry, side))
 
+    def in_grey(self) -> "Preprocessing":
+        """The same for one channel of grey, with the averages of mean and std."""
+        mean, std = ((sum(values) / len(values),) for values in (self.mean, self.std))
+        return replace(self, mean=mean, std=std, bgr=False)
+
     def with_range(self, range: tuple[float, float] | None) -> "Preprocessing":
         """The same for photos in which these levels are black and white."""
         return replace(self, range=check_range(range))
