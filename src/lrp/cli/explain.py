@@ -94,6 +94,7 @@ def explain(
     """Show which pixels made the model decide: for each photo a picture with its heatmap beside it."""
     from lrp.gallery.explain_folder import explain_folder
     from lrp.gallery.options import ExplainOptions
+    from lrp.models.own_code import is_own_code
 
     given = paths or [Path("input")]
     with common.progress("explaining", quiet) as advance:
@@ -111,8 +112,13 @@ def explain(
         counts = print_explained_files(results, json_lines, quiet)
     if not quiet and len(given) == 1 and given[0].is_dir():
         data, table = shlex.quote(str(given[0])), shlex.quote(str(output / "results.csv"))
+        named = "" if model == "efficientnet_lite0" else f" --model {shlex.quote(model)}"
+        again = named if is_own_code(model) else ""  # a table does not make it run
         place = sys.stderr if json_lines else sys.stdout
-        print(f"A page to look through: lrp evaluate {data} -o {table}; lrp report {table}", file=place)
+        print(
+            f"A page to look through: lrp evaluate {data}{named} -o {table}; lrp report {table}{again}",
+            file=place,
+        )
     if counts["skipped"]:
         raise common.Skipped
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lrp.models.catalogue import build_from_catalogue
+from lrp.models.downloads import Progress, to_stderr
 from lrp.models.hugging_face import PREFIX, Repository
 from lrp.models.own_code import is_own_code
 from lrp.models.own_model import own_model_with_heads
@@ -20,6 +21,7 @@ def build_architecture(
     preprocessing: Preprocessing,
     filled_later: bool = True,
     heads: Sequence[str] = (),
+    progress: Progress = to_stderr,
 ) -> nn.Module:
     """The architecture for a number of classes; weights are random, of the user's code those that it gives but for `heads`.
 
@@ -27,11 +29,12 @@ def build_architecture(
         architecture: the name by which `load_model` knows it, and no file.
         filled_later: see `build_from_catalogue`.
         heads: of the user's code, the paths of the layers that are replaced because they depend on the number of classes.
+        progress: called with lines about the user's code and downloads.
     """
     if is_own_code(architecture):
-        return own_model_with_heads(architecture, classes, preprocessing, heads)
+        return own_model_with_heads(architecture, classes, preprocessing, heads, progress)
     if architecture.startswith(PREFIX):
-        return Repository(architecture, weights=False).classifier(classes)
+        return Repository(architecture, progress, weights=False).classifier(classes)
     return build_from_catalogue(architecture, classes, preprocessing, filled_later)
 
 

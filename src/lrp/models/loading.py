@@ -233,7 +233,7 @@ def _from_file(path: Path, pretrained: bool, given: _Given, progress: Progress) 
         )
     if pretrained and sha256 not in (None, weights_sha256(path)):
         raise ModelError(f"{sidecar} was written for another file than {path}: their SHA-256 differ.")
-    model = build_architecture(of, len(class_names), preprocessing, pretrained, heads)
+    model = build_architecture(of, len(class_names), preprocessing, pretrained, heads, progress)
     if pretrained:
         load_weights_into(model, read_weights(path), of, path)
     return LoadedModel(model.eval(), preprocessing, class_names)

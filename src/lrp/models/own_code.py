@@ -104,9 +104,11 @@ def _where(error: BaseException) -> str:
 
 
 def _nearest(function: str, module: Any) -> str:
-    known = [n for n, value in vars(module).items() if inspect.isroutine(value) and not n.startswith("_")]
+    known = [n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith("_")]
     near = difflib.get_close_matches(function, known, n=3)
-    return f"did you mean {', '.join(near)}?" if near else "no function there has a similar name."
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    return f"its functions are {', '.join(sorted(known))}." if known else "it has none."
 
 
 def _needed_arguments(function: Any) -> list[str]:

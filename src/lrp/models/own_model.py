@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrp.errors import ModelError
-from lrp.models.downloads import Progress, to_stderr
+from lrp.models.downloads import Progress
 from lrp.models.logits import Logits, key_of_logits
 from lrp.models.own_code import call_own_code, say_once
 from lrp.models.preprocessing import Preprocessing
@@ -67,7 +67,7 @@ def own_model_with_heads(
     classes: int,
     preprocessing: Preprocessing,
     heads: Sequence[str],
-    progress: Progress = to_stderr,
+    progress: Progress,
 ) -> nn.Module:
     """The model with new last layers, for another number of classes."""
     model, *_ = _returned(name, call_own_code(name, progress))

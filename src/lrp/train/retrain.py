@@ -204,10 +204,11 @@ def retrain(
             return Retrained(str(output), (), (), {}, (), (), ())
         assert fabric is not None
         if not first:  # Fabric copies the weights from the first process
-            classes = len(task.data.classes)
-            model_ = _on_device(
-                build_architecture(task.architecture, classes, task.preprocessing, heads=task.replaced), where
-            )
+            built = build_architecture(
+                task.architecture, len(task.data.classes), task.preprocessing, heads=task.replaced,
+                progress=lambda line: None,  # the first process has said it
+            )  # fmt: skip
+            model_ = _on_device(built, where)
         history = fit_all(
             model_, task.heads, task.preprocessing, task.data.train, task.data.val, settings, fabric,
             workers=workers, state=task.state, max_megapixels=max_megapixels,
