@@ -18,16 +18,15 @@ from lrp.engine.default_preset import default_preset
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.canonize import canonize
 from lrp.engine.graph.capture import as_module, capture, own_output, plain_numbers
-from lrp.engine.graph.inputs import BatchDim, Inputs, inputs_of_call
-from lrp.engine.graph.module_outputs import inner_node
 from lrp.engine.graph.outputs import HEADS, Output
 from lrp.engine.graph.tracing.captured import Captured
+from lrp.engine.graph.tracing.inputs import BatchDim, Inputs, inputs_of_call
 from lrp.engine.graph.tracing.isolation import LOCK, sources_go_with
 from lrp.engine.graph.tracing.model_copy import in_train_mode
-from lrp.engine.graph.writer import Program
+from lrp.engine.graph.writer import NOTHING_INSIDE, Inner, Program, forward_module
 from lrp.engine.model_state import ModelState, tensor_version
-from lrp.engine.program import NOTHING_INSIDE, SEEDS, Builder, Inner
-from lrp.engine.request import Named, Request, inner_tensors
+from lrp.engine.program import Builder
+from lrp.engine.request import Named, Request, inner_node, inner_tensors
 from lrp.engine.results.explanation import Explanation, Explanations
 from lrp.engine.results.ledger import Ledger, ledger_of_each_image
 from lrp.engine.results.rules_table import RulesTable
@@ -36,7 +35,7 @@ from lrp.engine.rules import Rule
 from lrp.engine.shared_constants import SharedConstants
 from lrp.engine.speed.plan import Plan
 from lrp.engine.speed.shared_forward import split_at_shared_forward
-from lrp.engine.targets import Similarity, Start, entries_of_images, resolve_target, similarity_start
+from lrp.engine.targets import SEEDS, Similarity, Start, entries_of_images, resolve_target, similarity_start
 from lrp.errors import CaptureError, CompositeError, InputError, LedgerError, LrpError
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class Prepared:
 
     def forward(self, inputs: Inputs) -> Tensor:
         """The logits."""
-        module = self._once("forward", self.builder.forward)
+        module = self._once("forward", lambda: forward_module(self.graph, self.builder.versions.names))
         logits: Tensor = module(*inputs.tensors)[0]
         return logits
 

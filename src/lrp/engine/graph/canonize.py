@@ -141,9 +141,8 @@ def _mark_entries(graph: Graph, held: Collection[int]) -> None:
     """Relevance ends at floating inputs, and at the embeddings of inputs that hold ids, unless they are held."""
     for node in graph.inputs:
         if node.meta["input"] in held:
+            node.meta.pop("entry", None)
             continue
-        if is_floating_dtype(node.meta["dtype"]):
-            node.meta["entry"] = node.meta["input"]
         for embedding in _embeddings(node):
             embedding.meta["entry"] = node.meta["input"]
 

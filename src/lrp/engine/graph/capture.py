@@ -17,8 +17,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 
-from lrp.engine.graph.inputs import Inputs, as_inputs
-from lrp.engine.graph.module_outputs import mark_module_outputs
 from lrp.engine.graph.outputs import Output, logits_among
 from lrp.engine.graph.tracing.any_batch import FIRST, SECOND, generalise
 from lrp.engine.graph.tracing.captured import Captured, tensors_of
@@ -28,9 +26,11 @@ from lrp.engine.graph.tracing.graph_of_program import (
     check_sizes,
     graph_of_program,
     logits_as_output,
+    mark_module_outputs,
     remove_writes,
 )
 from lrp.engine.graph.tracing.hooks import Hook, forward_hooks, hooked, hooks_that_change, only
+from lrp.engine.graph.tracing.inputs import Inputs, as_inputs
 from lrp.engine.graph.tracing.isolation import isolated, replaced_here
 from lrp.engine.graph.tracing.model_copy import copy_of
 from lrp.engine.graph.tracing.refusals import (

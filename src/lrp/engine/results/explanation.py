@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lrp.engine.graph.inputs import Inputs
+from lrp.engine.graph.tracing.inputs import Inputs
 from lrp.engine.model_state import ModelState, tensor_version
 from lrp.engine.request import Request
 from lrp.engine.results.account import reached_words, sign_in_words

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrp.engine.graph.inputs import Inputs
+from lrp.engine.graph.tracing.inputs import Inputs
 from lrp.engine.graph.writer import TERMS, Program
 from lrp.engine.request import Request
 
