@@ -1,4 +1,4 @@
-"""Results -> pictures and HTML: photo, heatmap, target and health of an explanation; a table of rules.
+"""Results -> pictures and HTML: input, relevance, target and health of an explanation; a table of rules.
 
 The HTML has only inline styles, and no colours of text or background, so that it suits light and dark pages. All names
 are escaped.
@@ -20,7 +20,9 @@ from PIL import Image, ImageShow
 from lrp.engine.results.account import account_in_words, reached_words
 from lrp.errors import ImageError, InputError, LrpError
 from lrp.pictures import heatmap
+from lrp.pictures.kinds import Kind, kind_of
 from lrp.pictures.photos import Geometry, Photo, open_photo
+from lrp.pictures.volumes import stretched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,8 +47,30 @@ _LEFT = "text-align: left; padding-right: 1em"
 _CELL = "text-align: left; vertical-align: top; padding: 2px 12px 2px 0"
 
 
+def draw_input(
+    values: np.ndarray, panels: Sequence[heatmap.Panel], heading: str = "", unit: str = "logits"
+) -> Image.Image:
+    """The picture of one input that is no image: a row [F], a signal [C, L], a volume or a clip [C, D, H, W].
+
+    Args:
+        values: the input.
+        panels: explanations of it, with relevance of its shape.
+        heading, unit: see `draw_signal`.
+
+    Raises:
+        InputError: another number of dimensions.
+    """
+    draw = kind_of(values.shape).draw
+    if draw is None:
+        raise InputError(
+            f"relevance of an input of shape {list(values.shape)} is no picture: expected rows [F], signals [C, L], images "
+            "[C, H, W], or volumes [C, D, H, W]."
+        )
+    return draw(values, panels, heading=heading, unit=unit)
+
+
 def display_explanations_html(entries: Sequence[Explanation]) -> str:
-    """HTML of the first images: each as the model's input, its heatmap, the target, what reached the pixels, and health.
+    """HTML of the first images: each as the model's input, its relevance, the target, what reached the pixels, and health.
 
     Several explanations of an image are shown below each other, the first few of them. For more than `IMAGES` images,
     health is computed on request only (`e.health`), because it runs a program for each image.
@@ -55,7 +79,8 @@ def display_explanations_html(entries: Sequence[Explanation]) -> str:
     rows = "".join(
         _row(e, i, with_photo=e is entries[0]) for i in range(min(images, IMAGES)) for e in entries[:IMAGES]
     )
-    more = f"<div>... and {images - IMAGES:,} more images</div>" if images > IMAGES else ""
+    name = _kind(entries[0]).name
+    more = f"<div>... and {images - IMAGES:,} more {name}s</div>" if images > IMAGES else ""
     more += f"<div>... and {count - IMAGES:,} more explanations of each</div>" if count > IMAGES else ""
     return f'<div><table style="border-collapse: collapse">{rows}</table>{more}</div>'
 
@@ -86,17 +111,23 @@ def explanation_picture(
     index: int = 0,
     preprocessing: Geometrical | None = None,
 ) -> Image.Image:
-    """The photo, and on its right a heatmap for each explanation; arguments and errors as of `Explanation.heatmap`."""
+    """The input with each explanation of it; arguments and errors as of `Explanation.heatmap`."""
     e = entries[0]
     if not -len(e) <= index < len(e):
-        raise InputError(f"index={index}: expected one of {len(e)} images, 0 to {len(e) - 1}.")
+        raise InputError(f"index={index}: expected one of {len(e)} {_kind(e).name}s, 0 to {len(e) - 1}.")
     i = index % len(e)
+    best = int(e.logits[i].argmax())
+    predicted = _with_probability(_class(e, best), _probability(e, i, best))
     if e.relevance.dim() != 4:
-        raise InputError(
-            f"relevance of shape {list(e.relevance.shape)} is no picture: expected images [N, C, H, W]."
-        )
+        if photo is not None or preprocessing is not None:
+            raise InputError(
+                f"photo=, preprocessing=: expected neither for relevance of shape {list(e.relevance.shape)}, because only "
+                "images [N, C, H, W] lie on a photo."
+            )
+        panels = [_panel(e, i, _values(e.relevance[i])) for e in entries]
+        return draw_input(_values(e._images[i]), panels, f"predicted: {predicted}", e.unit)
     if photo is None:
-        pixels, name = _input_picture(e._images[i]), "what the model saw; its brightness is stretched"
+        pixels, name = stretched(_values(e._images[i])), "what the model saw; its brightness is stretched"
         if pixels is None:
             raise InputError(
                 f"an input of {e._images.shape[1]} channels cannot be shown as a photo: give one, heatmap(photo)."
@@ -106,24 +137,32 @@ def explanation_picture(
         geometry = preprocessing or e._explainer.preprocessing
         pixels, file = _pixels(photo, getattr(geometry, "range", None))
         name = f"predicted for {file}" if file else "predicted"
-    best = int(e.logits[i].argmax())
-    return heatmap.draw(
-        pixels, [_panel(e, i, pixels, geometry) for e in entries],
-        title=_with_probability(_class(e, best), _probability(e, i, best)), subtitle=name, unit=e.unit,
-    )  # fmt: skip
+    panels = [_panel(e, i, _on_photo(_values(e.relevance[i]).sum(0), pixels, geometry)) for e in entries]
+    return heatmap.draw(pixels, panels, title=predicted, subtitle=name, unit=e.unit)
 
 
-def _panel(e: Explanation, i: int, pixels: np.ndarray, preprocessing: Geometrical | None) -> heatmap.Panel:
-    values = e.relevance[i].detach().double().sum(0).cpu().numpy()
+def _values(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().double().cpu().numpy()
+
+
+def _panel(e: Explanation, i: int, values: np.ndarray) -> heatmap.Panel:
+    return heatmap.Panel(values, _with_probability(*_target(e, i)), _account(e, i))
+
+
+def _on_photo(values: np.ndarray, pixels: np.ndarray, preprocessing: Geometrical | None) -> np.ndarray:
     if preprocessing is not None:
-        values = preprocessing.geometry.to_photo(values, *pixels.shape[:2])
-    elif values.shape != pixels.shape[:2]:
+        return preprocessing.geometry.to_photo(values, *pixels.shape[:2])
+    if values.shape != pixels.shape[:2]:
         (height, width), (rows, columns) = pixels.shape[:2], values.shape
         raise InputError(
             f"the photo is {width} x {height} pixels and the model's input {columns} x {rows}: which part of it the model "
             "saw is not known; give preprocessing=, here or to Explainer(...)."
         )
-    return heatmap.Panel(values, _with_probability(*_target(e, i)), _account(e, i))
+    return values
+
+
+def _kind(e: Explanation) -> Kind:
+    return kind_of(e.relevance.shape[1:])
 
 
 def _with_probability(words: str, probability: float | None) -> str:
@@ -139,7 +178,7 @@ def _account(e: Explanation, i: int) -> str:
         return f"{_reached(e, i)}; health unknown: {error}"
     relevance, start = float(e.relevance[i].double().sum()), float(e.ledger.totals["start"][i])
     shares = {name: float(values[i]) for name, values in health.shares.items()}
-    return account_in_words(relevance, start, e.unit, shares, health.problems)
+    return account_in_words(relevance, start, e.unit, shares, health.problems, _kind(e).places)
 
 
 def _pixels(photo: PhotoLike, range: tuple[float, float] | None) -> tuple[np.ndarray, str]:
@@ -183,13 +222,14 @@ def show(image: Image.Image) -> None:
 def display_png(entries: Sequence[Explanation]) -> bytes | None:
     """The first image's picture as PNG, with 256 colours so that it is small."""
     e = entries[0]
-    if (
-        e.relevance.dim() != 4
-        or e._images.shape[1] not in (1, 3)
-        or not bool(e.relevance[0].isfinite().all())
-    ):
+    drawable = _kind(e).draw or (e.relevance.dim() == 4 and e._images.shape[1] in (1, 3))
+    if not drawable or not bool(e.relevance[0].isfinite().all()):
         return None
-    return _png(explanation_picture(entries[:IMAGES]).quantize(256, dither=Image.Dither.NONE))
+    return _png(_fewer_colours(explanation_picture(entries[:IMAGES])))
+
+
+def _fewer_colours(image: Image.Image) -> Image.Image:
+    return image.quantize(256, dither=Image.Dither.NONE)
 
 
 def _png(image: Image.Image) -> bytes:
@@ -207,12 +247,16 @@ def _row(e: Explanation, i: int, with_photo: bool) -> str:
     if relevance.dim() == 3:
         values = relevance.sum(0).numpy()
         limit = heatmap.heatmap_scale([values])
-        if (seen := _input_picture(e._images[i])) is not None:
+        if (seen := stretched(_values(e._images[i]))) is not None:
             what = "what the model saw; its brightness is stretched"
             pictures += _cell(Image.fromarray(seen).quantize(256), what) if with_photo else "<td></td>"
         pictures += _cell(_heatmap(values, limit), "relevance of each pixel")
         lines.append(f"<small>red speaks for it, blue against; deepest from {limit:.2g} per pixel on</small>")
     words = "".join(f"<div>{line}</div>" for line in lines)
+    if _kind(e).draw is not None:
+        # As wide as the page, so the words stand above it.
+        image = draw_input(_values(e._images[i]), [heatmap.Panel(_values(e.relevance[i]), "")], unit=e.unit)
+        words += _image(_fewer_colours(image), "relevance", "max-width: 100%")
     return f'<tr>{pictures}<td style="{_CELL}">{words}</td></tr>'
 
 
@@ -226,31 +270,22 @@ def _heatmap(values: np.ndarray, limit: float) -> Image.Image:
 
 
 def _cell(image: Image.Image, title: str) -> str:
+    width = max(1, round(SIDE * image.width / max(image.size)))
+    style = f"width: {width}px; image-rendering: pixelated; max-width: none"
+    return f'<td style="{_CELL}">{_image(image, title, style)}</td>'
+
+
+def _image(image: Image.Image, title: str, style: str) -> str:
     source = base64.b64encode(_png(image)).decode("ascii")
-    shown = f'width="{max(1, round(SIDE * image.width / max(image.size)))}"'
-    style = "image-rendering: pixelated; max-width: none"
-    return (
-        f'<td style="{_CELL}"><img {shown} style="{style}" alt="{escape(title)}" title="{escape(title)}" '
-        f'src="data:image/png;base64,{source}"></td>'
-    )
-
-
-def _input_picture(image: Tensor) -> np.ndarray | None:
-    """The model's input as a picture: from its least to its greatest value, as the normalisation is not known here.
-
-    None unless it has one or three channels.
-    """
-    values = image.detach().cpu().double().numpy()
-    if values.shape[0] not in (1, 3):
-        return None
-    low, high = float(values.min()), float(values.max())
-    shades = ((values - low) / ((high - low) or 1.0) * 255).round().astype(np.uint8)
-    return shades.transpose(1, 2, 0).repeat(3 // shades.shape[0], axis=2)
+    words = f'alt="{escape(title)}" title="{escape(title)}"'
+    return f'<img style="{style}" {words} src="data:image/png;base64,{source}">'
 
 
 def _reached(e: Explanation, i: int) -> str:
     relevance, start = float(e.relevance[i].double().sum()), float(e.start[i].double().sum())
-    return reached_words(relevance, start, e.unit, relevance / start if start else None, ".2g")
+    return reached_words(
+        relevance, start, e.unit, relevance / start if start else None, ".2g", _kind(e).places
+    )
 
 
 def _lines(e: Explanation, i: int) -> list[str]:
