@@ -35,10 +35,10 @@ def page(
     width = max(NARROWEST, *(drawing.picture.width for drawing in drawings))
 
     def text(words: str, letters: Font, ink: tuple[int, int, int], lines: int = 3) -> Image.Image:
-        found = wrapped(text_in_font(words, face), letters, width, lines)
+        found = wrapped(text_in_font(words, face), letters, width - 1, lines)
         strip = Image.new("RGB", (width, len(found) * LINE), "white")
         for number, line in enumerate(found):
-            ImageDraw.Draw(strip).text((0, number * LINE + EM), line, font=letters, fill=ink, anchor="ls")
+            ImageDraw.Draw(strip).text((1, number * LINE + EM), line, font=letters, fill=ink, anchor="ls")
         return strip
 
     pieces = [text(heading, small, FAINT)]

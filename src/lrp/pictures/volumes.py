@@ -24,7 +24,7 @@ from lrp.pictures.page import BLUE, EM, LINE, RED, SCALE, Drawing, finite_maps, 
 from lrp.pictures.text import font
 
 SLICES = 6  # are drawn at most
-SIDE, NARROW = 200, 9 * EM  # pixels: a slice's longer side, at most; room for the texts above it
+SIDE, NARROW = 200, 9 * EM  # pixels: a slice's longer side, about; room for the texts above it
 LEFT, BETWEEN, ROOM = 11 * EM, 10, 480  # pixels: labels on the left; between slices; the bar, at least about
 BAR = 70  # pixels, the height of the bar of all slices
 
@@ -143,7 +143,8 @@ def _slices(pictures: np.ndarray | None, relevance: np.ndarray, look: _Look) -> 
     rows = [("relevance", tiles)]
     if pictures is not None:
         rows.insert(0, ("input", [resized_photo(picture, look.size) for picture in pictures]))
-    bar_top = LINE + len(rows) * (height + BETWEEN) + BETWEEN
+    pitch = max(height, LINE) + BETWEEN
+    bar_top = LINE + len(rows) * pitch + BETWEEN
     across = LEFT + max(look.axis.width, len(tiles) * look.cell)
     sheet = Image.new("RGB", (across, bar_top + BAR + 3 * LINE), "white")
     pen, letters = ImageDraw.Draw(sheet), font(None, EM)
@@ -154,7 +155,7 @@ def _slices(pictures: np.ndarray | None, relevance: np.ndarray, look: _Look) -> 
         pen.text((x, EM), f"{look.name} {index:,}", font=letters, fill=INK, anchor="ls")
         pen.text((x + look.cell - BETWEEN - 1, EM), share, font=letters, fill=FAINT, anchor="rs")
     for row, (label, tiles) in enumerate(rows):
-        y = LINE + row * (height + BETWEEN)
+        y = LINE + row * pitch
         pen.text((0, y + height // 2), label, font=letters, fill=INK, anchor="lm")
         for number, tile in enumerate(tiles):
             x = LEFT + number * look.cell

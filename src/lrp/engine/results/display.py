@@ -229,7 +229,7 @@ def display_png(entries: Sequence[Explanation]) -> bytes | None:
 
 
 def _fewer_colours(image: Image.Image) -> Image.Image:
-    return image.quantize(256, dither=Image.Dither.NONE)
+    return image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
 
 
 def _png(image: Image.Image) -> bytes:
