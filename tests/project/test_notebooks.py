@@ -453,10 +453,18 @@ def test_several_explanations_share_their_photo():
 def test_what_is_no_photo_is_shown_by_its_heatmap_alone():
     assert len(Page(explained(channels=5, images=1)._repr_html_()).images()) == 1
     assert len(Page(explained(channels=1, images=1)._repr_html_()).images()) == 2
-    flat = lrp.explain(nn.Linear(5, 3).eval(), torch.randn(1, 5))
-    page = Page(flat._repr_html_())
-    assert not page.images()
-    assert "health: ok" in page.text
+
+
+def test_a_signal_is_shown_by_one_picture_below_its_words():
+    net = nn.Sequential(nn.Conv1d(2, 3, 5), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 3)).eval()
+    x = torch.randn(6, 2, 20, generator=torch.Generator().manual_seed(1))
+    html = lrp.Explainer(net).many(x, [0, 1])._repr_html_()
+    page = Page(html)
+    assert len(page.images()) == 4 * 2 and "... and 2 more signals" in page.text
+    assert page.text.count("reached the samples") == 8 and "pixel" not in page.text
+    styles = [attributes["style"] for tag, attributes in page.elements if tag == "img"]
+    assert set(styles) == {"max-width: 100%"}
+    assert not re.search(r"(?<![-\w])(color|background)[\w-]*:", html)
 
 
 def test_an_explanation_that_is_not_right_says_so():
