@@ -374,7 +374,7 @@ def test_an_explanation_shows_photo_heatmap_target_and_health():
         name = ["ant", "bee", "cat", "dog"][target]
         assert f"{name} (probability {chance:.3g} %)" in page.text
         assert (
-            f"{reached:.3g} of {start:.3g} logits ({100 * reached / start:.2g} %) reached the pixels"
+            f"{reached:.3g} of {start:.3g} logits ({100 * reached / start:.3g} %) reached the pixels"
             in page.text
         )
     assert page.text.count("health: ok") == 2

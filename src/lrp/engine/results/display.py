@@ -284,7 +284,7 @@ def _image(image: Image.Image, title: str, style: str) -> str:
 def _reached(e: Explanation, i: int) -> str:
     relevance, start = float(e.relevance[i].double().sum()), float(e.start[i].double().sum())
     return reached_words(
-        relevance, start, e.unit, relevance / start if start else None, ".2g", _kind(e).places
+        relevance, start, e.unit, relevance / start if start else None, ".3g", _kind(e).places
     )
 
 
@@ -299,7 +299,7 @@ def _lines(e: Explanation, i: int) -> list[str]:
         return [*lines, f"health: unknown: {escape(str(error))}"]
     rest = (("bias", "biases"), ("epsilon", "ε"), ("dropped", "dropped at outputs without an input to go to"))
     taken = {words: float(health.shares[key][i]) for key, words in rest}
-    lines += [f"{100 * part:.2g} % {words}" for words, part in taken.items() if abs(part) >= 0.005]
+    lines += [f"{100 * part:.3g} % {words}" for words, part in taken.items() if abs(part) >= 0.005]
     if health.ok:
         return [*lines, "health: ok"]
     return [*lines, *(f"<b>NOT TRUSTWORTHY</b>: {escape(problem)}" for problem in health.problems)]
