@@ -256,5 +256,5 @@ def test_a_changed_model_leaves_the_picture_and_says_so(drawn):
 def test_one_logit_has_no_probability(drawn):
     net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(32, 1)).eval()
     lrp.explain(net, torch.randn(1, 3, 6, 6)).heatmap()
-    assert drawn[0][1][0].title == drawn[0][2]["title"] == "class 0"
+    assert drawn[0][1][0].title == drawn[0][2]["title"] == "the model's one output"
     assert display.IMAGES == 4

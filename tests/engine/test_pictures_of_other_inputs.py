@@ -9,7 +9,9 @@ from PIL import Image, ImageShow
 from torch import nn
 
 import lrp
+from helpers.pictures import expect_readable, find, record_texts
 from lrp.engine.results.account import account_in_words
+from lrp.engine.results.target_words import predicted_words
 from lrp.pictures.heatmap import Panel
 from lrp.pictures.signals import draw_signal
 from lrp.pictures.table_rows import draw_row
@@ -91,8 +93,8 @@ def test_a_photo_is_for_images_alone(tmp_path):
         with pytest.raises(lrp.InputError) as error:
             call()
         assert str(error.value) == (
-            "photo=, preprocessing=: expected neither for relevance of shape [1, 2, 40], because only images [N, C, H, W] lie "
-            "on a photo."
+            "photo=, preprocessing=: expected neither for relevance of shape [1, 2, 40], because a photo belongs to one input "
+            "of images [N, C, H, W]."
         )
     assert not (tmp_path / "a.png").exists()
     with pytest.raises(lrp.InputError) as error:
@@ -113,7 +115,79 @@ def test_other_numbers_of_dimensions_are_told():
         "volumes [C, D, H, W]."
     )
     assert e._repr_png_() is None
-    assert "<img" not in e._repr_html_() and "reached the values" in e._repr_html_()
+    assert "<img" not in e._repr_html_() and "reached the input" in e._repr_html_()
+
+
+class TwoInputs(nn.Module):
+    """Of an image and a row; a mask is held, as it is no floats."""
+
+    def __init__(self):
+        super().__init__()
+        self.image, self.row = nn.Conv2d(3, 4, 3), nn.Linear(7, 4)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, image, row, mask):
+        image = self.image(image * mask).relu().mean((2, 3))
+        return self.head(torch.cat([image, self.row(row).relu()], 1))
+
+
+def test_of_several_inputs_each_has_its_picture(monkeypatch):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = TwoInputs().eval()
+    image, row = inputs((3, 8, 9), 2), inputs((7,), 2)
+    mask = torch.ones(2, 1, 8, 9, dtype=torch.bool)
+    explainer = lrp.Explainer(net, class_names=NAMES)
+    e = explainer.many((image, row, mask), ["wide", "early"])
+    assert e.relevance[2] is None
+    written = record_texts(monkeypatch)
+    picture = np.asarray(e.heatmap(index=1))
+    words = [w.text for w in written]
+    assert [w for w in words if w.startswith("input ")] == ["input image", "input row"]
+    expect_readable(written)
+    heading = f"predicted: {title(e[0], 1, int(e[0].logits[1].argmax()))}"
+    panels = []
+    for each in e:
+        reached, start = float(each.relevance[1][1].sum()), float(each.start[1].sum())
+        shares = {k: float(v[1]) for k, v in each.health.shares.items()} | {"input": reached / start}
+        account = account_in_words(reached, start, "logits", shares, [], "features")
+        panels.append(
+            Panel(each.relevance[1][1].double().numpy(), title(each, 1, int(each.target[1])), account)
+        )
+    below = np.asarray(draw_row(row[1].double().numpy(), panels, heading=heading))
+    assert (picture[-len(below) :, : below.shape[1]] == below).all()
+    photo = np.random.default_rng(0).integers(0, 255, (8, 9, 3), dtype=np.uint8)
+    above = np.asarray(e.heatmap(photo, index=1))
+    assert above.shape == picture.shape and (above[-len(below) :] == picture[-len(below) :]).all()
+    find(Image.fromarray(above), photo.repeat(40, 0).repeat(40, 1))
+    html = e._repr_html_()
+    assert html.count("<img") == 2 * (1 + 2 + 2)  # of two: the photo, two heatmaps, two rows
+    assert "<small>image: red speaks" in html and "<div>row: </div>" in html
+    assert Image.open(io.BytesIO(e._repr_png_())).size == e.heatmap().size
+    with pytest.raises(lrp.InputError) as error:
+        e.heatmap(index=2)
+    assert str(error.value) == "index=2: expected one of 2 inputs, 0 to 1."
+
+
+def test_a_class_at_each_place_is_not_one_class():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)).eval()
+    e = lrp.explain(net, inputs((3, 8, 9), 1), class_names=NAMES)
+    assert e.logits.shape == (1, 3, 8, 9)
+    assert e.heatmap().size[0] > 100
+    for output, words in ((e, "a class at each place"), (regression(), "the model's one output")):
+        assert predicted_words(output, 0) == words
+
+
+def regression():
+    return lrp.explain(nn.Sequential(nn.Flatten(), nn.Linear(80, 1)).eval(), inputs((2, 40), 1))
+
+
+def test_one_output_has_no_prediction(monkeypatch):
+    written = record_texts(monkeypatch)
+    regression().heatmap()
+    assert [w.text for w in written if w.text.startswith("channel")] == ["channel 0", "channel 1"]
+    assert "the model's one output" in [w.text for w in written]
+    assert not any("predicted" in w.text for w in written)
 
 
 def test_a_video_classifier_of_torchvision():

@@ -382,7 +382,7 @@ def test_an_explanation_shows_photo_heatmap_target_and_health():
 
 def test_zero_relevance_is_the_middle_of_the_colours():
     e = explained(composite="epsilon", images=1)
-    e.relevance = torch.zeros_like(e.relevance)
+    e.relevance.zero_()
     e.relevance[0, 0, 0, 0] = 1.0
     heat = np.asarray(Page(e._repr_html_()).images()[1].convert("RGB"))
     assert (heat[0, 0] == heatmap.PALETTE[-2]).all()

@@ -31,7 +31,7 @@ SIGNAL = Kind("signal", "samples", draw_signal)
 IMAGE = Kind("image", "pixels", None)
 VOLUME = Kind("volume", "voxels", draw_volume)
 CLIP = Kind("clip", "pixels", draw_volume)
-UNKNOWN = Kind("input", "values", None)
+UNKNOWN = Kind("input", "input", None)
 
 
 def kind_of(shape: Sequence[int]) -> Kind:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +58,21 @@ def page(
     for piece in pieces:
         sheet.paste(piece, (GAP, y))
         y += piece.height
+    return sheet
+
+
+def below_each_other(pictures: Mapping[str, Image.Image]) -> Image.Image:
+    """The pictures of a model's inputs, each under the input's name."""
+    face = typeface(pictures)
+    letters = font(face, round(1.2 * EM))
+    size = max(p.width for p in pictures.values()), sum(p.height + LINE for p in pictures.values()) + GAP
+    sheet = Image.new("RGB", size, "white")
+    y = GAP
+    for name, picture in pictures.items():
+        (text,) = wrapped(text_in_font(f"input {name}", face), letters, picture.width - 2 * GAP, 1)
+        ImageDraw.Draw(sheet).text((GAP, y + EM), text, font=letters, fill=INK, anchor="ls")
+        sheet.paste(picture, (0, y + LINE))
+        y += picture.height + LINE
     return sheet
 
 

@@ -97,11 +97,11 @@ def _span(values: np.ndarray) -> str:
 
 def _trace(values: np.ndarray, share: np.ndarray, axis: Axis, height: int) -> np.ndarray:
     """uint8 [height, axis.width, 3]: the line through the samples, each in the middle of its part of the width."""
-    low, high = _extent(values, axis)
     known = values[~np.isnan(values)]
     bottom, top = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
     if top == bottom:  # a constant signal lies in the middle
-        bottom, top = bottom - 1, top + 1
+        values, bottom, top = values - bottom, -1.0, 1.0
+    low, high = _extent(values, axis)
     radius = FINE * STROKE / 2
     margin = radius + 2 * FINE
     # In fine rows from the top.

@@ -30,7 +30,7 @@ def unify_layers(graph: Graph) -> None:
             operation.family = "linear"
     mixers = {node: kind for node, o in operations.items() if (kind := _mixes_positions(o))}
     for node, operation in operations.items():
-        if _pointwise(operation, graph.image.meta["shape"][0]):
+        if _pointwise(operation, graph.images):
             near = {mixers[m] for m in _next_to(node, mixers)}
             operation.family = "conv" if near == {"conv"} else "linear"
 

@@ -225,13 +225,13 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
 
 
 def data_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose value depends on pixels, not only on the batch size, and not only in steps.
+    """The nodes whose value depends on the inputs that relevance is to reach, and not only in steps.
 
-    Comparisons, indices, signs and rounded values are constants between their steps: no relevance passes through them.
+    It does not depend on them if it depends on the batch size or on held inputs alone. Comparisons, indices, signs and rounded values are constants between their steps: no relevance passes through them.
     """
     data: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or (
+        if "entry" in node.meta or (
             node.op == "call_function"
             and any(n in data for n in nodes_read_by_operation(node))
             and not _in_steps(node)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,18 +22,19 @@ TERMS = ("relevance_in", "absolute", "relevance_out", "bias", "epsilon", "droppe
 class Writer(GraphAppendingTracer):
     """Writes the canonical graph, and then operations on proxies, into a new graph; tensors become its constants."""
 
-    def __init__(self, graph: Graph, names: dict[int, str]) -> None:
-        """`names`: id of a tensor -> the name of its constant."""
+    def __init__(self, graph: Graph, names: dict[int, str], arguments: Sequence[str]) -> None:
+        """names: id of a tensor -> the name of its constant. arguments: of the program, behind the model's inputs."""
         super().__init__(fx.Graph())
         self.constants, self.names = dict(graph.constants), names
         self.nodes: dict[int, fx.Node] = {}
         self.step = "program"  # the operation that is being written
         self.value: dict[fx.Node, Proxy] = {}
-        self.inputs: list[Proxy] = []
-        self._copy(graph)
+        self.arguments: list[Proxy] = []
+        self._copy(graph, arguments)
 
-    def _copy(self, source: Graph) -> None:
+    def _copy(self, source: Graph, arguments: Sequence[str]) -> None:
         made: dict[fx.Node, fx.Node] = {}
+        inputs = source.inputs
         for node in source.fx.nodes:
             if node.op == "output":
                 continue
@@ -41,12 +42,13 @@ class Writer(GraphAppendingTracer):
             made[node].meta = {}
             if node.op == "get_attr":
                 self.nodes[id(self.constants[str(node.target)])] = made[node]
-            if node is source.image:
-                places = [self.graph.placeholder(name) for name in ("given", "weight", "predicted")]
-                self.inputs = [Proxy(n, self) for n in (made[node], *places)]
+            if node is inputs[-1]:
+                self.arguments = [Proxy(self.graph.placeholder(name), self) for name in arguments]
                 if source.channels_last:
-                    layout: dict[str, Any] = {"memory_format": torch.channels_last}
-                    made[node] = self.graph.call_method("contiguous", (made[node],), layout)
+                    for image in source.entries:
+                        if image.op == "placeholder" and len(image.meta["shape"]) == 4:
+                            layout: dict[str, Any] = {"memory_format": torch.channels_last}
+                            made[image] = self.graph.call_method("contiguous", (made[image],), layout)
         self.value = {node: Proxy(copy, self) for node, copy in made.items()}
 
     def create_arg(self, a: Any) -> Any:
@@ -89,17 +91,20 @@ class Program:
     """The explanation of one architecture under one composite, ready to run.
 
     Attributes:
-        module: (image, given, weight, predicted) -> (relevance, logits, start), or with `ledger` one more: a
-            float64 tensor [rows, 7] of sums over the whole batch, columns as in `TERMS`.
+        module: (*inputs, *arguments) -> (*relevance, logits, start, *inner[, ledger]). The arguments are given, weight,
+            predicted, or else the start relevance of inner nodes, and then masks. The ledger is a float64 tensor [rows, 7] of
+            sums over the whole batch, columns as in `TERMS`.
         rows: the operation of each ledger row, in order of execution.
+        inputs: the numbers of the inputs that relevance is returned for, in order.
     """
 
     module: fx.GraphModule
     rows: list[Operation]
+    inputs: Sequence[int] = (0,)
 
-    def __call__(self, image: Tensor, given: Tensor, weight: Tensor, predicted: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return self.module(image, given, weight, predicted)
+            return self.module(*tensors)
 
     def __str__(self) -> str:
         """The program's code; a comment above the code of each operation, constants by their names."""

@@ -26,6 +26,11 @@ def reached_words(
     return f"{relevance:.3g} of {start:.3g} {unit}{percent} reached the {places}"
 
 
+def sign_in_words(value: float) -> str:
+    """ "positive", "negative" or "zero"."""
+    return "positive" if value > 0 else "negative" if value < 0 else "zero"
+
+
 def account_in_words(
     relevance: float,
     start: float,

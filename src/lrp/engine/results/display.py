@@ -10,17 +10,20 @@ import base64
 import io
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, ImageShow
 
 from lrp.engine.results.account import account_in_words, reached_words
+from lrp.engine.results.target_words import predicted_words, target_words, with_probability
 from lrp.errors import ImageError, InputError, LrpError
 from lrp.pictures import heatmap
-from lrp.pictures.kinds import Kind, kind_of
+from lrp.pictures.kinds import IMAGE, UNKNOWN, Kind, kind_of
+from lrp.pictures.page import below_each_other
 from lrp.pictures.photos import Geometry, Photo, open_photo
 from lrp.pictures.volumes import stretched
 
@@ -115,41 +118,79 @@ def explanation_picture(
     e = entries[0]
     if not -len(e) <= index < len(e):
         raise InputError(f"index={index}: expected one of {len(e)} {_kind(e).name}s, 0 to {len(e) - 1}.")
-    i = index % len(e)
-    best = int(e.logits[i].argmax())
-    predicted = _with_probability(_class(e, best), _probability(e, i, best))
-    if e.relevance.dim() != 4:
-        if photo is not None or preprocessing is not None:
-            raise InputError(
-                f"photo=, preprocessing=: expected neither for relevance of shape {list(e.relevance.shape)}, because only "
-                "images [N, C, H, W] lie on a photo."
+    i, parts = index % len(e), _parts(e)
+    if not parts:
+        raise InputError("no input has relevance in this explanation, so there is no picture of it.")
+    if (photo is not None or preprocessing is not None) and [p.kind for p in parts].count(IMAGE) != 1:
+        shapes = " and ".join(str(list(part.relevance.shape)) for part in parts)
+        raise InputError(
+            f"photo=, preprocessing=: expected neither for relevance of shape {shapes}, because a photo belongs to one input "
+            "of images [N, C, H, W]."
+        )
+    pictures = {}
+    for same in zip(*map(_parts, entries), strict=True):
+        panels = [_panel(each, i, part) for each, part in zip(entries, same, strict=True)]
+        values = _values(same[0].values[i])
+        if same[0].kind is IMAGE:
+            picture = _on_photo(e, i, values, panels, photo, preprocessing)
+        else:
+            classes = e.logits.dim() == 2 and e.logits.shape[1] > 1
+            picture = draw_input(
+                values, panels, f"predicted: {predicted_words(e, i)}" if classes else "", e.unit
             )
-        panels = [_panel(e, i, _values(e.relevance[i])) for e in entries]
-        return draw_input(_values(e._images[i]), panels, f"predicted: {predicted}", e.unit)
+        pictures[same[0].name] = picture
+    return pictures.popitem()[1] if len(pictures) == 1 else below_each_other(pictures)
+
+
+class _Part(NamedTuple):
+    """One of the inputs, [N, ...], and its relevance, of its shape."""
+
+    name: str
+    values: Tensor
+    relevance: Tensor
+
+    @property
+    def kind(self) -> Kind:
+        return kind_of(self.relevance.shape[1:])
+
+
+def _parts(e: Explanation) -> list[_Part]:
+    """Without inputs that are held."""
+    inputs = zip(e._inputs.names, e._inputs.tensors, e._parts, strict=True)
+    return [_Part(name, values, part) for name, values, part in inputs if part is not None]
+
+
+def _kind(e: Explanation) -> Kind:
+    """Of the input; of several, "input"."""
+    parts = _parts(e)
+    return parts[0].kind if len(parts) == 1 else UNKNOWN
+
+
+def _on_photo(
+    e: Explanation,
+    i: int,
+    values: np.ndarray,
+    panels: Sequence[heatmap.Panel],
+    photo: PhotoLike | None,
+    preprocessing: Geometrical | None,
+) -> Image.Image:
+    """values: of the model's input, [C, H, W], as the panels' relevance is."""
     if photo is None:
-        pixels, name = stretched(_values(e._images[i])), "what the model saw; its brightness is stretched"
+        pixels, name = stretched(values), "what the model saw; its brightness is stretched"
         if pixels is None:
             raise InputError(
-                f"an input of {e._images.shape[1]} channels cannot be shown as a photo: give one, heatmap(photo)."
+                f"an input of {len(values)} channels cannot be shown as a photo: give one, heatmap(photo)."
             )
         geometry = None
     else:
         geometry = preprocessing or e._explainer.preprocessing
         pixels, file = _pixels(photo, getattr(geometry, "range", None))
         name = f"predicted for {file}" if file else "predicted"
-    panels = [_panel(e, i, _on_photo(_values(e.relevance[i]).sum(0), pixels, geometry)) for e in entries]
-    return heatmap.draw(pixels, panels, title=predicted, subtitle=name, unit=e.unit)
+    placed = [replace(p, relevance=_at_pixels(p.relevance.sum(0), pixels, geometry)) for p in panels]
+    return heatmap.draw(pixels, placed, title=predicted_words(e, i), subtitle=name, unit=e.unit)
 
 
-def _values(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().double().cpu().numpy()
-
-
-def _panel(e: Explanation, i: int, values: np.ndarray) -> heatmap.Panel:
-    return heatmap.Panel(values, _with_probability(*_target(e, i)), _account(e, i))
-
-
-def _on_photo(values: np.ndarray, pixels: np.ndarray, preprocessing: Geometrical | None) -> np.ndarray:
+def _at_pixels(values: np.ndarray, pixels: np.ndarray, preprocessing: Geometrical | None) -> np.ndarray:
     if preprocessing is not None:
         return preprocessing.geometry.to_photo(values, *pixels.shape[:2])
     if values.shape != pixels.shape[:2]:
@@ -161,24 +202,29 @@ def _on_photo(values: np.ndarray, pixels: np.ndarray, preprocessing: Geometrical
     return values
 
 
-def _kind(e: Explanation) -> Kind:
-    return kind_of(e.relevance.shape[1:])
+def _values(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().double().cpu().numpy()
 
 
-def _with_probability(words: str, probability: float | None) -> str:
-    return words if probability is None else f"{words}  {100 * probability:.1f} %"
+def _panel(e: Explanation, i: int, part: _Part) -> heatmap.Panel:
+    return heatmap.Panel(
+        _values(part.relevance[i]), with_probability(*target_words(e, i)), _account(e, i, part)
+    )
 
 
-def _account(e: Explanation, i: int) -> str:
+def _account(e: Explanation, i: int, part: _Part) -> str:
+    """What reached this input, and where the rest went."""
     if len(e) > IMAGES and "health" not in e.__dict__:  # health runs a program for each image
         return _reached(e, i)
     try:
         health = e.health
     except LrpError as error:
         return f"{_reached(e, i)}; health unknown: {error}"
-    relevance, start = float(e.relevance[i].double().sum()), float(e.ledger.totals["start"][i])
+    relevance, start = float(part.relevance[i].double().sum()), float(e.ledger.totals["start"][i])
     shares = {name: float(values[i]) for name, values in health.shares.items()}
-    return account_in_words(relevance, start, e.unit, shares, health.problems, _kind(e).places)
+    if len(_parts(e)) > 1:
+        shares["input"] = relevance / start if start else 0.0
+    return account_in_words(relevance, start, e.unit, shares, health.problems, part.kind.places)
 
 
 def _pixels(photo: PhotoLike, range: tuple[float, float] | None) -> tuple[np.ndarray, str]:
@@ -221,11 +267,14 @@ def show(image: Image.Image) -> None:
 
 def display_png(entries: Sequence[Explanation]) -> bytes | None:
     """The first image's picture as PNG, with 256 colours so that it is small."""
-    e = entries[0]
-    drawable = _kind(e).draw or (e.relevance.dim() == 4 and e._images.shape[1] in (1, 3))
-    if not drawable or not bool(e.relevance[0].isfinite().all()):
+    parts = _parts(entries[0])
+    if not parts or not all(_drawable(p) and bool(p.relevance[0].isfinite().all()) for p in parts):
         return None
     return _png(_fewer_colours(explanation_picture(entries[:IMAGES])))
+
+
+def _drawable(part: _Part) -> bool:
+    return part.kind.draw is not None or (part.kind is IMAGE and part.values.shape[1] in (1, 3))
 
 
 def _fewer_colours(image: Image.Image) -> Image.Image:
@@ -242,22 +291,26 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _row(e: Explanation, i: int, with_photo: bool) -> str:
-    relevance = e.relevance[i].detach().cpu().double()
-    pictures, lines = "", _lines(e, i)
-    if relevance.dim() == 3:
-        values = relevance.sum(0).numpy()
-        limit = heatmap.heatmap_scale([values])
-        if (seen := stretched(_values(e._images[i]))) is not None:
-            what = "what the model saw; its brightness is stretched"
-            pictures += _cell(Image.fromarray(seen).quantize(256), what) if with_photo else "<td></td>"
-        pictures += _cell(_heatmap(values, limit), "relevance of each pixel")
-        lines.append(f"<small>red speaks for it, blue against; deepest from {limit:.2g} per pixel on</small>")
+    pictures, below, lines, parts = "", "", _lines(e, i), _parts(e)
+    for part in parts:
+        values, own = _values(part.values[i]), _values(part.relevance[i])
+        name = f"{escape(part.name)}: " if len(parts) > 1 else ""
+        if part.kind is IMAGE:
+            own = own.sum(0)
+            limit = heatmap.heatmap_scale([own])
+            if (seen := stretched(values)) is not None:
+                what = "what the model saw; its brightness is stretched"
+                pictures += _cell(Image.fromarray(seen).quantize(256), what) if with_photo else "<td></td>"
+            pictures += _cell(_heatmap(own, limit), "relevance of each pixel")
+            words = f"red speaks for it, blue against; deepest from {limit:.2g} per pixel on"
+            lines.append(f"<small>{name}{words}</small>")
+        elif part.kind.draw is not None:
+            # As wide as the page, so the words stand above it.
+            image = draw_input(values, [heatmap.Panel(own, "")], unit=e.unit)
+            below += f"<div>{name}</div>" if name else ""
+            below += _image(_fewer_colours(image), "relevance", "max-width: 100%")
     words = "".join(f"<div>{line}</div>" for line in lines)
-    if _kind(e).draw is not None:
-        # As wide as the page, so the words stand above it.
-        image = draw_input(_values(e._images[i]), [heatmap.Panel(_values(e.relevance[i]), "")], unit=e.unit)
-        words += _image(_fewer_colours(image), "relevance", "max-width: 100%")
-    return f'<tr>{pictures}<td style="{_CELL}">{words}</td></tr>'
+    return f'<tr>{pictures}<td style="{_CELL}">{words}{below}</td></tr>'
 
 
 def _heatmap(values: np.ndarray, limit: float) -> Image.Image:
@@ -282,10 +335,9 @@ def _image(image: Image.Image, title: str, style: str) -> str:
 
 
 def _reached(e: Explanation, i: int) -> str:
-    relevance, start = float(e.relevance[i].double().sum()), float(e.start[i].double().sum())
-    return reached_words(
-        relevance, start, e.unit, relevance / start if start else None, ".3g", _kind(e).places
-    )
+    relevance, start = e.sums(i)
+    share = relevance / start if start else None
+    return reached_words(relevance, start, e.unit, share, ".3g", _kind(e).places)
 
 
 def _lines(e: Explanation, i: int) -> list[str]:
@@ -307,31 +359,5 @@ def _lines(e: Explanation, i: int) -> list[str]:
 
 def _target_text(e: Explanation, i: int) -> str:
     """The target in words: "espresso (probability 95.1 %)", "espresso, not cup"."""
-    words, probability = _target(e, i)
+    words, probability = target_words(e, i)
     return words if probability is None else f"{words} (probability {100 * probability:.3g} %)"
-
-
-def _target(e: Explanation, i: int) -> tuple[str, float | None]:
-    """The target in words, and of a single class its probability."""
-    target = int(e.target[i])
-    if bool(e._request.given[i].any()):
-        classes = int((e.start[i] != 0).sum())
-        return f"a start relevance at {classes:,} classes, most at {_class(e, target)}", None
-    if e._explainer.seed == "softmax":
-        return "the softmax of all classes", None
-    against = (e._request.weight[i] < 0).nonzero().flatten().tolist()
-    if e._request.predicted[i] < 0:
-        against = [int(e.logits[i].argmax())]
-    if against:
-        return f"{_class(e, target)}, not {_class(e, against[0])}", None
-    return _class(e, target), _probability(e, i, target)
-
-
-def _class(e: Explanation, index: int) -> str:
-    names = e._explainer.class_names
-    return str(names[index]) if names is not None and index < len(names) else f"class {index}"
-
-
-def _probability(e: Explanation, i: int, index: int) -> float | None:
-    """None for a model with one logit."""
-    return float(e.logits[i].double().softmax(0)[index]) if e.logits.shape[1] > 1 else None

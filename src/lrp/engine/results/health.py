@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lrp.engine.results.account import sign_in_words
 from lrp.engine.results.ledger import LEAST, Ledger
 
 # The limits of a correct explanation.
@@ -35,7 +37,8 @@ class Health:
         logit_error: largest difference to the model's own logits, relative to the largest of them.
         closing_error: the worst node's unexplained part, relative to the Σ|R| entering it.
         amplification: [N] largest Σ|R| of a node over |start|.
-        shares: [N] each: "input", "bias", "epsilon", "dropped" as fractions of the start.
+        shares: [N] each: "input", "bias", "epsilon", "dropped" as fractions of the start; of several inputs also
+            "input NAME" of each.
     """
 
     ok: bool
@@ -55,16 +58,16 @@ def judge_health(
     logits: Tensor,
     output: Tensor,
     own: Tensor,
-    relevance: Tensor,
+    relevance: Sequence[Tensor],
     negative: bool,
     low_precision: bool = False,
 ) -> Health:
-    """Health from a ledger, the program's logits [N, K], its and the model's own output [N, K], and the relevance.
+    """Health from a ledger, the program's logits [N, K], its and the model's own output [N, K], and the relevance at each input.
 
     `output` is the logits, after the softmax or sigmoid at the end of the model if one was left out.
     `negative`: a target's logit is negative while its start is 1. `low_precision`: computed in mixed precision.
     """
-    dtype = relevance.dtype
+    dtype = logits.dtype
     limit = max(AGREES[dtype], AGREES.get(own.dtype, HALF))
     closes = LOW_PRECISION if low_precision else CLOSES[dtype]
     own = own.to(output)
@@ -72,7 +75,7 @@ def judge_health(
     worst = max(ledger.rows, key=lambda r: float(r.closing_error.nan_to_num(torch.inf).max()), default=None)
     closing = float(worst.closing_error.max()) if worst else 0.0
     problems = []
-    if not (bool(torch.isfinite(relevance).all()) and bool(torch.isfinite(logits).all())):
+    if not all(bool(torch.isfinite(t).all()) for t in (*relevance, logits)):
         problems.append("not finite: relevance or logits hold NaN or infinite values")
     if not logit_error <= limit:
         problems.append(
@@ -98,7 +101,7 @@ def judge_health(
         )
     t = ledger.totals
     safe = torch.where(t["start"] == 0, torch.ones_like(t["start"]), t["start"])
-    shares = {name: t[name] / safe for name in ("input", "bias", "epsilon", "dropped")}
+    shares = {name: t[name] / safe for name in t if name.startswith("input") or name in TRY}
     amplification = t["largest"] / safe.abs()
     notes = []
     for i in range(len(safe)):
@@ -106,8 +109,11 @@ def judge_health(
         notes.append(
             f"image {i}: of a start of {float(t['start'][i]):.4g}: {parts}; largest Σ|R| {float(amplification[i]):.3g} × start"
         )
+        if logits.dim() == 2 and logits.shape[1] == 1:
+            sign = sign_in_words(float(logits[i, 0]))
+            notes.append(f"image {i}: the output is {sign}, and relevance of the same sign raises its size")
         notes += _where_all_went(ledger, shares, i)
-        if bool((relevance[i] == 0).all()) and float(t["start"][i]) != 0:
+        if all(bool((part[i] == 0).all()) for part in relevance) and float(t["start"][i]) != 0:
             notes.append(f"image {i}: the map is 0: no relevance reached the input")
     if negative:
         notes.append(

@@ -44,7 +44,7 @@ def generalise(first: Captured, second: Captured) -> Captured:
 
     def number(times: int) -> fx.Node:
         if times not in counted:
-            image = next(n for n in ours if n.op == "placeholder")
+            image = next(n for n in ours if n.meta.get("batched"))
             after = counted.get(1, image)
             with first.graph.inserting_after(after):
                 if times == 1:
