@@ -274,7 +274,7 @@ class Explainer:
         Raises:
             InputError: the model cannot be called so; pixels that are not finite; another device than the model's.
         """
-        inputs = x if isinstance(x, Inputs) else inputs_of_call(self.model, x, named, self.batch_dim)
+        inputs = inputs_of_call(self.model, x, named, self.batch_dim)
         self._check(inputs)
         return inputs
 
@@ -383,7 +383,7 @@ class Explainer:
 
     def prepare(self, x: Any) -> Prepared:
         """Capture the model for inputs like `x`, assign rules, write the program; cached for the last `SIZES` sizes."""
-        inputs = self.inputs(x)
+        inputs = x if isinstance(x, Inputs) else self.inputs(x)
         key = inputs.key
         with LOCK:
             found = _last_used(self._prepared, key) or _last_used(self._prepared, (key, len(inputs)))
