@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from lrp.engine.graph.facts import facts
 from lrp.engine.graph.outputs import HEADS
 from lrp.engine.graph.shapes import Batch, Shape, Size
+from lrp.engine.graph.tracing.aliases import by_usual_name
 from lrp.engine.graph.tracing.captured import Captured
 from lrp.engine.graph.tracing.inputs import Inputs
 from lrp.engine.graph.tracing.scripts import in_usual_form
@@ -136,7 +137,7 @@ def graph_of_program(program: Any, free: bool, own: dict[str, Tensor], images: I
             new[node] = inlined[node.args[0]][node.args[1]]
             continue
         else:
-            made = in_usual_form(graph.node_copy(node, lambda n: new[n]))
+            made = by_usual_name(in_usual_form(graph.node_copy(node, lambda n: new[n])))
         made.meta = _facts_of(node) | (known if made.op == "placeholder" else {})
         new[node] = made
     for node in reversed(list(graph.nodes)):
@@ -167,7 +168,7 @@ def _inline(
         elif node.op == "output":
             return [inner[n] for n in node.args[0]]
         else:
-            inner[node] = graph.node_copy(node, lambda n: inner[n])
+            inner[node] = by_usual_name(graph.node_copy(node, lambda n: inner[n]))
             inner[node].meta = _facts_of(node)
     raise CaptureError("a region without output")
 
@@ -197,7 +198,8 @@ def logits_as_output(captured: Captured, images: int) -> Captured:
         with graph.inserting_before(output):
             rows = graph.call_function(torch.ops.aten.reshape.default, (last, [-1, each]))
         shape: Shape = (Batch() if isinstance(size, Batch) else images, each)
-        rows.meta = {**last.meta, "shape": shape, "shapes": [shape], "inside": ()}
+        known = {key: value for key, value in last.meta.items() if key != "entry"}
+        rows.meta = {**known, "shape": shape, "shapes": [shape], "inside": ()}
         output.args = (rows,)
     return captured
 
