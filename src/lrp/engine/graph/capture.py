@@ -31,6 +31,7 @@ from lrp.engine.graph.tracing.graph_of_program import (
 from lrp.engine.graph.tracing.hooks import Hook, forward_hooks, hooked, hooks_that_change, only
 from lrp.engine.graph.tracing.isolation import isolated, replaced_here
 from lrp.engine.graph.tracing.model_copy import copy_of
+from lrp.engine.graph.tracing.packed_sequences import ASKED, packing
 from lrp.engine.graph.tracing.refusals import (
     first_line,
     frames_of_the_model,
@@ -61,9 +62,11 @@ class _Chosen(nn.Module):
     Attributes:
         written: (module's path, name) of the attributes that a forward pass sets. They are taken off again.
         paths: id of a module's attributes -> its path and itself.
+        packs: whether it packs sequences.
     """
 
     model: nn.Module
+    packs = False
     paths: dict[int, tuple[str, nn.Module]]
 
     def __init__(self, model: nn.Module, output: Output, constants: ConstantBranches | None = None) -> None:
@@ -77,8 +80,11 @@ class _Chosen(nn.Module):
     def forward(self, image: Tensor) -> Any:
         if self.constants is not None:
             self.constants.begin(self.model)
-        with self._taken_off(), self.constants or contextlib.nullcontext():
-            return logits_among(_call(self.model, image), self.output)
+        constants = self.constants or contextlib.nullcontext()
+        with self._taken_off(), constants, packing(self.constants) as packed:
+            logits = logits_among(_call(self.model, image), self.output)
+        self.__dict__["packs"] = packed.used
+        return logits
 
     @contextlib.contextmanager
     def _taken_off(self) -> Iterator[None]:
@@ -197,7 +203,7 @@ def _attempt(
         if not answers and any(node.target in NUMBERS for node in program.graph.nodes):
             raise CaptureError(SIZE_OF_VALUES)  # a number out of a tensor: a constant, if the tensor is one
     captured = graph_of_program(program, free, own)
-    captured.written = frozenset(chosen.written)
+    captured.written, captured.packs = frozenset(chosen.written), chosen.packs
     if chosen.constants is not None:
         captured.answers = chosen.constants.answers
     return captured
@@ -217,7 +223,7 @@ def _sparse(model: nn.Module) -> list[str]:
 def _asks_for_values(error: BaseException | None) -> bool:
     """Whether an export failed because a trace has no values."""
     while error is not None:
-        if type(error).__name__ in ASKS or str(error).startswith((SIZE_OF_VALUES, NO_NUMPY)):
+        if type(error).__name__ in ASKS or str(error).startswith((SIZE_OF_VALUES, NO_NUMPY, ASKED)):
             return True
         error = error.__cause__ or error.__context__
     return False
