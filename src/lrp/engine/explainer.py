@@ -23,10 +23,12 @@ from lrp.engine.graph.outputs import HEADS, Output
 from lrp.engine.graph.tracing.captured import Captured
 from lrp.engine.graph.tracing.isolation import LOCK, sources_go_with
 from lrp.engine.graph.tracing.model_copy import in_train_mode
+from lrp.engine.graph.tracing.refusals import fails_itself
 from lrp.engine.graph.writer import Program
 from lrp.engine.model_state import ModelState, tensor_version
 from lrp.engine.program import SEEDS, Builder
 from lrp.engine.results.explanation import Explanation, Explanations
+from lrp.engine.results.health import difference_to_model
 from lrp.engine.results.ledger import Ledger, ledger_of_each_image
 from lrp.engine.results.rules_table import RulesTable
 from lrp.engine.rule_check import RuleCheck, check_rules
@@ -159,6 +161,7 @@ class Explainer:
         request = self._request(target, x, prepared)
         with plain_numbers(x.device):
             relevance, logits, start = prepared.program(x.detach().to(self.dtype), *request)[:3]
+        self._compare(x, prepared, logits)
         return self._explanation(x, prepared, request, relevance, logits, start)
 
     def many(self, x: Tensor, targets: Sequence[Any]) -> Explanations:
@@ -179,6 +182,7 @@ class Explainer:
             shared, one_target = prepared.halves
             kept = shared(x.detach().to(self.dtype))
             results = [one_target(*request, *kept)[:3] for request in requests]
+        self._compare(x, prepared, results[0][1])
         entries = [
             self._explanation(x, prepared, request, *result)
             for request, result in zip(requests, results, strict=True)
@@ -341,6 +345,28 @@ class Explainer:
             )
         return next(reversed(self._prepared.values())).plain
 
+    def _compare(self, x: Tensor, prepared: Prepared, logits: Tensor) -> None:
+        """Raise if packed sequences, which the graph holds padded, make the model another function."""
+        if not prepared.captured.packs:
+            return
+        name = type(self.model).__name__
+        try:
+            own = self._own_output(x)
+        except Exception as error:
+            raise CaptureError(fails_itself(self.model, x, error)) from error
+        output = self._as_output(logits)
+        if own.shape != output.shape:
+            apart = f"{own.shape[1]} of an image, not {output.shape[1]}"
+        else:
+            error, limit = difference_to_model(output, own)
+            if error <= limit:
+                return
+            apart = f"by up to {error:.1e} of the largest"
+        raise CaptureError(
+            f"{name} packs sequences, and its logits are not those of padded ones ({apart}): give pad_packed_sequence a "
+            "total_length=, and apply to a packed sequence's data only what acts on each step alone."
+        )
+
     def _own_output(self, x: Tensor) -> Tensor:
         """What the model itself returns, [N, K]; after a softmax or sigmoid, if it ends in one."""
         return own_output(self.model, self._as_model_takes(x), self.output).reshape(len(x), -1)
@@ -352,17 +378,20 @@ class Explainer:
 
     def _ledger(self, x: Tensor, request: Start) -> Ledger:
         """The account of each image of a batch."""
-        prepared = self.prepare(x[:1] if self.prepare(x).captured.free_batch else x)
+        prepared, together = self.prepare(x[:1] if self.prepare(x).captured.free_batch else x), False
         if not prepared.captured.free_batch and len(x) > 1:
-            prepared = self._prepare(
-                capture(self.model, self._as_model_takes(x[:1]), self.output), prepared.state, x.device
-            )
+            try:
+                alone = capture(self.model, self._as_model_takes(x[:1]), self.output)
+                prepared = self._prepare(alone, prepared.state, x.device)
+            except CaptureError:
+                together = True
         with sources_go_with(prepared.builder), plain_numbers(x.device):
             if prepared.ledger_program is None:
                 prepared.ledger_program = prepared.builder.program(ledger=True)
         names = [str(prepared.rules[o.node]) for o in prepared.ledger_program.rows]
         with plain_numbers(x.device):
-            return ledger_of_each_image(prepared.ledger_program, names, x.detach().to(self.dtype), request)
+            images = x.detach().to(self.dtype)
+            return ledger_of_each_image(prepared.ledger_program, names, images, request, together)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -33,6 +33,7 @@ from lrp.engine.graph.tracing.isolation import isolated, replaced_here
 from lrp.engine.graph.tracing.model_copy import copy_of
 from lrp.engine.graph.tracing.packed_sequences import ASKED, packing
 from lrp.engine.graph.tracing.refusals import (
+    fails_itself,
     first_line,
     frames_of_the_model,
     hooks_that_cannot_be_followed,
@@ -83,7 +84,7 @@ class _Chosen(nn.Module):
         constants = self.constants or contextlib.nullcontext()
         with self._taken_off(), constants, packing(self.constants) as packed:
             logits = logits_among(_call(self.model, image), self.output)
-        self.__dict__["packs"] = packed.used
+        self.__dict__["packs"] = packed is not None and packed.used
         return logits
 
     @contextlib.contextmanager
@@ -288,9 +289,7 @@ def _capture_error(
         wrong = wrong_channels(model, example)
         if wrong:
             return InputError(wrong)
-        return CaptureError(
-            f"{name} itself fails on an input of shape {shape}: {type(own).__name__}: {first_line(own)}"
-        )
+        return CaptureError(fails_itself(model, example, own))
     if hooks and _succeeds(model, example, output):
         return CaptureError(hooks_that_cannot_be_followed(model, hooks, first_line(error)))
     where = frames_of_the_model(error)

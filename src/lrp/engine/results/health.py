@@ -50,6 +50,13 @@ class Health:
         return "\n".join(["ok" if self.ok else "NOT OK", *self.problems, *self.notes])
 
 
+def difference_to_model(output: Tensor, own: Tensor) -> tuple[float, float]:
+    """The largest difference of a program's output to the model's own, and its limit; both relative to the largest value."""
+    limit = max(AGREES[output.dtype], AGREES.get(own.dtype, HALF))
+    own = own.to(output)
+    return float((output - own).abs().max()) / max(float(own.abs().max()), LEAST), limit
+
+
 def judge_health(
     ledger: Ledger,
     logits: Tensor,
@@ -65,10 +72,8 @@ def judge_health(
     `negative`: a target's logit is negative while its start is 1. `low_precision`: computed in mixed precision.
     """
     dtype = relevance.dtype
-    limit = max(AGREES[dtype], AGREES.get(own.dtype, HALF))
+    logit_error, limit = difference_to_model(output, own)
     closes = LOW_PRECISION if low_precision else CLOSES[dtype]
-    own = own.to(output)
-    logit_error = float((output - own).abs().max()) / max(float(own.abs().max()), LEAST)
     worst = max(ledger.rows, key=lambda r: float(r.closing_error.nan_to_num(torch.inf).max()), default=None)
     closing = float(worst.closing_error.max()) if worst else 0.0
     problems = []

@@ -95,7 +95,7 @@ class Ledger:
 
 
 def ledger_of_each_image(
-    program: Program, rules: Sequence[str], images: Tensor, request: Sequence[Tensor]
+    program: Program, rules: Sequence[str], images: Tensor, request: Sequence[Tensor], together: bool = False
 ) -> Ledger:
     """Run a ledger program one image at a time: a sum over the whole batch is then that of one image, whatever its shape.
 
@@ -103,12 +103,18 @@ def ledger_of_each_image(
         rules: the name of the rule of each of the program's rows.
         images: [N, C, H, W], in the program's dtype.
         request: given, weight, predicted, as the program takes them, for N images.
+        together: run it on all images, with relevance at one of them, as the model takes no other number of images.
     """
     tables, alone, ends = [], [], []
     for i in range(len(images)):
-        relevance, logits, start, table = program(images[i : i + 1], *(part[i : i + 1] for part in request))
+        own = slice(i, i + 1)
+        if together:
+            run = program(images, *(_only(part, i) for part in request))
+        else:
+            run = program(images[own], *(part[own] for part in request))
+        relevance, logits, start, table = run
         tables.append(table)
-        alone.append(logits)
+        alone.append(logits[own] if together else logits)
         ends.append([v.sum(dtype=torch.float64) for v in (start, relevance, relevance.abs())])
     book = torch.stack(tables, dim=-1).cpu()  # [rows, terms, N]
     begun, reached, spread = torch.tensor(ends, dtype=torch.float64).t()
@@ -126,3 +132,10 @@ def ledger_of_each_image(
         "largest": torch.maximum(absolute.amax(0), spread) if len(absolute) else spread,
     }
     return Ledger(rows, totals, torch.cat(alone))
+
+
+def _only(part: Tensor, image: int) -> Tensor:
+    """[N, ...] with zeros for all images but one."""
+    kept = torch.zeros_like(part)
+    kept[image] = part[image]
+    return kept

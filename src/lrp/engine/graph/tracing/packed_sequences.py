@@ -99,9 +99,12 @@ class BatchSizes:
             raise CaptureError(NOT_KNOWN)
         return self.images  # each sequence has a first step
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{name}: {NOT_KNOWN}")
+
     @classmethod
     def __torch_function__(cls, *_: Any) -> Any:
-        """torch takes it for a tensor; what is computed of it is the concern of `Packing`."""
+        """By this torch takes it for a tensor; `Packing` answers what torch.nn asks of it."""
         raise CaptureError(NOT_KNOWN)
 
 
@@ -118,7 +121,7 @@ class Packing(TorchFunctionMode):
         used: whether any was.
     """
 
-    def __init__(self, constants: ConstantBranches | None) -> None:
+    def __init__(self, constants: ConstantBranches) -> None:
         super().__init__()
         self.constants, self.used = constants, False
         self._orders: dict[int, Tensor] = {}  # permutations of the batch that are none
@@ -147,8 +150,6 @@ class Packing(TorchFunctionMode):
         return order
 
     def _packed(self, data: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, BatchSizes]:
-        if self.constants is None:
-            raise CaptureError(ASKED)
         self.used = True
         data = data.transpose(0, 1) if batch_first else data
         if len(lengths) != data.shape[1]:
@@ -191,15 +192,26 @@ def _padded(
 
 
 @contextlib.contextmanager
-def packing(constants: ConstantBranches | None) -> Iterator[Packing]:
-    """Sequences are packed as padded ones, and torch does not check the sizes of a packed sequence's states."""
+def packing(constants: ConstantBranches | None) -> Iterator[Packing | None]:
+    """Sequences are packed as padded ones; without `constants`, whose lengths may be known, none can be packed."""
     with contextlib.ExitStack() as stack:
-        for owner in (nn.RNNBase, nn.LSTM):
-            stack.enter_context(replaced_here(owner, "check_forward_args", _checking(owner.check_forward_args)))
-        yield stack.enter_context(Packing(constants))
+        if constants is None:
+            stack.enter_context(replaced_here(rnn, "_packed_sequence_init", _ask))
+            yield None
+        else:
+            for owner in (nn.RNNBase, nn.LSTM):
+                checked = _checking(owner.check_forward_args)
+                stack.enter_context(replaced_here(owner, "check_forward_args", checked))
+            yield stack.enter_context(Packing(constants))
+
+
+def _ask(*_: Any) -> Any:
+    raise CaptureError(ASKED)
 
 
 def _checking(check: Callable[..., None]) -> Callable[..., None]:
+    """Without a check of the sizes of a packed sequence's states, which would fix the number of images."""
+
     def checked(layer: nn.RNNBase, data: Tensor, states: Any, sizes: Any) -> None:
         if not isinstance(sizes, BatchSizes):
             check(layer, data, states, sizes)

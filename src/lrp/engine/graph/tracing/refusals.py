@@ -41,6 +41,11 @@ def hooks_that_cannot_be_followed(model: nn.Module, hooks: set[Hook], reason: st
     )
 
 
+def fails_itself(model: nn.Module, example: Tensor, error: Exception) -> str:
+    shape = list(example.shape)
+    return f"{type(model).__name__} itself fails on an input of shape {shape}: {type(error).__name__}: {first_line(error)}"
+
+
 def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
