@@ -31,7 +31,7 @@ from lrp.engine.graph.tracing.graph_of_program import (
 from lrp.engine.graph.tracing.hooks import Hook, forward_hooks, hooked, hooks_that_change, only
 from lrp.engine.graph.tracing.isolation import isolated, replaced_here
 from lrp.engine.graph.tracing.model_copy import copy_of
-from lrp.engine.graph.tracing.packed_sequences import ASKED, packing
+from lrp.engine.graph.tracing.packed_sequences import ASKED, sequences
 from lrp.engine.graph.tracing.refusals import (
     fails_itself,
     first_line,
@@ -82,9 +82,9 @@ class _Chosen(nn.Module):
         if self.constants is not None:
             self.constants.begin(self.model)
         constants = self.constants or contextlib.nullcontext()
-        with self._taken_off(), constants, packing(self.constants) as packed:
+        with self._taken_off(), constants, sequences(self.constants) as inside:
             logits = logits_among(_call(self.model, image), self.output)
-        self.__dict__["packs"] = packed is not None and packed.used
+        self.__dict__["packs"] = inside.packed
         return logits
 
     @contextlib.contextmanager

@@ -133,22 +133,15 @@ def _cell(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
 
 @decomposes(*STEPS)
 def _layers(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
-    if a["train"] and a["dropout"]:
+    """ATen's operation, or that of a trace (`tracing.recurrent_layers`), which takes lengths as well."""
+    if a.get("train") and a["dropout"]:
         return None  # random
-    op, kind, x = _Before(graph, node), ops.operation_name(node), a["input"]
-    start = a["hx"] if kind == "lstm" else [a["hx"]]
-    x = x if a["batch_first"] else op.turned(x)
+    op, kind = _Before(graph, node), ops.operation_name(node)
+    x = a["input"] if a["batch_first"] else op.turned(a["input"])
+    start = a["hx"] if isinstance(a["hx"], (list, tuple)) else [a["hx"]]
     layers = _weights(a["params"], a["has_biases"], a["num_layers"], 1 + a["bidirectional"])
-    x, last = _written_out(op, kind, x, start, layers)
+    x, last = _written_out(op, kind, x, start, layers, a.get("lengths"))
     return [x if a["batch_first"] else op.turned(x), *last]
-
-
-@decomposes("lrp::packed_recurrence")
-def _packed(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
-    op = _Before(graph, node)
-    layers = _weights(a["weights"], a["has_biases"], a["num_layers"], 1 + a["bidirectional"])
-    x, last = _written_out(op, a["kind"], op.turned(a["data"]), a["states"], layers, a["lengths"])
-    return [op.turned(x), *last]
 
 
 def _weights(given: list[Node], has_biases: bool, layers: int, directions: int) -> list[list[Weights]]:
