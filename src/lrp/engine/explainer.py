@@ -358,10 +358,10 @@ class Explainer:
         if own.shape != output.shape:
             apart = f"{own.shape[1]} of an image, not {output.shape[1]}"
         else:
-            error, limit = difference_to_model(output, own)
-            if error <= limit:
+            difference, limit = difference_to_model(output, own)
+            if difference <= limit:
                 return
-            apart = f"by up to {error:.1e} of the largest"
+            apart = f"by up to {difference:.1e} of the largest"
         raise CaptureError(
             f"{name} packs sequences, and its logits are not those of padded ones ({apart}): give pad_packed_sequence a "
             "total_length=, and apply to a packed sequence's data only what acts on each step alone."

@@ -138,7 +138,7 @@ def _layers(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
         return None  # random
     op, kind = _Before(graph, node), ops.operation_name(node)
     x = a["input"] if a["batch_first"] else op.turned(a["input"])
-    start = a["hx"] if isinstance(a["hx"], (list, tuple)) else [a["hx"]]
+    start = list(a["hx"]) if isinstance(a["hx"], (list, tuple)) else [a["hx"]]
     layers = _weights(a["params"], a["has_biases"], a["num_layers"], 1 + a["bidirectional"])
     x, last = _written_out(op, kind, x, start, layers, a.get("lengths"))
     return [x if a["batch_first"] else op.turned(x), *last]
@@ -171,8 +171,8 @@ def _written_out(
         lengths: [N], the number of steps of each sequence; None: L.
 
     Returns:
-        h of every step, [N, L, directions · H], and the last states, as in `start`. After a sequence's end the
-        state is that of its last step.
+        h of every step, [N, L, directions · H], of which behind a sequence's end nothing is said; and the last states, as in
+        `start`.
     """
     images, length, _ = x.meta["shape"]
     if isinstance(length, Batch):
@@ -183,11 +183,9 @@ def _written_out(
     going = None if lengths is None else _going(op, lengths, length)
     last: list[State] = []
     for directions in layers:
-        outputs = []
+        outputs: list[Node] = []
         for weights in directions:
-            state = tuple(
-                op.add(aten.select.int, s, 0, len(last), shape=s.meta["shape"][1:]) for s in start
-            )
+            state = tuple(op.add(aten.select.int, s, 0, len(last), shape=s.meta["shape"][1:]) for s in start)
             states = _direction(op, kind, x, state, weights, len(outputs) == 1, going)
             last.append(states[0 if outputs else -1])
             h = [state[0] for state in states]
@@ -207,27 +205,32 @@ def _direction(
     op: _Before,
     kind: str,
     x: Node,
-    state: State,
+    start: State,
     weights: Weights,
     backwards: bool,
     going: list[Node] | None,
 ) -> list[State]:
     """The state after each step, in the order of the steps."""
     reads = op.steps(op.linear(x, weights.w, weights.b))
-    states: list[State] = [state] * len(reads)
-    for t in reversed(range(len(reads))) if backwards else range(len(reads)):
+    steps = range(len(reads))
+    states: list[State] = [start] * len(reads)
+    state = start
+    for t in reversed(steps) if backwards else steps:
         new = STEPS[kind](op, reads[t], state, weights)
-        if going is not None:
+        if going is not None and state is not start:
+            # Backwards a sequence begins at its own last step; forwards it keeps the state that it has there.
+            other = STEPS[kind](op, reads[t], start, weights) if backwards else state
+            before = going[t + 1 if backwards else t]
             new = tuple(
-                op.add(aten.where.self, going[t], *either, shape=either[0].meta["shape"])
-                for either in zip(new, state, strict=True)
+                op.add(aten.where.self, before, *either, shape=either[0].meta["shape"])
+                for either in zip(new, other, strict=True)
             )
         state = states[t] = new
     return states
 
 
 def _going(op: _Before, lengths: Node, steps: int) -> list[Node]:
-    """For each step, which sequences have it, [N, 1]: the others keep their state, be it their last or, backwards, their first."""
+    """For each step, which sequences have it, [N, 1]."""
     shape: Shape = (*lengths.meta["shape"], 1)
     column = op.add(aten.unsqueeze.default, lengths, 1, shape=shape)
     column.meta["dtype"] = lengths.meta["dtype"]

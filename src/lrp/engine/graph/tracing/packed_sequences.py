@@ -27,9 +27,7 @@ from lrp.engine.graph.tracing.recurrent_layers import KINDS, recurrent_layer
 from lrp.errors import CaptureError
 
 ASKED = "a sequence is packed"
-NOT_KNOWN = (
-    "the batch_sizes of a packed sequence are used, which depend on values: use the lengths from which it was made"
-)
+NOT_KNOWN = "the batch_sizes of a packed sequence are used, which depend on values: use the lengths from which it was made"
 
 
 class Longest(int):
@@ -120,9 +118,7 @@ class Sequences(TorchFunctionMode):
         self.packed = True
         data = data.transpose(0, 1) if batch_first else data
         if len(lengths) != data.shape[1]:
-            raise CaptureError(
-                f"{len(lengths)} lengths are given for a batch of {data.shape[1]} sequences"
-            )
+            raise CaptureError(f"{len(lengths)} lengths are given for a batch of {data.shape[1]} sequences")
         known = self.constants.value(lengths)
         if known is not None:
             data = data[: int(known.max())]

@@ -7,6 +7,7 @@ The operations are torch.ops.lrp.lstm, gru, rnn_tanh and rnn_relu.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,14 +38,15 @@ def _define(kind: str) -> None:
         """
         options = (params, has_biases, num_layers, 0.0, False, bidirectional)
         if lengths is None:
-            return list(layer(input, hx if kind == "lstm" else hx[0], *options, batch_first))
-        packed = rnn.pack_padded_sequence(input, lengths.cpu(), batch_first, enforce_sorted=False)
+            out, *last = layer(input, hx if kind == "lstm" else hx[0], *options, batch_first)
+            return [out.contiguous(), *last]
+        packed: Any = rnn.pack_padded_sequence(input, lengths.cpu(), batch_first, enforce_sorted=False)
         _, sizes, order, back = packed
         begun = [state.index_select(1, order) for state in hx]
         out, *last = layer(packed.data, sizes, begun if kind == "lstm" else begun[0], *options)
         result = rnn.PackedSequence(out, sizes, order, back)
         padded, _ = rnn.pad_packed_sequence(result, batch_first, total_length=input.shape[int(batch_first)])
-        return [padded, *(state.index_select(1, back) for state in last)]
+        return [padded.contiguous(), *(state.index_select(1, back) for state in last)]
 
     @operation.register_fake
     def _(
@@ -59,7 +61,7 @@ for _kind in KINDS:
     _define(_kind)
 
 
-def recurrent_layer(kind: str, x: Tensor, hx: list[Tensor], *options: object) -> list[Tensor]:
-    """The operation of a kind, of `KINDS`."""
+def recurrent_layer(kind: str, x: Tensor, hx: list[Tensor], *options: object) -> tuple[Tensor, ...]:
+    """The operation of a kind, of `KINDS`; it returns a tuple, as torch's does."""
     operation: Callable[..., list[Tensor]] = getattr(torch.ops.lrp, kind)
-    return operation(x, hx, *options)
+    return tuple(operation(x, hx, *options))
