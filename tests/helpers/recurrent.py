@@ -158,3 +158,12 @@ class InLoops(nn.Module):
             state = self.cell(row, state)
             outputs.append(state[0] if self.kind == "LSTM" else state)
         return torch.stack(outputs, 1)
+
+    def held(self, x):
+        """The twin for LRP-0."""
+        widths = [self.width] * (2 if self.kind == "LSTM" else 1)
+        state, outputs = tuple(x.new_zeros(len(x), width) for width in widths), []
+        for row in x.unbind(1):
+            state = step(self.kind, row, state, *parameters(self.cell), held=True)
+            outputs.append(state[0])
+        return torch.stack(outputs, 1)
