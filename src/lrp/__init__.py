@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from lrp.engine.rules_beyond_affine import Values as Values
     from lrp.engine.rules_beyond_affine import WinnerTakesAll as WinnerTakesAll
     from lrp.engine.targets import Contrast as Contrast
+    from lrp.engine.targets import Region as Region
+    from lrp.engine.targets import Similarity as Similarity
     from lrp.engine.weight_versions import magnitude as magnitude
     from lrp.engine.weight_versions import negative as negative
     from lrp.engine.weight_versions import ones as ones
@@ -135,7 +137,7 @@ __version__ = "0.1.0"
 _PACKAGES = {
     "engine.explainer": ("Explainer", "explain"),
     "engine.results.explanation": ("Explanation", "Explanations"),
-    "engine.targets": ("Contrast",),
+    "engine.targets": ("Contrast", "Region", "Similarity"),
     "engine.results.health": ("Health",),
     "engine.results.ledger": ("Ledger",),
     "engine.rule_check": ("RuleCheck",),

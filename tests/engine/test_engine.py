@@ -198,7 +198,7 @@ def test_a_branch_on_pixels_cannot_be_captured_and_is_named():
         ),
         (
             lambda: lrp.Explainer(small())([1, 2]), lrp.InputError,
-            "images must be a torch.Tensor [N, C, H, W], got list.",
+            "images must be a torch.Tensor [N, C, H, W], or the inputs tensors in a tuple or a dictionary, got a list of 2.",
         ),
         (
             lambda: lrp.Explainer(small())(X.int()), lrp.InputError,

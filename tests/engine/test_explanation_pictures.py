@@ -152,11 +152,6 @@ def test_where_the_photo_was_seen_must_be_known(drawn):
 
 
 def test_what_is_no_picture_says_so():
-    flat = lrp.explain(nn.Linear(5, 3).eval(), torch.randn(1, 5))
-    with pytest.raises(lrp.InputError) as error:
-        flat.heatmap()
-    assert str(error.value) == "relevance of shape [1, 5] is no picture: expected images [N, C, H, W]."
-    assert flat._repr_png_() is None
     net = nn.Sequential(nn.Conv2d(5, 2, 3), nn.Flatten(), nn.Linear(32, 3)).eval()
     deep = lrp.explain(net, torch.randn(1, 5, 6, 6))
     with pytest.raises(lrp.InputError) as error:
@@ -261,5 +256,5 @@ def test_a_changed_model_leaves_the_picture_and_says_so(drawn):
 def test_one_logit_has_no_probability(drawn):
     net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(32, 1)).eval()
     lrp.explain(net, torch.randn(1, 3, 6, 6)).heatmap()
-    assert drawn[0][1][0].title == drawn[0][2]["title"] == "class 0"
+    assert drawn[0][1][0].title == drawn[0][2]["title"] == "the model's one output"
     assert display.IMAGES == 4

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import fx
 
+from lrp.engine.graph.bounds import entries_behind
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.ops import Operation
 from lrp.engine.graph.reached import reached, reaches_image
@@ -131,6 +132,7 @@ class Composite:
             for o in taken:
                 rules[o.node] = rule
                 chosen.add(o.node)
+        self._refuse_boxes(graph, rules)
         _open_softmaxes(graph, rules, chosen)
         for node, rule in rules.items():
             o = graph.operations[node]
@@ -142,6 +144,16 @@ class Composite:
             if reason := rule.refusal(o):
                 raise CompositeError(f"{rule} at {o}: {reason}")
         return rules
+
+    def _refuse_boxes(self, graph: Graph, rules: dict[fx.Node, Rule]) -> None:
+        """Raise for ZBox at the first layers of several inputs."""
+        boxed = [o for o in graph.operations.values() if isinstance(rules.get(o.node), ZBox)]
+        inputs = {n.meta["entry"] for o in boxed for n in entries_behind(graph, o)}
+        if len(inputs) > 1:
+            raise CompositeError(
+                f"{self.name}: ZBox(low, high) holds for one image, and {len(inputs)} inputs have a first layer: choose another "
+                "preset, or give ZBox to one layer by its path."
+            )
 
     def _refuse(self, predicate: Predicate, rule: Rule, matched: list[Operation], graph: Graph) -> None:
         if matched and predicate is not everything:

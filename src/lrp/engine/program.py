@@ -4,21 +4,20 @@ The program is one torch.fx graph. It has no hooks and needs no autograd, and it
 use. Its relevance pass is written by running the rules on proxies: the operations that a rule performs become the nodes
 of the program.
 
-    (image, given, weight, predicted) -> (relevance, logits, start[, ledger])
+    (*inputs, given, weight, predicted) -> (*relevance, logits, start[, ledger])
 
-The start relevance is `given + (weight + predicted · onehot(argmax)) · seed(logits)`, [N, K], so that
-one program serves every kind of target.
+The start relevance is `given + (weight + predicted · onehot(argmax)) · seed(logits)`, of the logits' shape, so that
+one program serves every kind of target. Relevance at inner nodes can be read, replaced and masked (`Inner`).
 """
 
 from __future__ import annotations
 
-import operator
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from lrp.engine.affine import Flow, Site, total
@@ -28,11 +27,10 @@ from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.ops import Operation
 from lrp.engine.graph.reached import refuse_reached_unknowns
 from lrp.engine.graph.top_k import keep_top_k
-from lrp.engine.graph.writer import Program, Versions, Writer, rename_written_node
+from lrp.engine.graph.writer import NOTHING_INSIDE, Inner, Program, Versions, Writer, rename_written_node
 from lrp.engine.rules import Rule
 from lrp.engine.speed.plan import Plan
-
-SEEDS = ("logit", "one", "softmax")
+from lrp.engine.targets import start_relevance
 
 
 @dataclass
@@ -55,27 +53,38 @@ class Builder:
         refuse_reached_unknowns(self.graph, self.rules)
         self.versions = Versions({}, [], {id(value): name for name, value in self.graph.constants.items()})
 
-    def program(self, *, ledger: bool = False) -> Program:
+    def program(self, *, ledger: bool = False, inner: Inner = NOTHING_INSIDE) -> Program:
         """Write the program.
 
         Args:
             ledger: add the ledger as an output.
+            inner: where relevance is read, replaced or masked inside the model.
         """
-        writer = Writer(self.graph, self.versions.names)
-        image, *seeds = writer.inputs
-        value: dict[fx.Node, Any] = dict(writer.value)
+        writer = Writer(self.graph, self.versions.names, inner)
+        value, mask = dict[fx.Node, Any](writer.value), writer.masks
         logits = value[self.graph.logits]
-        start = self._start(logits, *seeds)
+        start = torch.zeros_like(logits)
+        if not inner.starts:
+            shape = self.graph.logits.meta["shape"]
+            start = start_relevance(self.seed, shape, self.graph.dtype, logits, *writer.starts)
         rename_written_node(start, "R_start")
-        relevance: dict[fx.Node, Any] = {self.graph.logits: start}
+        relevance: dict[fx.Node, Any] = dict(zip(inner.starts, writer.starts, strict=False)) or {
+            self.graph.logits: start
+        }
+        speed = self.speed and dataclasses.replace(self.speed, starts=inner.starts)
         book: dict[fx.Node, tuple[Any, ...]] = {}
         for node, operation in reversed(self.graph.operations.items()):
-            arrived = self._outputs(node, relevance)
+            parts = operation.outputs
+            arrived = [relevance.get(part) for part in parts]
             if all(r is None for r in arrived):
                 continue
             writer.step, before = node.name, writer.last
-            kept, cut = keep_top_k(operation, arrived, self.top_k)
-            flow = self._flow(operation, value, kept)
+            relevance |= {n: relevance[n] * mask[n] for n in parts if n in mask and n in relevance}
+            passed = [relevance.get(part) for part in parts]
+            kept, cut = keep_top_k(operation, passed, self.top_k)
+            if not mask.keys().isdisjoint(parts):
+                cut = cut + _sum(arrived) - _sum(passed)
+            flow = self._flow(operation, value, kept, speed)
             for source, r in zip(operation.data, flow.relevance, strict=True):
                 if r is not None:
                     relevance[source] = r if source not in relevance else relevance[source] + r
@@ -85,44 +94,28 @@ class Builder:
                 _sum(arrived), _sum(map(abs, _given(arrived))), _sum(flow.relevance), flow.bias, flow.epsilon,
                 flow.dropped + cut, flow.wrong_sign,
             )  # fmt: skip
-        result = relevance.get(self.graph.image)
-        result = torch.zeros_like(image) if result is None else result  # type: ignore[arg-type]
-        if self.graph.channels_last:
-            result = result.contiguous()
+        results = writer.at_inputs(relevance)
+        inside = [torch.zeros_like(value[n]) if relevance.get(n) is None else relevance[n] for n in inner.at]
         rows = [self.graph.operations[n] for n in self.graph.operations if n in book]
         account = [_stacked([book[o.node] for o in rows], logits)] if ledger else []
-        return Program(writer.module([result, logits, start, *account]), rows)
-
-    def _start(self, logits: Any, given: Any, weight: Any, predicted: Any) -> Any:
-        classes = self.graph.logits.meta["shape"][1]
-        winner = F.one_hot(logits.argmax(1), classes).to(self.graph.dtype)
-        seed = {
-            "logit": lambda: logits,
-            "one": lambda: torch.ones_like(logits),
-            "softmax": lambda: logits.softmax(1),
-        }
-        return given + (weight + predicted.unsqueeze(1) * winner) * seed[self.seed]()
+        outputs = [*results.values(), logits, start, *inside, *account]
+        return Program(writer.module(outputs), rows, tuple(results))
 
     # ------------------------------------------------------------ one operation
 
-    def _outputs(self, node: fx.Node, relevance: dict[fx.Node, Any]) -> list[Any]:
-        """The relevance at each output of an operation; several if its users are `getitem` nodes."""
-        parts = {u.args[1]: relevance.get(u) for u in node.users if u.target is operator.getitem}
-        if not parts:
-            return [relevance.get(node)]
-        return [parts.get(i) for i in range(len(node.meta["shapes"]))]
-
-    def _flow(self, operation: Operation, value: dict[fx.Node, Any], outputs: list[Any]) -> Flow:
+    def _flow(
+        self, operation: Operation, value: dict[fx.Node, Any], outputs: list[Any], speed: Plan | None
+    ) -> Flow:
         """The flow through one operation: its algebra calls the rule's equation."""
 
         def read(argument: Any) -> Any:
             return value[argument] if isinstance(argument, fx.Node) else argument
 
         inputs, rule = [value[n] for n in operation.data], self.rules[operation.node]
-        step = Step(rule, inputs, value[operation.node], outputs, read, self.site(operation, value))
+        step = Step(rule, inputs, value[operation.node], outputs, read, self.site(operation, value, speed))
         return operation.algebra.hand_down(step)
 
-    def site(self, operation: Operation, value: dict[fx.Node, Any]) -> Site:
+    def site(self, operation: Operation, value: dict[fx.Node, Any], speed: Plan | None) -> Site:
         """The context of the operation."""
         rule: Any = self.rules[operation.node]
 
@@ -140,9 +133,7 @@ class Builder:
             "versions": self.versions.of,
             "bounds": box,
         }
-        return (
-            Site(**known) if self.speed is None else self.speed.site(operation, value, self.versions, known)
-        )
+        return Site(**known) if speed is None else speed.site(operation, value, self.versions, known)
 
 
 def _given(parts: Iterable[Any]) -> list[Any]:

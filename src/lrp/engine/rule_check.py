@@ -7,7 +7,7 @@ code with the explanation program.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,28 +81,26 @@ class RuleCheck:
     __repr__ = __str__
 
 
-def check_rules(graph: Graph, builder: Builder, image: Tensor) -> RuleCheck:
+def check_rules(graph: Graph, builder: Builder, inputs: Sequence[Tensor]) -> RuleCheck:
     """Check every operation that relevance reaches.
 
     Args:
         builder: the builder of the graph's programs, in float64.
-        image: [1, C, H, W], float64.
+        inputs: of one image, float64.
     """
     random = torch.Generator().manual_seed(0)
-    values = _values(graph, image)
+    values = _values(graph, inputs)
     arrives = reached(graph, builder.rules)
     return RuleCheck(
         [_checked(builder, o, values, random) for node, o in graph.operations.items() if node in arrives]
     )
 
 
-def _values(graph: Graph, image: Tensor) -> dict[fx.Node, Any]:
-    """The value of every node, for this image."""
-    values: dict[fx.Node, Any] = {}
+def _values(graph: Graph, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
+    """The value of every node, for these inputs."""
+    values: dict[fx.Node, Any] = dict(zip(graph.inputs, inputs, strict=True))
     for node in graph.fx.nodes:
-        if node.op == "placeholder":
-            values[node] = image
-        elif node.op == "get_attr":
+        if node.op == "get_attr":
             values[node] = graph.constants[str(node.target)]
         elif node.op == "call_function":
             values[node] = _called(node, values)
@@ -120,7 +118,7 @@ def _checked(
     builder: Builder, operation: Operation, values: dict[fx.Node, Any], random: torch.Generator
 ) -> Checked:
     rule: Any = builder.rules[operation.node]
-    site = builder.site(operation, values)
+    site = builder.site(operation, values, builder.speed)
     z = values[operation.node]
     first = z[0] if isinstance(z, (tuple, list)) else z
     relevance, indices = _relevance(first, getattr(site, "zero_below", False), random)

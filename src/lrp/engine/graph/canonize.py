@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lrp.engine.graph import ops
 from lrp.engine.graph import vocabulary as vocabulary  # registers it
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.dtypes import (
+    CASTS,
     cast_constants_to_dtype,
     cast_to_dtype,
     is_floating_dtype,
@@ -85,6 +87,7 @@ def canonize(
     dtype: torch.dtype,
     device: torch.device,
     lay_out: bool = True,
+    held: Collection[int] = (),
 ) -> Graph:
     """All rewrites, then the facts that rules need about the remaining operations.
 
@@ -92,6 +95,7 @@ def canonize(
         values: the constants as they are now (`Captured.values`).
         dtype: what everything is computed in.
         lay_out: use the channels-last memory format where that is faster.
+        held: the inputs that are constants, by number.
     """
     copy, env = FxGraph(), dict[Node, Node]()
     for node in captured.graph.nodes:
@@ -100,6 +104,7 @@ def canonize(
     logits: Any = captured.graph.output_node().args[0]
     copy.output_node().args = (env[logits],)
     graph = Graph(copy, {n: cast_to_dtype(v, dtype) for n, v in values.items()}, dtype, device)
+    _mark_entries(graph, held)
     for rewrite in REWRITES:
         rewrite(graph)
         graph.fx.eliminate_dead_code()
@@ -128,13 +133,38 @@ def _lay_out(graph: Graph) -> None:
         and o.node.args[1].op == "get_attr"
     }
     kernels = {name for name in kernels if graph.constants[name].dim() == 4}
-    image = graph.image.meta["shape"]
-    graph.channels_last = (
-        bool(kernels) and graph.dtype == torch.float32 and image is not None and len(image) == 4
-    )
+    images = any(n.op == "placeholder" and len(n.meta["shape"]) == 4 for n in graph.entries)
+    graph.channels_last = bool(kernels) and graph.dtype == torch.float32 and images
     if graph.channels_last:
         for name in kernels:
             graph.constants[name] = graph.constants[name].contiguous(memory_format=torch.channels_last)
+
+
+def _mark_entries(graph: Graph, held: Collection[int]) -> None:
+    """Relevance ends at floating inputs, and at the embeddings of inputs that hold ids, unless they are held."""
+    for node in graph.inputs:
+        if node.meta["input"] in held:
+            node.meta.pop("entry", None)
+            continue
+        for embedding in _embeddings(node):
+            embedding.meta["entry"] = node.meta["input"]
+
+
+def _embeddings(ids: Node) -> list[Node]:
+    """The embeddings of an input, with one vector for each of its elements."""
+    found, waiting = list[Node](), [ids]
+    while waiting:
+        node = waiting.pop()
+        for user in node.users:
+            name = ops.operation_name(user) if user.op == "call_function" else ""
+            if name == "embedding" and user.args[1] is node:
+                found.append(user)
+            elif (
+                name in (*CASTS, "clone", "contiguous", "view", "reshape")
+                and user.meta["shape"] == ids.meta["shape"]
+            ):
+                waiting.append(user)
+    return found
 
 
 # ---------------------------------------------------------------- the remaining operations
@@ -146,7 +176,8 @@ def _recognise(graph: Graph) -> None:
     behind: set[Node] = set()  # nodes that depend on the output of a conv or linear
     index = 0
     for node in graph.fx.nodes:
-        if node not in data or node.op != "call_function" or node.target is operator.getitem:
+        is_operation = node.op == "call_function" and node.target is not operator.getitem
+        if node not in data or "entry" in node.meta or not is_operation:
             if any(n in behind for n in node.all_input_nodes):
                 behind.add(node)
             continue

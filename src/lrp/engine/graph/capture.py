@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +26,11 @@ from lrp.engine.graph.tracing.graph_of_program import (
     check_sizes,
     graph_of_program,
     logits_as_output,
+    mark_module_outputs,
     remove_writes,
 )
 from lrp.engine.graph.tracing.hooks import Hook, forward_hooks, hooked, hooks_that_change, only
+from lrp.engine.graph.tracing.inputs import Inputs, as_inputs
 from lrp.engine.graph.tracing.isolation import isolated, replaced_here
 from lrp.engine.graph.tracing.model_copy import copy_of
 from lrp.engine.graph.tracing.packed_sequences import ASKED, sequences
@@ -44,12 +46,12 @@ from lrp.engine.graph.tracing.scripts import module_of_script, replace_scripts
 from lrp.errors import CaptureError, InputError, LrpError
 
 
-def _call(model: nn.Module, image: Tensor) -> Any:
+def _call(model: nn.Module, inputs: Inputs, tensors: Sequence[Any]) -> Any:
     """The model's output. A graph's nodes keep the paths of the modules of which it was made, if they have any."""
     if isinstance(model, fx.GraphModule) and any("nn_module_stack" in n.meta for n in model.graph.nodes):
         with fx.traceback.preserve_node_meta():
-            return fx.Interpreter(model).run(image)
-    return model(image)
+            return inputs.call(fx.Interpreter(model).run, tensors)
+    return inputs.call(model, tensors)
 
 
 def as_module(model: Any) -> Any:
@@ -70,20 +72,22 @@ class _Chosen(nn.Module):
     packs = False
     paths: dict[int, tuple[str, nn.Module]]
 
-    def __init__(self, model: nn.Module, output: Output, constants: ConstantBranches | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, output: Output, constants: ConstantBranches | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.output, self.constants = model, output, constants
+        self.model, self.inputs, self.output, self.constants = model, inputs, output, constants
         self.__dict__["training"] = False
         self.written = set[tuple[str, str]]()
         # Not `self.modules()` later: torch.fx puts proxies in the place of modules.
         self.__dict__["paths"] = {id(m.__dict__): (path, m) for path, m in model.named_modules()}
 
-    def forward(self, image: Tensor) -> Any:
+    def forward(self, *tensors: Tensor) -> Any:
         if self.constants is not None:
             self.constants.begin(self.model)
         constants = self.constants or contextlib.nullcontext()
         with self._taken_off(), constants, sequences(self.constants) as inside:
-            logits = logits_among(_call(self.model, image), self.output)
+            logits = logits_among(_call(self.model, self.inputs, tensors), self.output)
         self.__dict__["packs"] = inside.packed
         return logits
 
@@ -112,13 +116,13 @@ class _Chosen(nn.Module):
                     (holder.extend if isinstance(holder, list) else holder.update)(content)
 
 
-def capture(model: nn.Module, example: Tensor, output: Output = None) -> Captured:
-    """Record what `model` computes from images of `example`'s shape, in eval mode.
+def capture(model: nn.Module, example: Tensor | Inputs, output: Output = None) -> Captured:
+    """Record what `model` computes from inputs of `example`'s shape, in eval mode.
 
     Args:
-        model: any module that takes one tensor. Not changed, not even meanwhile: a copy is traced.
-        example: [N, C, H, W] on the model's device and in its dtype. Its values are used only where hooks or branches
-            must be run to be known.
+        model: any module. Not changed, not even meanwhile: a copy is traced.
+        example: [N, C, H, W], or all of its inputs, on the model's device and in its dtype. Their values are used only
+            where hooks or branches must be run to be known.
         output: which of the model's outputs holds the logits, as `logits_among` takes it.
 
     Raises:
@@ -126,8 +130,9 @@ def capture(model: nn.Module, example: Tensor, output: Output = None) -> Capture
         InputError: the model's first convolution expects another number of channels.
     """
     refuse_modules(model)
+    example = as_inputs(example)
     with isolated(), plain_numbers(example.device):
-        example, hooks = example.detach().clone(), set[Hook]()
+        example, hooks = example.each(lambda t: t.detach().clone()), set[Hook]()
         try:
             if forward_hooks(model):
                 hooks = hooks_that_change(model, example, lambda m, x: _own(m, x, output))
@@ -136,7 +141,9 @@ def capture(model: nn.Module, example: Tensor, output: Output = None) -> Capture
             raise _capture_error(model, example, output, hooks, error) from error
         if hooks:
             _compare(model, example, output, hooks, captured)
-    return logits_as_output(captured, len(example))
+    captured = logits_as_output(captured, len(example))
+    mark_module_outputs(captured.graph)
+    return captured
 
 
 @contextlib.contextmanager
@@ -146,22 +153,24 @@ def plain_numbers(device: torch.device) -> Iterator[None]:
         yield
 
 
-def own_output(model: nn.Module, images: Tensor, output: Output = None) -> Tensor:
+def own_output(model: nn.Module, images: Tensor | Inputs, output: Output = None) -> Tensor:
     """What the model itself returns as logits in eval mode, hooks included; it is not changed."""
+    images = as_inputs(images)
     with plain_numbers(images.device), hooked(copy_of(model, own_tensors=True), lambda _, hook: hook) as run:
         return _own(run, images, output).detach()
 
 
-def _own(run: nn.Module, images: Tensor, output: Output) -> Tensor:
-    found: Tensor = logits_among(run(images.clone()), output)  # it may write into its input
+def _own(run: nn.Module, images: Inputs, output: Output) -> Tensor:
+    clones = [t.clone() for t in images.tensors]  # it may write into its input
+    found: Tensor = logits_among(images.call(run, clones), output)
     return found
 
 
-def _traced(model: nn.Module, example: Tensor, output: Output, hooks: set[Hook]) -> Captured:
+def _traced(model: nn.Module, example: Inputs, output: Output, hooks: set[Hook]) -> Captured:
     """The graph for any number of images if possible, else for that of the example."""
 
     def attempt(count: int, free: bool = False, *, answers: bool) -> Captured:
-        images = example if count == len(example) else example[:1].repeat(count, *[1] * (example.dim() - 1))
+        images = example if count == len(example) else example.repeated(count)
         return _attempt(model, images, free, output, hooks, answers)
 
     def free(answers: bool) -> Captured:
@@ -190,7 +199,7 @@ def _traced(model: nn.Module, example: Tensor, output: Output, hooks: set[Hook])
 
 
 def _attempt(
-    model: nn.Module, images: Tensor, free: bool, output: Output, hooks: set[Hook], answers: bool
+    model: nn.Module, images: Inputs, free: bool, output: Output, hooks: set[Hook], answers: bool
 ) -> Captured:
     """One export of a copy that is thrown away afterwards.
 
@@ -199,11 +208,11 @@ def _attempt(
     """
     own = tensors_of(model)
     with _dense_products(model), hooked(_exportable(copy_of(model), images), only(hooks)) as copied:
-        chosen = _Chosen(copied, output, ConstantBranches(own) if answers else None)
-        program = _export(chosen, images, ({0: Dim("N", min=1)},) if free else None)
+        chosen = _Chosen(copied, images, output, ConstantBranches(own) if answers else None)
+        program = _export(chosen, images, Dim("N", min=1) if free else None)
         if not answers and any(node.target in NUMBERS for node in program.graph.nodes):
             raise CaptureError(SIZE_OF_VALUES)  # a number out of a tensor: a constant, if the tensor is one
-    captured = graph_of_program(program, free, own)
+    captured = graph_of_program(program, free, own, images)
     captured.written, captured.packs = frozenset(chosen.written), chosen.packs
     if chosen.constants is not None:
         captured.answers = chosen.constants.answers
@@ -235,10 +244,10 @@ NUMBERS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.defau
 NO_NUMPY = ".numpy() is not supported for tensor subclasses"
 
 
-def _exportable(copied: nn.Module, images: Tensor) -> nn.Module:
+def _exportable(copied: nn.Module, images: Inputs) -> nn.Module:
     """The copy with only such tensors and modules as torch.export takes."""
     if isinstance(copied, torch.jit.ScriptModule):
-        return module_of_script(copied, (images,))
+        return module_of_script(copied, images.tensors)
     replace_scripts(copied, images)
     made: dict[int, Tensor] = {}
     for module in copied.modules():
@@ -252,8 +261,10 @@ def _exportable(copied: nn.Module, images: Tensor) -> nn.Module:
     return copied
 
 
-def _export(model: nn.Module, example: Tensor, dynamic: Any) -> ExportedProgram:
-    program = export(model, (example,), dynamic_shapes=dynamic, strict=False)
+def _export(model: nn.Module, example: Inputs, images: Any) -> ExportedProgram:
+    """images: the dimension for any number of images, or None."""
+    dynamic = (tuple(None if dim is None else {0: images} for dim in example.batch_dims),) if images else None
+    program = export(model, example.tensors, dynamic_shapes=dynamic, strict=False)
     if not remove_writes(program.graph):
         program = program.run_decompositions(
             {}
@@ -262,13 +273,13 @@ def _export(model: nn.Module, example: Tensor, dynamic: Any) -> ExportedProgram:
     return program
 
 
-def _compare(model: nn.Module, example: Tensor, output: Output, hooks: set[Hook], captured: Captured) -> None:
+def _compare(model: nn.Module, example: Inputs, output: Output, hooks: set[Hook], captured: Captured) -> None:
     """Raise if a graph with hooks in it does not compute what the model does with them."""
     root = nn.Module()
     for name, value in captured.values(model).items():
         root.register_buffer(name, value)
     expected = own_output(model, example, output)
-    found = fx.GraphModule(root, captured.graph)(example)
+    found = fx.GraphModule(root, captured.graph)(*example.tensors)
     limit = 10 * torch.finfo(expected.dtype).eps ** 0.5 * float(expected.abs().max())
     if not float((found - expected).abs().max()) <= limit:
         raise CaptureError(
@@ -277,16 +288,16 @@ def _compare(model: nn.Module, example: Tensor, output: Output, hooks: set[Hook]
 
 
 def _capture_error(
-    model: nn.Module, example: Tensor, output: Output, hooks: set[Hook], error: Exception
+    model: nn.Module, example: Inputs, output: Output, hooks: set[Hook], error: Exception
 ) -> LrpError:
     """The error for a failed capture. The model is run by itself first: its own error is clearer than torch.export's."""
-    shape, name = list(example.shape), type(model).__name__
+    given, name = example.shown(), type(model).__name__
     try:
         own_output(model, example, output)
     except LrpError as own:
         return own
     except Exception as own:
-        wrong = wrong_channels(model, example)
+        wrong = wrong_channels(model, example.tensors[0])
         if wrong:
             return InputError(wrong)
         return CaptureError(fails_itself(model, example, own))
@@ -296,17 +307,17 @@ def _capture_error(
     at = f" at {os.path.basename(where[-1])}" if where else ""
     if sparse := _sparse(model):
         return CaptureError(
-            f"{name} could not be captured for an input of shape {shape}{at}: {sparse[0]} is sparse, and a graph holds "
+            f"{name} could not be captured for {given}{at}: {sparse[0]} is sparse, and a graph holds "
             "it as a dense tensor: use it in products only."
         )
     because = ": no branch may depend on pixel values" if _asks_for_values(error) else ""
     return CaptureError(
-        f"{name} could not be captured for an input of shape {shape}{at}: {first_line(error)} "
+        f"{name} could not be captured for {given}{at}: {first_line(error)} "
         f"(torch.export must be able to follow the forward pass{because})."
     )
 
 
-def _succeeds(model: nn.Module, example: Tensor, output: Output) -> bool:
+def _succeeds(model: nn.Module, example: Inputs, output: Output) -> bool:
     """Whether the model can be captured without its hooks."""
     try:
         _traced(model, example, output, set())

@@ -28,11 +28,10 @@ def unify_layers(graph: Graph) -> None:
     for operation in operations.values():
         if _whole_window(operation):
             operation.family = "linear"
-    images = graph.image.meta["shape"][0]
     mixers = {node: kind for node, o in operations.items() if (kind := _mixes_positions(o))}
-    mixers |= dict.fromkeys(_recurrent(graph, images), "recurrence")
+    mixers |= dict.fromkeys(_recurrent(graph), "recurrence")
     for node, operation in operations.items():
-        if _pointwise(operation, images):
+        if _pointwise(operation, graph.images):
             near = {mixers[m] for m in _next_to(node, mixers)}
             operation.family = "conv" if near == {"conv"} else "linear"
 
@@ -78,11 +77,11 @@ def _mixes_positions(operation: Operation) -> str:
     return "conv" if any(k > 1 and k > s for k, s in zip(kernel, strides, strict=True)) else ""
 
 
-def _recurrent(graph: Graph, images: Size) -> set[Node]:
+def _recurrent(graph: Graph) -> set[Node]:
     """The linear layers of a state: they read what was computed with the same weights before."""
     layers: dict[Node, list[Node]] = {}
     for node, operation in graph.operations.items():
-        if operation.name == "linear" and not _pointwise(operation, images):
+        if operation.name == "linear" and not _pointwise(operation, graph.images):
             layers.setdefault(operation.arguments["weight"], []).append(node)
     found: set[Node] = set()
     for weight, users in layers.items():

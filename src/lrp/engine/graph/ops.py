@@ -73,6 +73,12 @@ class Operation:
         return as_algebra(fitting[0].lower(self)) if fitting else Activation()
 
     @property
+    def outputs(self) -> list[Any]:
+        """A node for each of its outputs, None for an unused one; several if its users are `getitem` nodes."""
+        parts: dict[Any, fx.Node] = {u.args[1]: u for u in self.node.users if u.target is operator.getitem}
+        return [parts.get(i) for i in range(len(self.node.meta["shapes"]))] if parts else [self.node]
+
+    @property
     def facts(self) -> Facts:
         return facts(self.name)
 
@@ -225,13 +231,13 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
 
 
 def data_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose value depends on pixels, not only on the batch size, and not only in steps.
+    """The nodes whose value depends on the inputs that relevance is to reach, and not only in steps.
 
-    Comparisons, indices, signs and rounded values are constants between their steps: no relevance passes through them.
+    It does not depend on them if it depends on the batch size or on held inputs alone. Comparisons, indices, signs and rounded values are constants between their steps: no relevance passes through them.
     """
     data: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or (
+        if "entry" in node.meta or (
             node.op == "call_function"
             and any(n in data for n in nodes_read_by_operation(node))
             and not _in_steps(node)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lrp.errors import CaptureError
 
-Output = int | str | tuple[int | str, ...] | None
+Output = int | str | tuple[int | str, ...] | Callable[[Any], Tensor] | None
 
 # Functions that a classifier may end in: the input of such a function is explained.
 HEADS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -27,8 +27,8 @@ def logits_among(result: Any, wanted: Output) -> Tensor:
 
     Args:
         result: a tensor, or tensors in tuples, lists, dicts, dataclasses or objects.
-        wanted: an index, a key or an attribute, or several to follow one after the other; None: the tensor
-            itself, the output named "logits", or the only tensor there is.
+        wanted: an index, a key or an attribute, or several to follow one after the other; a function of the result; None: the
+            tensor itself, the output named "logits", or the only tensor there is.
 
     Raises:
         CaptureError: there is no such output, or several are possible; lists them.
@@ -46,6 +46,13 @@ def logits_among(result: Any, wanted: Output) -> Tensor:
             f"the model returns {_listed(result)}: say which holds the logits, "
             f"for example Explainer(model, output={next(iter(parts), 0)!r})."
         )
+    if callable(wanted):
+        made = wanted(result)
+        if not isinstance(made, Tensor):
+            raise CaptureError(
+                f"the function output= returns {_listed(made)}, not one tensor of logits [N, K]."
+            )
+        return made
     found = result
     for step in wanted if isinstance(wanted, tuple) else (wanted,):
         parts = _parts(found)

@@ -28,14 +28,15 @@ def reached(graph: Graph, rules: dict[fx.Node, Rule]) -> set[fx.Node]:
 
 
 def reaches_image(graph: Graph, rules: dict[fx.Node, Rule]) -> bool:
-    """Whether any relevance reaches the image."""
-    if graph.logits is graph.image:
+    """Whether any relevance reaches an input."""
+    entries = set(graph.entries)
+    if graph.logits in entries:
         return True
     for node in reached(graph, rules):
         operation = graph.operations[node]
         rule, data = rules.get(node), operation.data
         indices = range(len(data)) if rule is None else operation.algebra.receivers(rule, len(data))
-        if any(data[i] is graph.image for i in indices):
+        if any(data[i] in entries for i in indices):
             return True
     return False
 

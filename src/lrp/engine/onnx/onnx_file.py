@@ -79,7 +79,8 @@ class _TargetInput(_FixedTarget):
     def forward(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         classes = torch.arange(self.get_buffer("weight").shape[1], device=target.device)
         weight = (target.unsqueeze(1) == classes).to(image.dtype)
-        relevance, logits, _ = self.program(image, self.given, weight, (target < 0).to(image.dtype))
+        predicted = (target < 0).to(image.dtype).unsqueeze(1)
+        relevance, logits, _ = self.program(image, self.given, weight, predicted)
         return logits, relevance
 
 
@@ -138,7 +139,7 @@ def write_onnx(
         )
     classes = prepared.graph.logits.meta["shape"][1]
     like = torch.zeros((), dtype=explainer.dtype, device=x.device)
-    start = resolve_target(target, 1, classes, explainer.class_names, like)
+    start = resolve_target(target, (1, classes), explainer.class_names, like)
     module = (_TargetInput if target_input else _FixedTarget)(program, *start).eval()
     inputs = _inputs(x, explainer.dtype, 2, target_input)
     batch = torch.export.Dim("batch")

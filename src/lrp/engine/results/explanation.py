@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from lrp.engine.graph.tracing.inputs import Inputs
 from lrp.engine.model_state import ModelState, tensor_version
-from lrp.engine.results.account import reached_words
+from lrp.engine.request import Request
+from lrp.engine.results.account import reached_words, sign_in_words
 from lrp.engine.results.health import Health, judge_health
 from lrp.engine.results.ledger import Ledger
-from lrp.engine.targets import Start
 from lrp.errors import LedgerError
 
 if TYPE_CHECKING:
@@ -35,9 +37,13 @@ class _Pictures:
     ) -> Image.Image:
         """The photo with the heatmap beside it, one for each target: red supports the target, blue opposes it.
 
+        Signals [N, C, L] are drawn as traces coloured by relevance, volumes [N, C, D, H, W] as their most relevant
+        slices, clips [N, 3, T, H, W] as frames, rows [N, F] as bars; one target below the other. Of several inputs, each
+        that is not held has its picture.
+
         Args:
             photo: the photo that was explained: a path, a `Photo`, a PIL image, or uint8 [H, W, 3]. None: the
-                model's input, with its brightness stretched.
+                model's input, with its brightness stretched. Only for images.
             index: which of the images.
             preprocessing: how that photo became the model's input, so that the heatmap is aligned with it; None:
                 the explainer's. Not needed for a photo of the input's size.
@@ -46,7 +52,8 @@ class _Pictures:
             A PIL image, as `lrp explain` writes it.
 
         Raises:
-            InputError: no such image; no picture to draw on; it is not known which part of the photo was the input.
+            InputError: no such image; no picture to draw on, or a photo for what is not one input of images; it is not
+                known which part of the photo was the input.
             ImageError: the photo cannot be read.
         """
         from lrp.engine.results import display  # only drawing needs it
@@ -88,7 +95,7 @@ class _Pictures:
         return display.display_explanations_html(self._entries())
 
     def _repr_png_(self) -> bytes | None:
-        """The first image's picture, for frontends without HTML; None if the input is not a picture."""
+        """The first image's picture, for frontends without HTML; None if there is none or a value is not finite."""
         from lrp.engine.results import display
 
         return display.display_png(self._entries())
@@ -99,25 +106,53 @@ class Explanation(_Pictures):
     """How much of the targets' logits reached each pixel.
 
     Attributes:
-        relevance: [N, C, H, W], in logits (in units of the start); its sum over an image is what reached
-            the pixels.
-        logits: [N, K], the model's.
+        relevance: [N, C, H, W], in logits (in units of the start); its sum over an image is what reached the pixels. Of
+            several inputs: in their structure, None for those that are held; of ids [N, L], summed over their embeddings.
+        logits: [N, K], the model's; [N, K, *space] where it gives logits for each place.
         target: [N], the class explained; for a contrast its first, for a given start its largest entry.
-        start: [N, K], the start relevance at the logits.
+        start: the start relevance at the logits, of their shape; or of the inner modules it was given for, by name.
     """
 
-    relevance: Tensor
+    relevance: Any
     logits: Tensor
     target: Tensor
-    start: Tensor
+    start: Any
     _explainer: Explainer
-    _images: Tensor
-    _images_version: int
+    _inputs: Inputs
+    _versions: tuple[int, ...]
     _state: ModelState
-    _request: Start
+    _request: Request
+    _parts: tuple[Tensor | None, ...]
+    _inside: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.relevance)
+        return len(self.logits)
+
+    def at(self, name: str) -> Tensor:
+        """Relevance at the output of a module or operation, of its shape [N, ...].
+
+        Taken from the same pass for the names that the explainer was given as `at`; else computed now, like the ledger.
+
+        Args:
+            name: a module's path, such as "layer3" ("relu#2" for its second call, "split[0]" for the first of its outputs); or an
+                operation as tables print it, such as "layer3.1 (add)".
+
+        Raises:
+            InputError: no such name; names the nearest.
+            LedgerError: the model's weights or the inputs have changed since.
+        """
+        if name not in self._inside:
+            self._refuse_changes("the relevance inside")
+            self._inside[name] = self._explainer._inside(self._inputs, self._request, name)
+        return self._inside[name]
+
+    def _refuse_changes(self, wanted: str) -> None:
+        if tuple(map(tensor_version, self._inputs.tensors)) != self._versions:
+            raise LedgerError("the images were written to after they were explained: explain them again.")
+        if not self._state.holds(self._explainer.model):
+            raise LedgerError(
+                f"the model's weights changed after the explanation: explain again for {wanted}."
+            )
 
     @functools.cached_property
     def ledger(self) -> Ledger:
@@ -126,25 +161,38 @@ class Explanation(_Pictures):
         Raises:
             LedgerError: the model's weights or the images have changed since.
         """
-        if tensor_version(self._images) != self._images_version:
-            raise LedgerError("the images were written to after they were explained: explain them again.")
-        if not self._state.holds(self._explainer.model):
-            raise LedgerError(
-                "the model's weights changed after the explanation: explain again for a ledger."
-            )
-        return self._explainer._ledger(self._images, self._request)
+        self._refuse_changes("a ledger")
+        return self._explainer._ledger(self._inputs, self._request)
 
     @functools.cached_property
     def health(self) -> Health:
         """Whether this is computed correctly, with notes; from the ledger and the model's own logits."""
         ledger = self.ledger
-        own = self._explainer._own_output(self._images)
-        explained = self.logits.gather(1, self.target[:, None])
+        own = self._explainer._own_output(self._inputs).reshape(self.logits.shape)
+        explained = self.logits[torch.arange(len(self)), self.target]
         negative = self._explainer.seed == "one" and bool((explained < 0).any())
         output = self._explainer._as_output(self.logits)
         return judge_health(
-            ledger, self.logits, output, own, self.relevance, negative, self._explainer.low_precision
+            ledger, self.logits, output, own, self._at_inputs, negative, self._explainer.low_precision
         )
+
+    @property
+    def _images(self) -> Tensor:
+        """The first of the inputs."""
+        return self._inputs.tensors[0]
+
+    @property
+    def _at_inputs(self) -> list[Tensor]:
+        """Relevance at each input that is not held."""
+        return [part for part in self._parts if part is not None]
+
+    def sums(self, i: int) -> tuple[float, float]:
+        """(relevance that reached the inputs, start relevance) of image i."""
+        own = self._request.image(i).inner_starts or [self.start[i]]
+        reached, start = (
+            sum(float(t.double().sum()) for t in ts) for ts in ([p[i] for p in self._at_inputs], own)
+        )
+        return reached, start
 
     @property
     def unit(self) -> str:
@@ -152,7 +200,7 @@ class Explanation(_Pictures):
         return "shares of the softmax" if self._explainer.seed == "softmax" else "logits"
 
     def __repr__(self) -> str:
-        shape = list(self.relevance.shape[1:])
+        shape = _shapes(self._at_inputs, 1)
         if len(self) == 1:
             return f"Explanation(1 image {shape}, {self._line(0)})"
         classes = ", ".join(str(int(k)) for k in self.target[:4]) + (", ..." if len(self) > 4 else "")
@@ -163,8 +211,15 @@ class Explanation(_Pictures):
 
     def _line(self, i: int) -> str:
         target = int(self.target[i])
-        relevance, start = float(self.relevance[i].double().sum()), float(self.start[i].double().sum())
+        relevance, start = self.sums(i)
         words = reached_words(relevance, start, self.unit, relevance / start if start else None)
+        if self._request.inner.starts:
+            return f"from inside the model, {words}"
+        if self.logits.dim() > 2:
+            return f"class {target} at {int((self.start[i] != 0).any(0).sum()):,} places, {words}"
+        if self.logits.shape[1] == 1:
+            output = float(self.logits[i, 0])
+            return f"output {output:.4g} ({sign_in_words(output)}), {words}"
         return f"class {target}, logit {float(self.logits[i, target]):.4g}, {words}"
 
     def _entries(self) -> Sequence[Explanation]:
@@ -173,12 +228,12 @@ class Explanation(_Pictures):
 
 @dataclass(repr=False)
 class Explanations(_Pictures, Sequence[Explanation]):
-    """T explanations of the same images; `relevance` is [T, N, C, H, W]."""
+    """T explanations of the same images; `relevance` is [T, N, C, H, W], of several inputs in their structure."""
 
-    relevance: Tensor
+    relevance: Any
     logits: Tensor
     target: Tensor
-    start: Tensor
+    start: Any
     entries: list[Explanation] = field(repr=False)
 
     def __len__(self) -> int:
@@ -189,9 +244,8 @@ class Explanations(_Pictures, Sequence[Explanation]):
 
     def __repr__(self) -> str:
         count = len(self.logits)
-        return (
-            f"Explanations({len(self)} of {count} image{'s' * (count != 1)} {list(self.relevance.shape[2:])})"
-        )
+        shapes = _shapes(self.entries[0]._at_inputs, 1)
+        return f"Explanations({len(self)} of {count} image{'s' * (count != 1)} {shapes})"
 
     def __str__(self) -> str:
         return "\n".join(
@@ -200,3 +254,8 @@ class Explanations(_Pictures, Sequence[Explanation]):
 
     def _entries(self) -> Sequence[Explanation]:
         return self.entries
+
+
+def _shapes(parts: Sequence[Tensor], start: int) -> str:
+    """Shapes in words, from a dimension on."""
+    return " and ".join(str(list(part.shape[start:])) for part in parts) or "without relevance"

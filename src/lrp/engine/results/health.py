@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lrp.engine.results.account import sign_in_words
 from lrp.engine.results.ledger import LEAST, Ledger
+from lrp.errors import CaptureError
 
 # The limits of a correct explanation.
 # Unexplained relevance, relative to the Σ|R| entering a node:
@@ -35,7 +38,8 @@ class Health:
         logit_error: largest difference to the model's own logits, relative to the largest of them.
         closing_error: the worst node's unexplained part, relative to the Σ|R| entering it.
         amplification: [N] largest Σ|R| of a node over |start|.
-        shares: [N] each: "input", "bias", "epsilon", "dropped" as fractions of the start.
+        shares: [N] each: "input", "bias", "epsilon", "dropped" as fractions of the start; of several inputs also
+            "input NAME" of each.
     """
 
     ok: bool
@@ -57,27 +61,46 @@ def difference_to_model(output: Tensor, own: Tensor) -> tuple[float, float]:
     return float((output - own).abs().max()) / max(float(own.abs().max()), LEAST), limit
 
 
+def refuse_other_logits(name: str, output: Tensor, own: Tensor) -> None:
+    """Raise if a program, which holds packed sequences as padded ones, and the model do not return the same.
+
+    Raises:
+        CaptureError: by how much they differ, and how not to depend on the longest sequence.
+    """
+    if own.numel() == output.numel():
+        difference, limit = difference_to_model(output, own.reshape(output.shape))
+        if difference <= limit:
+            return
+        apart = f"by up to {difference:.1e} of the largest"
+    else:
+        apart = f"{own[0].numel()} of an image, not {output[0].numel()}"
+    raise CaptureError(
+        f"{name} packs sequences, and its logits are not those of padded ones ({apart}): give pad_packed_sequence a "
+        "total_length=, and apply to a packed sequence's data only what acts on each step alone."
+    )
+
+
 def judge_health(
     ledger: Ledger,
     logits: Tensor,
     output: Tensor,
     own: Tensor,
-    relevance: Tensor,
+    relevance: Sequence[Tensor],
     negative: bool,
     low_precision: bool = False,
 ) -> Health:
-    """Health from a ledger, the program's logits [N, K], its and the model's own output [N, K], and the relevance.
+    """Health from a ledger, the program's logits [N, K], its and the model's own output [N, K], and the relevance at each input.
 
     `output` is the logits, after the softmax or sigmoid at the end of the model if one was left out.
     `negative`: a target's logit is negative while its start is 1. `low_precision`: computed in mixed precision.
     """
-    dtype = relevance.dtype
+    dtype = logits.dtype
     logit_error, limit = difference_to_model(output, own)
     closes = LOW_PRECISION if low_precision else CLOSES[dtype]
     worst = max(ledger.rows, key=lambda r: float(r.closing_error.nan_to_num(torch.inf).max()), default=None)
     closing = float(worst.closing_error.max()) if worst else 0.0
     problems = []
-    if not (bool(torch.isfinite(relevance).all()) and bool(torch.isfinite(logits).all())):
+    if not all(bool(torch.isfinite(t).all()) for t in (*relevance, logits)):
         problems.append("not finite: relevance or logits hold NaN or infinite values")
     if not logit_error <= limit:
         problems.append(
@@ -103,7 +126,7 @@ def judge_health(
         )
     t = ledger.totals
     safe = torch.where(t["start"] == 0, torch.ones_like(t["start"]), t["start"])
-    shares = {name: t[name] / safe for name in ("input", "bias", "epsilon", "dropped")}
+    shares = {name: t[name] / safe for name in t if name.startswith("input") or name in TRY}
     amplification = t["largest"] / safe.abs()
     notes = []
     for i in range(len(safe)):
@@ -111,8 +134,11 @@ def judge_health(
         notes.append(
             f"image {i}: of a start of {float(t['start'][i]):.4g}: {parts}; largest Σ|R| {float(amplification[i]):.3g} × start"
         )
+        if logits.dim() == 2 and logits.shape[1] == 1:
+            sign = sign_in_words(float(logits[i, 0]))
+            notes.append(f"image {i}: the output is {sign}, and relevance of the same sign raises its size")
         notes += _where_all_went(ledger, shares, i)
-        if bool((relevance[i] == 0).all()) and float(t["start"][i]) != 0:
+        if all(bool((part[i] == 0).all()) for part in relevance) and float(t["start"][i]) != 0:
             notes.append(f"image {i}: the map is 0: no relevance reached the input")
     if negative:
         notes.append(

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lrp.engine.graph.tracing.inputs import Inputs
 from lrp.engine.graph.writer import TERMS, Program
+from lrp.engine.request import Request
 
 LEAST = 1e-30  # below this Σ|R| float32 is too imprecise for an account to close, and it need not
 
@@ -48,8 +50,8 @@ class Ledger:
     """One row per operation, in order of execution; `totals` for the whole.
 
     Attributes:
-        totals: [N] each: "start", "input" (what reached the pixels), "bias", "epsilon", "dropped",
-            "unexplained" = start − input − bias − epsilon − dropped, "largest" (largest Σ|R| of a node).
+        totals: [N] each: "start", "input" (what reached the pixels; of several inputs, also "input NAME" of each), "bias",
+            "epsilon", "dropped", "unexplained" = start − input − bias − epsilon − dropped, "largest" (largest Σ|R| of a node).
         logits: [N, K], of each image alone: the ledger is computed one image at a time.
     """
 
@@ -88,54 +90,54 @@ class Ledger:
             for line in lines
         ]
         t = {name: float(v[image]) for name, v in self.totals.items()}
+        each = ", ".join(
+            f"{name.removeprefix('input ')} {v:.6g}" for name, v in t.items() if name.startswith("input ")
+        )
         return "\n".join(text) + (
-            f"\nstart {t['start']:.6g} = input {t['input']:.6g} + bias {t['bias']:.6g} + ε {t['epsilon']:.6g} "
+            f"\nstart {t['start']:.6g} = input {t['input']:.6g}{f' ({each})' if each else ''} + bias {t['bias']:.6g} + ε {t['epsilon']:.6g} "
             f"+ dropped {t['dropped']:.6g} + unexplained {t['unexplained']:.2g}"
         )
 
 
 def ledger_of_each_image(
-    program: Program, rules: Sequence[str], images: Tensor, request: Sequence[Tensor], together: bool = False
+    program: Program, rules: Sequence[str], inputs: Inputs, request: Request, together: bool = False
 ) -> Ledger:
     """Run a ledger program one image at a time: a sum over the whole batch is then that of one image, whatever its shape.
 
     Args:
         rules: the name of the rule of each of the program's rows.
-        images: [N, C, H, W], in the program's dtype.
-        request: given, weight, predicted, as the program takes them, for N images.
-        together: run it on all images, with relevance at one of them, as the model takes no other number of images.
+        inputs: N images, in the program's dtype.
+        request: for N images.
+        together: run it on all images, with relevance at one of them, where the model takes no other number of images.
     """
     tables, alone, ends = [], [], []
-    for i in range(len(images)):
-        own = slice(i, i + 1)
-        if together:
-            run = program(images, *(_only(part, i) for part in request))
-        else:
-            run = program(images[own], *(part[own] for part in request))
-        relevance, logits, start, table = run
+    for i in range(len(inputs)):
+        own = request.only(i) if together else request.image(i)
+        images = inputs if together else inputs.images(i, i + 1)
+        *relevance, logits, start, table = program(*images.tensors, *own.arguments)
         tables.append(table)
-        alone.append(logits[own] if together else logits)
-        ends.append([v.sum(dtype=torch.float64) for v in (start, relevance, relevance.abs())])
+        alone.append(logits[i : i + 1] if together else logits)
+        begun = own.inner_starts or [start]
+        total = [v.sum(dtype=torch.float64) for v in relevance]
+        ends.append(
+            [sum(v.sum(dtype=torch.float64) for v in begun), sum(v.abs().sum() for v in relevance), *total]
+        )
     book = torch.stack(tables, dim=-1).cpu()  # [rows, terms, N]
-    begun, reached, spread = torch.tensor(ends, dtype=torch.float64).t()
+    begun_at, spread, *arrived = torch.tensor(ends, dtype=torch.float64).t()
     rows = [
         Row(o.path, o.name, rule, **dict(zip(TERMS, account, strict=True)))
         for o, rule, account in zip(program.rows, rules, book, strict=True)
     ]
     lost = {name: book[:, TERMS.index(name)].sum(0) for name in ("bias", "epsilon", "dropped")}
     absolute = book[:, TERMS.index("absolute")]
+    reached = torch.stack(arrived).sum(0) if arrived else torch.zeros_like(begun_at)
+    each = {f"input {inputs.names[i]}": part for i, part in zip(program.inputs, arrived, strict=True)}
     totals = {
-        "start": begun,
+        "start": begun_at,
         "input": reached,
+        **(each if len(each) > 1 else {}),
         **lost,
-        "unexplained": begun - reached - lost["bias"] - lost["epsilon"] - lost["dropped"],
+        "unexplained": begun_at - reached - lost["bias"] - lost["epsilon"] - lost["dropped"],
         "largest": torch.maximum(absolute.amax(0), spread) if len(absolute) else spread,
     }
     return Ledger(rows, totals, torch.cat(alone))
-
-
-def _only(part: Tensor, image: int) -> Tensor:
-    """[N, ...] with zeros for all images but one."""
-    kept = torch.zeros_like(part)
-    kept[image] = part[image]
-    return kept

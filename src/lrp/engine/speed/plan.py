@@ -26,16 +26,18 @@ class Plan:
     Attributes:
         low_precision: products of one sign may run in bfloat16.
         data_dependent: programs may branch on values of tensors.
+        starts: inner nodes where relevance starts, whatever it is there.
     """
 
     graph: Graph
     rules: dict[fx.Node, Rule]
     low_precision: bool = False
     data_dependent: bool = False
+    starts: tuple[fx.Node, ...] = ()
     zero_below: set[fx.Node] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.zero_below = zero_below(self.graph, self.rules)
+        self.zero_below = zero_below(self.graph, self.rules, self.starts)
 
     def site(
         self, operation: Operation, value: dict[fx.Node, Any], versions: Versions, known: dict[str, Any]

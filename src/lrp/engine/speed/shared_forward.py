@@ -5,11 +5,16 @@ from __future__ import annotations
 from torch import fx
 
 
-def split_at_shared_forward(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """(image) -> kept, which does not depend on the target, and (given, weight, predicted, *kept) -> outputs."""
-    late: set[fx.Node] = set()
+def split_at_shared_forward(module: fx.GraphModule, inputs: int) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """(*inputs) -> kept, which does not depend on the target, and (*arguments, *kept) -> outputs.
+
+    Args:
+        inputs: how many of the program's arguments are the model's inputs.
+    """
+    arguments = [node for node in module.graph.nodes if node.op == "placeholder"][inputs:]
+    late = set(arguments)
     for node in module.graph.nodes:
-        if node.name in ("given", "weight", "predicted") or any(n in late for n in node.all_input_nodes):
+        if any(n in late for n in node.all_input_nodes):
             late.add(node)
     kept = [
         node for node in module.graph.nodes
@@ -22,8 +27,7 @@ def split_at_shared_forward(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.
             made[node] = first.node_copy(node, lambda n: made[n])
     first.output(tuple(made[node] for node in kept))
     first.eliminate_dead_code()
-    seeds = [n for n in module.graph.nodes if n.op == "placeholder" and n in late]
-    rest = {node: second.placeholder(node.name) for node in [*seeds, *kept]}
+    rest = {node: second.placeholder(node.name) for node in [*arguments, *kept]}
     for node in module.graph.nodes:
         if node.op == "get_attr" or (node in late and node not in rest):
             rest[node] = second.node_copy(node, lambda n: rest[n])

@@ -8,6 +8,7 @@ Flat, w² and zᴮ give relevance to inputs of 0: below these rules nothing can 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import fx
@@ -31,9 +32,12 @@ class ZeroRelevance(NamedTuple):
 UNKNOWN = ZeroRelevance(False, False)
 
 
-def zero_below(graph: Graph, rules: dict[fx.Node, Rule]) -> set[fx.Node]:
-    """The operations at whose output relevance is zero wherever the output is <= 0; found in one backward pass."""
-    found: dict[fx.Node, ZeroRelevance] = {graph.logits: UNKNOWN}
+def zero_below(graph: Graph, rules: dict[fx.Node, Rule], starts: Sequence[fx.Node] = ()) -> set[fx.Node]:
+    """The operations at whose output relevance is zero wherever the output is <= 0; found in one backward pass.
+
+    starts: nodes at which any relevance may start, besides the logits.
+    """
+    found = dict.fromkeys((graph.logits, *starts), UNKNOWN)
     for node, operation in reversed(graph.operations.items()):
         parts = [user for user in node.users if user.target is operator.getitem]
         output = found.get(node, ZeroRelevance())

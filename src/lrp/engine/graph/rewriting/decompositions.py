@@ -50,11 +50,10 @@ def _decompose_once(graph: Graph) -> bool:
         changed = True
         if isinstance(made, list):
             for user in [u for u in node.users if u.target is operator.getitem]:
-                user.replace_all_uses_with(made[user.args[1]])
-                graph.fx.erase_node(user)
+                graph.substitute(user, made[user.args[1]])
+            graph.fx.erase_node(node)
         else:
-            node.replace_all_uses_with(made)
-        graph.fx.erase_node(node)
+            graph.substitute(node, made)
     return changed
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from lrp.engine.graph import ops
-from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.canonical import Graph, inherited
 from lrp.engine.graph.rewriting.scales import Part, axis_of, axis_of_scale, parts_of_scale, replace_by_scale
 from lrp.engine.graph.shapes import Batch, Shape, sizes_per_dimension
 from lrp.engine.graph.vocabulary.layers import CONV_NAMES as CONVS
@@ -47,8 +47,7 @@ def fold_scale_into_producer(graph: Graph) -> None:
             weight = _scaled_outputs(weight, w, ops.operation_name(layer), arguments.get("groups", 1))
             bias = None if bias is None else bias * w
         _set_weights(graph, layer, weight, b if bias is None else bias if b is None else bias + b)
-        node.replace_all_uses_with(node.args[0])
-        graph.fx.erase_node(node)
+        graph.substitute(node, node.args[0])
 
 
 def _producer(node: Node, axis: int | None) -> tuple[Node | None, int | None]:
@@ -133,12 +132,12 @@ def pass_scales_on(graph: Graph) -> None:
         if found is None:
             continue
         last, parts = found
-        node.replace_all_uses_with(node.args[0])
-        graph.fx.erase_node(node)
+        graph.substitute(node, node.args[0])
         readers = list(last.users)
         with graph.fx.inserting_after(last):
             later = graph.fx.call_function(scale_shift, (last, None, None))
         later.meta = dict(last.meta)
+        last.meta = inherited(last)
         for reader in readers:
             reader.replace_input_with(last, later)
         replace_by_scale(graph, later, last, *parts)
@@ -231,8 +230,7 @@ def fold_scale_into_consumers(graph: Graph) -> None:
             if b is not None:
                 bias = torch.cat(shift) + (0 if bias is None else bias)
             _set_weights(graph, user, torch.cat(scaled), bias)
-        node.replace_all_uses_with(node.args[0])
-        graph.fx.erase_node(node)
+        graph.substitute(node, node.args[0])
 
 
 def _takes_scale(graph: Graph, user: Node, scale: Node, parts: tuple[Part, Part]) -> bool:

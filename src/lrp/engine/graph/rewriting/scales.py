@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from lrp.engine.graph import ops
-from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.canonical import Graph, inherited
 from lrp.engine.graph.ops import data_nodes
 from lrp.engine.graph.vocabulary.elementwise import sum_factors
 from lrp.engine.graph.vocabulary.norms import normalise, scale_shift
@@ -132,7 +132,7 @@ def normalise_input(graph: Graph) -> None:
     The map is that of the net behind them, for the prepared input: the same whether a model normalises its input itself
     or is given a normalised one.
     """
-    inputs, before = {graph.image}, _before_a_layer(graph)
+    inputs, before = set(graph.entries), _before_a_layer(graph)
     for node in list(graph.fx.nodes):
         if node.op != "call_function" or node not in before:
             continue
@@ -172,14 +172,15 @@ def scale_products(graph: Graph) -> None:
         product = _product_behind(node) if w.numel() == 1 else None
         if product is None:
             continue
-        node.replace_all_uses_with(node.args[0])
+        factor = node.args[1]
+        graph.substitute(node, node.args[0])
         readers = list(product.users)
         with graph.fx.inserting_after(product):
-            scaled = graph.fx.call_function(scale_shift, (product, node.args[1], None))
+            scaled = graph.fx.call_function(scale_shift, (product, factor, None))
         scaled.meta = dict(product.meta)
+        product.meta = inherited(product)
         for reader in readers:
             reader.replace_input_with(product, scaled)
-        graph.fx.erase_node(node)
     recognise_scales(graph)  # those of both operands, and of the product itself, become one
 
 

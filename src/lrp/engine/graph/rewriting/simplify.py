@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Node, map_arg
 
 from lrp.engine.graph import ops
-from lrp.engine.graph.canonical import Graph
+from lrp.engine.graph.canonical import Graph, inherited
 from lrp.engine.graph.dtypes import CASTS, cast_to_dtype, is_floating_dtype
 from lrp.engine.graph.shapes import Batch, Shape, sizes_per_dimension
 from lrp.engine.graph.vocabulary.layers import CONV_NAMES as CONVS
@@ -54,8 +54,7 @@ def drop_no_ops(graph: Graph) -> None:
         )
         nothing = nothing and is_floating_dtype(source.meta.get("dtype"))
         if (name in NO_OPS and not arguments.get("train")) or retyped or nothing or (whole and same):
-            node.replace_all_uses_with(source)
-            graph.fx.erase_node(node)
+            graph.substitute(node, source)
 
 
 def simplify_squeezes(graph: Graph) -> None:
@@ -137,7 +136,7 @@ def simplify_pools(graph: Graph) -> None:
             args = tuple(ops.arguments_of(node).values())
             with graph.fx.inserting_before(node):
                 both = graph.fx.call_function(MAX_POOLS[node.target], args)
-            both.meta = {**node.meta, "shapes": [node.meta["shape"]] * 2}
+            both.meta = {**inherited(node), "shapes": [node.meta["shape"]] * 2}
             graph.replace(node, operator.getitem, (both, 0))
         elif name in MEANS:
             source, n = node.args[0], int(name[-2])
@@ -200,7 +199,7 @@ def simplify_paddings(graph: Graph) -> None:
                 source = graph.fx.call_function(aten.constant_pad_nd.default, (source, pads))
             shape = a["input"].meta["shape"]
             grown = (*shape[:2], *(s + t for s, t in zip(shape[2:], total, strict=True)))
-            source.meta = {**node.meta, "shape": grown}
+            source.meta = {**inherited(node), "shape": grown}
             padding = [0] * n
         conv = getattr(aten, ops.operation_name(node)).default
         graph.replace(

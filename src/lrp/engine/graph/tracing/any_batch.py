@@ -44,14 +44,15 @@ def generalise(first: Captured, second: Captured) -> Captured:
 
     def number(times: int) -> fx.Node:
         if times not in counted:
-            image = next(n for n in ours if n.op == "placeholder")
+            image = next(n for n in ours if n.meta.get("batched"))
             after = counted.get(1, image)
             with first.graph.inserting_after(after):
                 if times == 1:
                     made = first.graph.call_function(torch.ops.aten.sym_size.int, (image, 0))
                 else:
                     made = first.graph.call_function(_times, (number(1), times))
-            made.meta = {**image.meta, "shape": None, "shapes": [], "dtype": None, "size": Batch(times)}
+            place = {key: image.meta[key] for key in ("path", "module", "source")}
+            made.meta = {**place, "shape": None, "shapes": [], "dtype": None, "size": Batch(times)}
             counted[times] = made
         return counted[times]
 

@@ -14,6 +14,7 @@ from lrp.engine.graph.facts import facts
 from lrp.engine.graph.outputs import HEADS
 from lrp.engine.graph.shapes import Batch, Shape, Size
 from lrp.engine.graph.tracing.captured import Captured
+from lrp.engine.graph.tracing.inputs import Inputs
 from lrp.engine.graph.tracing.scripts import in_usual_form
 from lrp.errors import CaptureError
 
@@ -85,10 +86,11 @@ def size_of(size: Any) -> Size:
     return Batch(int(times))
 
 
-def graph_of_program(program: Any, free: bool, own: dict[str, Tensor]) -> Captured:
-    """The exported program as a plain graph: parameters become `get_attr`, only the image is a placeholder.
+def graph_of_program(program: Any, free: bool, own: dict[str, Tensor], images: Inputs) -> Captured:
+    """The exported program as a plain graph: parameters become `get_attr`, only the inputs are placeholders.
 
     Args:
+        images: the inputs of the call that was traced.
         own: the model's parameters and buffers. A constant in their memory is one of them.
     """
     places = {_place(t): name for name, t in own.items() if t.numel()}
@@ -97,11 +99,17 @@ def graph_of_program(program: Any, free: bool, own: dict[str, Tensor]) -> Captur
     inlined: dict[fx.Node, list[fx.Node]] = {}
     captured = Captured(graph, {}, free_batch=free)
     inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    numbered = (i for i in range(len(images.tensors)))
     for node in program.graph.nodes:
         if node.op == "placeholder":
             spec = inputs[node.name]
             if spec.kind.name == "USER_INPUT":
-                made = graph.placeholder("image")
+                index = next(numbered)
+                known = {"input": index, "batched": images.batch_dims[index] is not None}
+                if images.tensors[index].is_floating_point():
+                    known["entry"] = index
+                name = re.sub(r"\W", "_", images.names[index])
+                made = graph.placeholder("image" if len(images.tensors) == 1 else f"input_{name}")
             else:
                 name = re.sub(r"\W", "_", spec.target or node.name)
                 made = graph.create_node("get_attr", name, name=name)
@@ -129,7 +137,7 @@ def graph_of_program(program: Any, free: bool, own: dict[str, Tensor]) -> Captur
             continue
         else:
             made = in_usual_form(graph.node_copy(node, lambda n: new[n]))
-        made.meta = _facts_of(node)
+        made.meta = _facts_of(node) | (known if made.op == "placeholder" else {})
         new[node] = made
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op not in ("output", "placeholder"):
@@ -189,9 +197,21 @@ def logits_as_output(captured: Captured, images: int) -> Captured:
         with graph.inserting_before(output):
             rows = graph.call_function(torch.ops.aten.reshape.default, (last, [-1, each]))
         shape: Shape = (Batch() if isinstance(size, Batch) else images, each)
-        rows.meta = {**last.meta, "shape": shape, "shapes": [shape]}
+        rows.meta = {**last.meta, "shape": shape, "shapes": [shape], "inside": ()}
         output.args = (rows,)
     return captured
+
+
+def mark_module_outputs(graph: fx.Graph) -> None:
+    """Note at each node of a captured graph the modules whose output it is, as (path, shape): others than the module read it.
+
+    Uses and removes `meta["inside"]`: the paths of the modules around a node, with "@1" behind that of a second call.
+    """
+    inside: dict[fx.Node, tuple[str, ...]] = {n: n.meta.pop("inside", ()) for n in graph.nodes}
+    for node in graph.nodes:
+        if node.op == "call_function" and not node.meta.get("size"):
+            left = [p for p in inside[node] if any(p not in inside[user] for user in node.users)]
+            node.meta["outputs"] = tuple((path, node.meta["shape"]) for path in left)
 
 
 def _name(node: fx.Node) -> str:
@@ -200,14 +220,20 @@ def _name(node: fx.Node) -> str:
 
 
 def _over_classes(node: fx.Node) -> bool:
-    """Whether a softmax runs over the classes, the second of two dimensions."""
-    return "softmax" not in _name(node) or (len(node.meta["shape"]) == 2 and node.args[1] in (1, -1))
+    """Whether a softmax runs over the classes, dimension 1."""
+    rank: int = len(node.meta["shape"])
+    return "softmax" not in _name(node) or (rank > 1 and int(node.args[1]) % rank == 1)  # type: ignore[arg-type]
 
 
 def _facts_of(node: fx.Node) -> dict[str, Any]:
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    calls = node.meta.get("nn_module_stack") or {}
+    stack = list(calls.values())
     path, module = stack[-1] if stack else ("", "")
     path = "" if path == "model" else path.removeprefix("model.")
+    around = [
+        re.sub(r"@\d+", "", entry[0]).removeprefix("model.") + "".join(re.findall(r"@\d+$", key))
+        for key, entry in calls.items()
+    ]
     value = node.meta.get("val")
     tensors = _tensors_in(value)
     size = {"size": size_of(value)} if isinstance(value, torch.SymInt) else {}
@@ -217,6 +243,7 @@ def _facts_of(node: fx.Node) -> dict[str, Any]:
         "shapes": [tuple(size_of(s) for s in t.shape) for t in tensors],
         "dtype": tensors[0].dtype if tensors else None,
         "path": re.sub(r"@\d+", "", path),
+        "inside": tuple(p for p in around if p.partition("@")[0] not in ("", "model")),
         "module": module if isinstance(module, str) else f"{module.__module__}.{module.__qualname__}",
         "source": _line_of_code(node.meta.get("stack_trace") or ""),
     }

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves
 
+from lrp.engine.graph.tracing.inputs import Inputs
 from lrp.engine.graph.tracing.isolation import here
 from lrp.engine.graph.tracing.model_copy import FORWARD_HOOKS, Copier, copy_of
 
@@ -48,7 +49,7 @@ def _table(module: nn.Module | None, kind: str) -> dict[int, Any]:
 
 
 def hooks_that_change(
-    model: nn.Module, images: Tensor, run: Callable[[nn.Module, Tensor], Tensor]
+    model: nn.Module, images: Inputs, run: Callable[[nn.Module, Inputs], Tensor]
 ) -> set[Hook]:
     """The hooks that are part of the function, found in one run; all of them where leaving out the others matters.
 

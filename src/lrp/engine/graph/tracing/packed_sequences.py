@@ -108,7 +108,7 @@ class Sequences(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _order(self, lengths: Tensor) -> Tensor:
-        order = torch.arange(len(lengths), device=lengths.device)
+        order = torch.arange(lengths.shape[0], device=lengths.device)
         self._orders[id(order)] = order
         return order
 
@@ -117,8 +117,8 @@ class Sequences(TorchFunctionMode):
             raise CaptureError(ASKED)
         self.packed = True
         data = data.transpose(0, 1) if batch_first else data
-        if len(lengths) != data.shape[1]:
-            raise CaptureError(f"{len(lengths)} lengths are given for a batch of {data.shape[1]} sequences")
+        if lengths.shape[0] != data.shape[1]:
+            raise CaptureError(f"{lengths.shape[0]} lengths are given for a batch of {data.shape[1]} sequences")
         known = self.constants.value(lengths)
         if known is not None:
             data = data[: int(known.max())]

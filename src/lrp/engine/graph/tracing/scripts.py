@@ -6,8 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch._export.converter import TS2EPConverter
+
+from lrp.engine.graph.tracing.inputs import Inputs
 
 
 class _Recording(nn.Module):
@@ -22,7 +24,7 @@ class _Recording(nn.Module):
         return self.script(*received)
 
 
-def replace_scripts(copied: nn.Module, images: Tensor) -> None:
+def replace_scripts(copied: nn.Module, images: Inputs) -> None:
     """Replace the TorchScript modules inside a model; one run tells what they are called with."""
     outer = [m for m in copied.modules() if not isinstance(m, torch.jit.ScriptModule)]
     places = [
@@ -35,7 +37,7 @@ def replace_scripts(copied: nn.Module, images: Tensor) -> None:
         return
     for table, name in places:
         table[name] = _Recording(table[name])  # type: ignore[arg-type]
-    copied(images.clone())
+    images.call(copied, [t.clone() for t in images.tensors])
     for table, name in places:
         recording: Any = table[name]
         used = recording.received != ()

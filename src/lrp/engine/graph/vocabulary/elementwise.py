@@ -82,8 +82,9 @@ def sum_factors(name: str, alpha: Any) -> tuple[float, float]:
 def _add(op: Operation) -> Sum:
     first, second = op.arguments["self"], op.arguments["other"]
     signs = sum_factors(op.name, op["alpha"])
-    fixed = [op[name] for name in ("self", "other") if op.is_constant(name)]
-    masked = any(isinstance(v, torch.Tensor) and bool(torch.isinf(v).any()) for v in fixed)
+    fixed = [op[name] for name in ("self", "other") if not op.is_data(op.arguments[name])]
+    # The values of a held operand are not known here.
+    masked = any(v.isinf().any() if isinstance(v, torch.Tensor) else isinstance(v, fx.Node) for v in fixed)
     return Sum(list(zip((first, second), signs, strict=True)), op.shape, _shapes(op), op.data, masked)
 
 
