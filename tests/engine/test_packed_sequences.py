@@ -166,6 +166,31 @@ def test_any_number_of_images_in_any_order(name):
     assert difference(explainer(x.flip(0), 1).relevance, whole.flip(0)) <= 1e-9
 
 
+class WithLengths(nn.Module):
+    """Lengths are an input of their own."""
+
+    def __init__(self, packs):
+        super().__init__()
+        self.packs = packs
+
+    def forward(self, x, lengths):
+        self.packs.of = lambda model, x: lengths.cpu()
+        return self.packs(x)
+
+
+def test_lengths_as_an_input():
+    model, x = Packs(nn.GRU(FEATURES, HIDDEN)).double().eval(), padded()
+    expected = lrp.explain(model, x, 1, "epsilon").relevance
+    explainer = lrp.Explainer(WithLengths(model).eval(), "epsilon")
+    e = explainer((x, LENGTHS), 1)
+    relevance, none = e.relevance
+    assert none is None and difference(relevance, expected) <= 1e-9 and e.health.ok
+    relevance, _ = explainer({"x": x[:2], "lengths": LENGTHS[:2].int()}, 1).relevance.values()
+    assert difference(relevance, expected[:2]) <= 1e-9
+    relevance, _ = explainer((x, torch.tensor([3, 2, 1])), 1).relevance
+    assert (relevance[1, 2:] == 0).all() and (relevance[1, :2] != 0).all()
+
+
 def test_sequences_that_are_sorted_already():
     model, x = Packs(nn.GRU(FEATURES, HIDDEN), sorted=True).double().eval(), padded()[[1, 0, 2]]
     other = Packs(model.layer).double().eval()

@@ -239,6 +239,29 @@ def test_a_layer_is_its_cell_in_a_loop(made, steps):
     assert rules["conv", "conv1d"] == "conv" and rules["inner", "linear"] == "linear"
 
 
+class Looped(nn.Module):
+    """As loops are often written: how many images there are is read as a number."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.cell = InLoops(layer).cell
+
+    def forward(self, x):
+        h = torch.zeros(int(x.shape[0]), HIDDEN, dtype=x.dtype)
+        for t in range(x.size(1)):
+            h = self.cell(x[:, t], h)
+        return h
+
+
+def test_a_loop_over_any_number_of_images():
+    layer, x = nn.GRU(FEATURES, HIDDEN, batch_first=True), sequences(3, STEPS)
+    expected = lrp.explain(LastOutput(layer).double().eval(), x, 1, "epsilon").relevance
+    explainer = lrp.Explainer(Looped(layer).double().eval(), "epsilon")
+    for n in (1, 2, 3):
+        assert difference(explainer(x[:n], 1).relevance, expected[:n]) <= 1e-9
+    assert explainer.prepare(x).captured.free_batch
+
+
 def test_a_long_layer_is_one_operation_of_the_captured_graph():
     captured = capture(
         LastOutput(nn.GRU(FEATURES, HIDDEN, batch_first=True)).eval(), torch.randn(2, 300, FEATURES)
