@@ -52,6 +52,16 @@ class Request:
         entries = None if self.entries is None else self.entries[index : index + 1]
         return replace(self, starts=tuple(own[:count]), masks=tuple(own[count:]), entries=entries)
 
+    def only(self, index: int) -> Request:
+        """The request for all images, with relevance at one of them only."""
+
+        def alone(t: Tensor, dim: int) -> Tensor:
+            kept = torch.zeros_like(t)
+            kept.narrow(dim, index, 1).copy_(t.narrow(dim, index, 1))
+            return kept
+
+        return replace(self, starts=tuple(map(alone, self.starts, self.dims)))
+
 
 Named = Mapping[str, Any]
 NEAREST = 3  # names in a message

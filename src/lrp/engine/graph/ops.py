@@ -204,7 +204,7 @@ def operation_name(node: fx.Node) -> str:
     if isinstance(target, torch._ops.OpOverload):
         namespace, _, name = target._schema.name.partition("::")
         name = name.removesuffix("_with_indices")  # the same max pool with or without indices
-        return name if namespace == "aten" else f"{namespace}::{name}"
+        return name if namespace in ("aten", "lrp") else f"{namespace}::{name}"
     return getattr(target, "__name__", str(target))
 
 
