@@ -190,12 +190,16 @@ def test_names():
             super().__init__()
             torch.manual_seed(3)
             self.conv, self.norm, self.act = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
-            self.drop, self.cut, self.head = nn.Dropout(), Cut(), nn.Linear(4, 2)
+            self.same, self.cut, self.head = Same(), Cut(), nn.Linear(4, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            z = self.drop(self.act(self.norm(self.conv(x))))
-            a, b = self.cut(self.act(z - 0.1))
+            z = self.act(self.norm(self.conv(x)))
+            a, b = self.cut(self.act(self.same(z) - 0.1))
             return self.head(torch.cat([a, b * 2], 1).mean((2, 3)) + z.mean((2, 3)))
+
+    class Same(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 0
 
     class Cut(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,14 +213,14 @@ def test_names():
     close(torch.cat([first, second], 1), e.at("act#2"))
     for row in e.ledger:
         text = f"{row.path or 'model'} ({row.op})"
-        if text not in ("model (mean)", "cut (slice)", "act (relu)"):
+        if text not in ("model (mean)", "model (add)", "cut (slice)", "act (relu)"):
             assert e.at(text).shape[0] == 3, text
-    close(e.at("model (mean)#1") + e.at("model (mean)#2"), e.at("model (add)"))
+    assert e.at("model (mean)#1").shape == e.at("model (mean)#2").shape == (3, 4)
     said = {
         "act": "'act' has 2 outputs: say 'act#1', 'act#2'.",
         "cut": "'cut' has 2 outputs: say 'cut[0]', 'cut[1]'.",
-        "drop": "'drop' has no relevance of its own: its output is that of act, which others read, too.",
-        "konv": "'konv' is no module or operation that relevance passes; the nearest are 'conv', 'conv (conv2d)', 'drop'.",
+        "same": "'same' has no relevance of its own: its output is that of act, which others read, too.",
+        "konv": "'konv' is no module or operation that relevance passes; the nearest are 'conv', 'conv (conv2d)', 'norm'.",
     }
     for name, text in said.items():
         with pytest.raises(lrp.InputError) as caught:

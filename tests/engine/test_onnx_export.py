@@ -181,6 +181,28 @@ def test_a_model_for_a_fixed_number_of_images(tmp_path):
         )  # fmt: skip
 
 
+def test_logits_for_each_place(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+    with pytest.raises(lrp.ExportError) as caught:
+        write_onnx(lrp.Explainer(model), torch.randn(1, 3, 8, 8), tmp_path / "x.onnx")
+    assert str(caught.value) == (
+        "the model gives logits for each place, and a file explains one logit for each class: "
+        "Explainer(model, output=lambda out: out.mean((2, 3))) gives these."
+    )
+    pooled = lrp.Explainer(model, output=lambda out: out.mean((2, 3)))
+    assert write_onnx(pooled, torch.randn(1, 3, 8, 8), tmp_path / "x.onnx").classes == 4
+
+
+def test_several_inputs(tmp_path):
+    with pytest.raises(lrp.ExportError) as caught:
+        write_onnx(
+            lrp.Explainer(nn.Bilinear(3, 3, 2)), (torch.randn(1, 3), torch.randn(1, 3)), tmp_path / "x.onnx"
+        )
+    assert str(caught.value) == (
+        "an ONNX file takes one tensor of images: models of several inputs, or of ids, cannot be exported."
+    )
+
+
 def test_float64(tmp_path):
     refused(
         tmp_path,

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +152,21 @@ def explained(photo, model=None, **options):
     return next(
         lrp.explain_folder(photo, "out", model or small_model(), "dog", lrp.ExplainOptions(**options))
     )
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 40), (3, 5, 4), (1, 6, 5, 4), (2, 3, 16, 5, 4)])
+def test_arrays_keep_the_dimensions_of_relevance(shape, tmp_path):
+    """Relevance of signals and volumes, also of several targets, is written as it is: in the order the model takes."""
+    relevance = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    arrays = {"relevance": relevance, "logits": np.arange(3.0), "fingerprint": np.array("f")}
+    made = SimpleNamespace(sheet=SimpleNamespace(arrays=arrays))
+    npz = formats.FORMATS["npz"]
+    npz.write(made, tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as saved:
+        assert set(saved) == set(arrays)
+        assert saved["relevance"].dtype == np.float32 and saved["relevance"].shape == shape
+        assert (saved["relevance"] == relevance).all()
+    assert npz.fingerprint(tmp_path / "a.npz") == "f"
 
 
 def test_the_heatmap_alone_is_transparent_where_there_is_nothing(photos):

@@ -3,12 +3,15 @@
 As `layers.py`: run end to end by `tests/engine/test_known_operations.py`, and the source of `lrp rules --known`.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from helpers.layers import SPACE, Layer, normalised
 from helpers.operations import Call
+from helpers.recurrent import InLoops, unrolled
 
 SHAPE = (4, 4, 6)
 aten = torch.ops.aten
@@ -243,30 +246,31 @@ DISTANCES = {
 }  # fmt: skip
 
 
-class LastOutput(nn.Module):
-    """An LSTM over the rows, whose gates are constants."""
+class Rows(nn.Module):
+    """The last output of a recurrent layer, or of its cell in a loop, over the rows; gates are constants."""
 
-    def __init__(self):
+    def __init__(self, made, in_a_loop=False, **options):
         super().__init__()
-        self.lstm = nn.LSTM(6, 3, batch_first=True)
+        layer = made(6, 3, batch_first=True, **options)
+        self.inner = InLoops(layer) if in_a_loop else layer
 
     def forward(self, x):
-        return self.lstm(x.mean(1))[0][:, -1]
+        made = self.inner(x.mean(1))
+        return (made[0] if isinstance(made, tuple) else made)[:, -1]
 
     def twin(self, x):
         rows = x.mean(1)
-        h = c = rows.new_zeros(len(x), 3)
-        own = self.lstm
-        for row in rows.unbind(1):
-            z = F.linear(row, own.weight_ih_l0, own.bias_ih_l0) + F.linear(
-                h, own.weight_hh_l0, own.bias_hh_l0
-            )
-            i, f, g, o = z.chunk(4, 1)
-            # tanh passes relevance unchanged, and σ is a constant.
-            g = g * (torch.tanh(g) / g).detach()
-            c = f.sigmoid().detach() * c + i.sigmoid().detach() * g
-            h = o.sigmoid().detach() * c * (torch.tanh(c) / c).detach()
-        return h
+        if isinstance(self.inner, InLoops):
+            return self.inner.held(rows)[:, -1]
+        return unrolled(self.inner, rows, held=True)[0][:, -1]
+
+
+RECURRENT = {
+    "lstm": (nn.LSTM, {}),
+    "gru": (nn.GRU, {}),
+    "rnn_tanh": (nn.RNN, {}),
+    "rnn_relu": (nn.RNN, {"nonlinearity": "relu"}),
+}
 
 
 FUNCTIONS = {
@@ -293,5 +297,9 @@ FUNCTIONS = {
         SHAPE,
         lambda op, x: torch.cat([x, x.flip(1)], 1),
     ),
-    "lstm": Layer(LastOutput, SHAPE, LastOutput.twin),
+    **{
+        name + "_cell" * in_a_loop: Layer(partial(Rows, made, in_a_loop, **options), SHAPE, Rows.twin)
+        for name, (made, options) in RECURRENT.items()
+        for in_a_loop in (False, True)
+    },
 }

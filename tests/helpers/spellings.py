@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from helpers.recurrent_forms import RECURRENT
+
 Form = Callable[[torch.Tensor, Any], torch.Tensor]
 
 
@@ -445,6 +447,22 @@ SPELLINGS: dict[str, tuple[Form, ...]] = {
         after_pool(lambda f, p: f.log_softmax(1)),
         after_pool(lambda f, p: f - f.logsumexp(1, keepdim=True)),
     ),
+    # blends
+    "blend": (
+        lambda z, p: (lambda w: (1 - w) * z.relu() + w * z.flip(3))(conv(z, p).sigmoid()),
+        lambda z, p: (lambda w: w * z.flip(3) + z.relu() * (1 - w))(conv(z, p).sigmoid()),
+        lambda z, p: (lambda w, x: x + w * (z.flip(3) - x))(conv(z, p).sigmoid(), z.relu()),
+        lambda z, p: (lambda w, x: x - w * (x - z.flip(3)))(conv(z, p).sigmoid(), z.relu()),
+        lambda z, p: (lambda w, x: (z.flip(3) - x) * (1 - w) + x)((-conv(z, p)).sigmoid(), z.relu()),
+        lambda z, p: torch.lerp(z.relu(), z.flip(3), conv(z, p).sigmoid()),
+        lambda z, p: (lambda w, x: torch.addcmul(x, w, z.flip(3) - x))(conv(z, p).sigmoid(), z.relu()),
+    ),
+    "blend_by_a_constant": (
+        lambda z, p: 0.7 * z.relu() + 0.3 * z.flip(3),
+        lambda z, p: (lambda x: x + 0.3 * (z.flip(3) - x))(z.relu()),
+        lambda z, p: torch.lerp(z.relu(), z.flip(3), 0.3),
+        lambda z, p: torch.lerp(z.relu(), z.flip(3), torch.tensor(0.3, dtype=z.dtype)),
+    ),
     # comparisons carry nothing
     "sign_as_a_gate": (
         lambda z, p: z * z.detach().sign(),
@@ -465,6 +483,7 @@ TOKENS: dict[str, tuple[Form, ...]] = {
         lambda t, p: written_attention(t, p, "both"),
         lambda t, p: written_attention(t, p, "divided"),
     ),
+    **RECURRENT,
     "scaled_values": (
         lambda t, p: (lambda q, k, v: joined((q @ k.mT).softmax(-1) @ v * 2.5, p))(*heads(t, p)),
         lambda t, p: (lambda q, k, v: joined(2.5 * (q @ k.mT).softmax(-1) @ v, p))(*heads(t, p)),

@@ -3,7 +3,6 @@
 import ast
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageFont, PngImagePlugin
 
+from helpers.pictures import expect_readable, find, record_texts
 from lrp.errors import ImageError
 from lrp.pictures import heatmap
 from lrp.pictures import photos as images
@@ -38,43 +38,9 @@ def relevance(height: int, width: int, border: int = 0, seed: int = 1) -> np.nda
     return values
 
 
-def find(sheet: Image.Image, tile: np.ndarray, where: np.ndarray | None = None) -> tuple[int, int]:
-    """(left, top) of the one place in the sheet that shows this tile, pixel for pixel (those in `where`)."""
-    pixels = np.asarray(sheet)
-    height, width = tile.shape[:2]
-    where = np.argwhere(np.ones((height, width), bool) if where is None else where)
-    down, right = pixels.shape[0] - height + 1, pixels.shape[1] - width + 1
-    here = np.ones((down, right), bool)
-    for row, column in where[:: max(1, len(where) // 40)]:
-        here &= (pixels[row : row + down, column : column + right] == tile[row, column]).all(-1)
-    rows, columns = where.T
-    places = [
-        (int(x), int(y))
-        for y, x in np.argwhere(here)
-        if (pixels[y + rows, x + columns] == tile[rows, columns]).all()
-    ]
-    assert len(places) == 1, places
-    return places[0]
-
-
-@dataclass
-class Written:
-    text: str
-    box: tuple[float, float, float, float]
-
-
 @pytest.fixture
 def written(monkeypatch):
-    """Every text drawn, in order, with the ink's box."""
-    seen: list[Written] = []
-    real = ImageDraw.ImageDraw.text
-
-    def text(self, xy, text, *args, **options):
-        seen.append(Written(text, self.textbbox(xy, text, font=options["font"], anchor=options["anchor"])))
-        return real(self, xy, text, *args, **options)
-
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
-    return seen
+    return record_texts(monkeypatch)
 
 
 # --- scale and colours ------------------------------------------------------------------------------------
@@ -349,14 +315,8 @@ def test_no_text_is_cut_or_written_over_another(written, size, words, style, own
     values[0, 0] = np.nan
     panels = [Panel(values, *pair, limit=1e-5 if own and not i else None) for i, pair in enumerate(words[1:])]
     sheet = draw(np.zeros((*size, 3), np.uint8), panels, title=words[0][0], subtitle=words[0][1], style=style)
-    for text in written:
-        left, top, right, bottom = text.box
-        assert min(left, top) >= 0 and right <= sheet.width and bottom <= sheet.height
-    for i, a in enumerate(written):
-        for b in written[:i]:
-            beside = a.box[0] >= b.box[2] or b.box[0] >= a.box[2]
-            apart = a.box[1] >= b.box[3] - 2 or b.box[1] >= a.box[3] - 2  # descenders may touch a high accent
-            assert beside or apart, (a, b)
+    assert all(text.sheet is sheet for text in written)
+    expect_readable(written)
 
 
 def test_drawing_changes_nothing_and_repeats_itself():

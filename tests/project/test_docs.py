@@ -266,6 +266,18 @@ def test_code_runs_and_prints_what_it_says(path, tmp_path, monkeypatch):
             assert (got if head == prints else got[: len(head)]) == head, f"{path.name}, line {line}"
 
 
+def test_pictures_of_signals_are_those_that_their_page_makes(tmp_path, capsys):
+    """Other machines round differently, and a net that is trained differently has other relevance: nearly the same."""
+    tool("docs_signals").main([str(tmp_path)])
+    made = sorted(tmp_path.glob("*.png"))
+    assert [path.name for path in made] == ["clip.png", "row.png", "signal.png", "volume.png"]
+    for path in made:
+        assert path.stat().st_size < 60_000, path.name
+        new, old = (np.asarray(Image.open(place).convert("RGB"), dtype=float)
+                    for place in (path, DOCS / "pictures" / path.name))  # fmt: skip
+        assert new.shape == old.shape and np.abs(new - old).mean() < 1, path.name
+
+
 def test_most_pages_have_code():
     assert {"README.md", "getting_started.md", "rules.md", "presets.md", "own_model.md"} <= {
         p.name for p in SPOKEN

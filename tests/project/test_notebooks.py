@@ -374,7 +374,7 @@ def test_an_explanation_shows_photo_heatmap_target_and_health():
         name = ["ant", "bee", "cat", "dog"][target]
         assert f"{name} (probability {chance:.3g} %)" in page.text
         assert (
-            f"{reached:.3g} of {start:.3g} logits ({100 * reached / start:.2g} %) reached the pixels"
+            f"{reached:.3g} of {start:.3g} logits ({100 * reached / start:.3g} %) reached the pixels"
             in page.text
         )
     assert page.text.count("health: ok") == 2
@@ -382,7 +382,7 @@ def test_an_explanation_shows_photo_heatmap_target_and_health():
 
 def test_zero_relevance_is_the_middle_of_the_colours():
     e = explained(composite="epsilon", images=1)
-    e.relevance = torch.zeros_like(e.relevance)
+    e.relevance.zero_()
     e.relevance[0, 0, 0, 0] = 1.0
     heat = np.asarray(Page(e._repr_html_()).images()[1].convert("RGB"))
     assert (heat[0, 0] == heatmap.PALETTE[-2]).all()
@@ -453,10 +453,18 @@ def test_several_explanations_share_their_photo():
 def test_what_is_no_photo_is_shown_by_its_heatmap_alone():
     assert len(Page(explained(channels=5, images=1)._repr_html_()).images()) == 1
     assert len(Page(explained(channels=1, images=1)._repr_html_()).images()) == 2
-    flat = lrp.explain(nn.Linear(5, 3).eval(), torch.randn(1, 5))
-    page = Page(flat._repr_html_())
-    assert not page.images()
-    assert "health: ok" in page.text
+
+
+def test_a_signal_is_shown_by_one_picture_below_its_words():
+    net = nn.Sequential(nn.Conv1d(2, 3, 5), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 3)).eval()
+    x = torch.randn(6, 2, 20, generator=torch.Generator().manual_seed(1))
+    html = lrp.Explainer(net).many(x, [0, 1])._repr_html_()
+    page = Page(html)
+    assert len(page.images()) == 4 * 2 and "... and 2 more signals" in page.text
+    assert page.text.count("reached the samples") == 8 and "pixel" not in page.text
+    styles = [attributes["style"] for tag, attributes in page.elements if tag == "img"]
+    assert set(styles) == {"max-width: 100%"}
+    assert not re.search(r"(?<![-\w])(color|background)[\w-]*:", html)
 
 
 def test_an_explanation_that_is_not_right_says_so():

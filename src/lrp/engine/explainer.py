@@ -18,17 +18,18 @@ from lrp.engine.default_preset import default_preset
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.canonize import canonize
 from lrp.engine.graph.capture import as_module, capture, own_output, plain_numbers
-from lrp.engine.graph.inputs import BatchDim, Inputs, inputs_of_call
-from lrp.engine.graph.module_outputs import inner_node
 from lrp.engine.graph.outputs import HEADS, Output
 from lrp.engine.graph.tracing.captured import Captured
+from lrp.engine.graph.tracing.inputs import BatchDim, Inputs, inputs_of_call
 from lrp.engine.graph.tracing.isolation import LOCK, sources_go_with
 from lrp.engine.graph.tracing.model_copy import in_train_mode
-from lrp.engine.graph.writer import Program
+from lrp.engine.graph.tracing.refusals import fails_itself
+from lrp.engine.graph.writer import NOTHING_INSIDE, Inner, Program, forward_module
 from lrp.engine.model_state import ModelState, tensor_version
-from lrp.engine.program import NOTHING_INSIDE, SEEDS, Builder, Inner
-from lrp.engine.request import Named, Request, inner_tensors
+from lrp.engine.program import Builder
+from lrp.engine.request import Named, Request, inner_node, inner_tensors
 from lrp.engine.results.explanation import Explanation, Explanations
+from lrp.engine.results.health import refuse_other_logits
 from lrp.engine.results.ledger import Ledger, ledger_of_each_image
 from lrp.engine.results.rules_table import RulesTable
 from lrp.engine.rule_check import RuleCheck, check_rules
@@ -36,7 +37,7 @@ from lrp.engine.rules import Rule
 from lrp.engine.shared_constants import SharedConstants
 from lrp.engine.speed.plan import Plan
 from lrp.engine.speed.shared_forward import split_at_shared_forward
-from lrp.engine.targets import Similarity, Start, entries_of_images, resolve_target, similarity_start
+from lrp.engine.targets import SEEDS, Similarity, Start, entries_of_images, resolve_target, similarity_start
 from lrp.errors import CaptureError, CompositeError, InputError, LedgerError, LrpError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Prepared:
 
     def forward(self, inputs: Inputs) -> Tensor:
         """The logits."""
-        module = self._once("forward", self.builder.forward)
+        module = self._once("forward", lambda: forward_module(self.graph, self.builder.versions.names))
         logits: Tensor = module(*inputs.tensors)[0]
         return logits
 
@@ -217,6 +218,7 @@ class Explainer:
         request = self._request(target, inputs, prepared, start, through, at)
         with plain_numbers(inputs.device):
             result = prepared.run(request.inner, *inputs.to(self.dtype).tensors, *request.arguments)
+        self._compare(inputs, prepared, request, result)
         return self._explanation(inputs, prepared, request, result, at, start)
 
     def many(
@@ -261,6 +263,8 @@ class Explainer:
                 if request.inner not in kept:
                     kept[request.inner] = shared(*inputs.to(self.dtype).tensors)
                 result = one_target(*request.arguments, *kept[request.inner])
+                if not entries:
+                    self._compare(inputs, prepared, request, result)
                 entries.append(self._explanation(inputs, prepared, request, result, at, start))
         parts = zip(*(e._parts for e in entries), strict=True)
         stacked = [None if part[0] is None else torch.stack(part) for part in parts]
@@ -275,7 +279,7 @@ class Explainer:
         Raises:
             InputError: the model cannot be called so; pixels that are not finite; another device than the model's.
         """
-        inputs = x if isinstance(x, Inputs) else inputs_of_call(self.model, x, named, self.batch_dim)
+        inputs = inputs_of_call(self.model, x, named, self.batch_dim)
         self._check(inputs)
         return inputs
 
@@ -384,7 +388,7 @@ class Explainer:
 
     def prepare(self, x: Any) -> Prepared:
         """Capture the model for inputs like `x`, assign rules, write the program; cached for the last `SIZES` sizes."""
-        inputs = self.inputs(x)
+        inputs = x if isinstance(x, Inputs) else self.inputs(x)
         key = inputs.key
         with LOCK:
             found = _last_used(self._prepared, key) or _last_used(self._prepared, (key, len(inputs)))
@@ -539,6 +543,19 @@ class Explainer:
             )
         return next(reversed(self._prepared.values())).plain
 
+    def _compare(
+        self, inputs: Inputs, prepared: Prepared, request: Request, result: Sequence[Tensor]
+    ) -> None:
+        """Raise where a model that packs sequences returns other logits than its graph, which holds them padded."""
+        if not prepared.captured.packs:
+            return
+        try:
+            own = self._own_output(inputs)
+        except Exception as error:
+            raise CaptureError(fails_itself(self.model, inputs, error)) from error
+        logits = result[len(prepared.program(request.inner).inputs)]
+        refuse_other_logits(type(self.model).__name__, self._as_output(logits), own)
+
     def _own_output(self, inputs: Inputs) -> Tensor:
         """What the model itself returns; after a softmax or sigmoid, if it ends in one."""
         return own_output(self.model, self._as_model_takes(inputs), self.output)
@@ -565,19 +582,22 @@ class Explainer:
         """The account of each image of a batch."""
         first = inputs.images(0, 1)
         prepared = self.prepare(first if self.prepare(inputs).captured.free_batch else inputs)
-        inner = request.inner._replace(at=())
+        inner, together = request.inner._replace(at=()), False
         if not prepared.captured.free_batch and len(inputs) > 1:
             if inner.starts or inner.through:
                 raise LedgerError(
                     f"the model is captured for {len(inputs)} images only, and an account of relevance inside it needs one: explain "
                     "one image at a time."
                 )
-            alone = capture(self.model, self._as_model_takes(first), self.output)
-            prepared = self._prepare(alone, prepared.state, first)
+            try:
+                alone = capture(self.model, self._as_model_takes(first), self.output)
+                prepared = self._prepare(alone, prepared.state, first)
+            except CaptureError:  # the model takes so many images only
+                together = True
         program = prepared.program(inner, ledger=True)
         names = [str(prepared.rules[o.node]) for o in program.rows]
         with plain_numbers(inputs.device):
-            return ledger_of_each_image(program, names, inputs.to(self.dtype), request)
+            return ledger_of_each_image(program, names, inputs.to(self.dtype), request, together)
 
 
 def _takes_ids(x: Tensor) -> bool:

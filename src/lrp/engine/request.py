@@ -1,8 +1,11 @@
-"""What is asked of a program: what relevance starts from, and what happens to it inside the model; in tensors."""
+"""What is asked of a program: what relevance starts from, and what happens to it inside the model, at which named places."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+import operator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,9 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.module_outputs import inner_node
-from lrp.engine.graph.shapes import Batch, shape_text
-from lrp.engine.program import Inner
+from lrp.engine.graph.shapes import Batch, Shape, shape_text
+from lrp.engine.graph.writer import Inner
 from lrp.errors import InputError
 
 
@@ -50,8 +52,19 @@ class Request:
         entries = None if self.entries is None else self.entries[index : index + 1]
         return replace(self, starts=tuple(own[:count]), masks=tuple(own[count:]), entries=entries)
 
+    def only(self, index: int) -> Request:
+        """The request for all images, with relevance at one of them only."""
+
+        def alone(t: Tensor, dim: int) -> Tensor:
+            kept = torch.zeros_like(t)
+            kept.narrow(dim, index, 1).copy_(t.narrow(dim, index, 1))
+            return kept
+
+        return replace(self, starts=tuple(map(alone, self.starts, self.dims)))
+
 
 Named = Mapping[str, Any]
+NEAREST = 3  # names in a message
 
 
 def inner_tensors(
@@ -104,3 +117,63 @@ def inner_tensors(
             )  # fmt: skip
         found.append((node, full, dims[0]))
     return found
+
+
+# ---------------------------------------------------------------- names of places
+
+
+def inner_node(graph: Graph, name: str) -> fx.Node:
+    """The node of that name: a module's path ("layer3", "relu#2" for its second call) or an operation, as tables print it.
+
+    Raises:
+        InputError: there is none, or it is not unique; names the nearest.
+    """
+    known = dict(_named(graph))
+    if name in known:
+        return known[name]
+    calls = [k for k in known if k.startswith((f"{name}#", f"{name}["))]
+    if calls:
+        raise InputError(f"{name!r} has {len(calls)} outputs: say {_listed(calls)}.")
+    if name in graph.merged:
+        raise InputError(f"{name!r} has no relevance of its own: {graph.merged[name]}.")
+    near = difflib.get_close_matches(name, known, NEAREST, 0.0)
+    raise InputError(
+        f"{name!r} is no module or operation that relevance passes; the nearest are {_listed(near)}."
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _named(graph: Graph) -> Iterator[tuple[str, fx.Node]]:
+    """All names, and what they stand for."""
+    outputs: dict[str, dict[str, list[fx.Node]]] = defaultdict(
+        lambda: defaultdict(list)
+    )  # path -> call -> nodes
+    data = {*graph.operations, *graph.entries}
+    for node in graph.fx.nodes:
+        part = node.target is operator.getitem and node.args[0] in data
+        if node not in data and not part:
+            continue
+        for path, shape in node.meta.get("outputs", ()):
+            if _same(shape, node.meta["shape"]):
+                outputs[path.partition("@")[0]][path].append(node)
+            else:
+                graph.merged[path] = "it is computed in another shape"
+    for path, calls in outputs.items():
+        for number, nodes in enumerate(calls.values(), 1):
+            call = path if len(calls) == 1 else f"{path}#{number}"
+            for index, node in enumerate(nodes):
+                yield (call if len(nodes) == 1 else f"{call}[{index}]"), node
+    same: dict[str, list[fx.Node]] = defaultdict(list)
+    for node, operation in graph.operations.items():
+        if node.meta.get("shape") is not None and not any(u.target is operator.getitem for u in node.users):
+            same[str(operation)].append(node)
+    for text, nodes in same.items():
+        for number, node in enumerate(nodes, 1):
+            yield (text if len(nodes) == 1 else f"{text}#{number}"), node
+
+
+def _same(a: Shape, b: Any) -> bool:
+    return tuple(a) == tuple(b or ())

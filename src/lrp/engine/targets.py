@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lrp.classes import class_index
@@ -62,6 +63,29 @@ class Start(NamedTuple):
     given: Tensor
     weight: Tensor
     predicted: Tensor
+
+
+SEEDS = ("logit", "one", "softmax")
+
+
+def start_relevance(
+    seed: str, shape: Sequence[Any], dtype: torch.dtype, logits: Any, given: Any, weight: Any, predicted: Any
+) -> Any:
+    """`given + (weight + predicted · onehot(argmax)) · seed(logits)`, of the logits' shape; written into programs.
+
+    Args:
+        seed: one of `SEEDS`.
+        shape, dtype: of the logits, [N, K, *space].
+    """
+    winner = F.one_hot(logits.argmax(1), shape[1]).to(dtype)
+    if len(shape) > 2:
+        winner = winner.movedim(-1, 1)
+    seeds = {
+        "logit": lambda: logits,
+        "one": lambda: torch.ones_like(logits),
+        "softmax": lambda: logits.softmax(1),
+    }
+    return given + (weight + predicted * winner) * seeds[seed]()
 
 
 def resolve_target(

@@ -106,8 +106,8 @@ def _write_picture(made: Finished, path: Path) -> None:
 
 @output_format("npz", ".npz", _npz_fingerprint, arrays=True)
 def _write_arrays(made: Finished, path: Path) -> None:
-    """relevance [C, H, W] float32 (of K heatmaps [K, C, H, W]), logits, target, crop (left, top, right, bottom in photo
-    pixels), fingerprint."""
+    """relevance [C, H, W] float32 (of K heatmaps [K, C, H, W]; of inputs with other dimensions in the model's own order),
+    logits, target, crop (left, top, right, bottom in photo pixels), fingerprint."""
     if made.sheet.arrays is not None:
         with replacing(path) as draft, draft.open("wb") as file:
             np.savez_compressed(file, **made.sheet.arrays)

@@ -9,6 +9,7 @@ from torch import nn
 
 from lrp.classes import clear_class_names, imagenet_names
 from lrp.errors import ModelError
+from lrp.models.downloads import download_from_hub
 from lrp.models.logits import DETECTOR, Logits
 from lrp.models.preprocessing import Preprocessing
 from lrp.pictures.geometry import Geometry
@@ -16,6 +17,7 @@ from lrp.pictures.geometry import Geometry
 # torchvision and timm are imported where they are used: together they take seconds.
 
 PACKAGED = "efficientnet_lite0"
+HUB = ("hf_hub:", "hf-hub:")  # how timm names a model of the Hugging Face hub
 
 
 class ModelEntry(NamedTuple):
@@ -99,10 +101,15 @@ def _published_by_timm(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
 
 
 def timm_catalogue_entry(name: str) -> Any:
-    """timm's configuration of the weights "timm:NAME" or "timm:NAME.TAG"."""
+    """timm's configuration of the weights "timm:NAME", "timm:NAME.TAG", or of a repository, "timm:hf_hub:NAME"."""
     import timm
 
     known = name.removeprefix("timm:")
+    if known.startswith(HUB):
+        repository = known.partition(":")[2]
+        # One quick question first: timm's own retries for half a minute when offline.
+        download_from_hub(name, repository.partition("@")[0], "config.json", lambda line: None)
+        return timm.models.PretrainedCfg(**timm.models.load_model_config_from_hf(repository)[0])
     try:
         if timm.is_model(known) and (config := timm.models.get_pretrained_cfg(known)):
             return config

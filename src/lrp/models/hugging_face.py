@@ -63,14 +63,19 @@ class Repository:
         with quiet(self.transformers):
             if classes is not None:
                 self.config.num_labels = classes
-                return Logits(kind(self.config), "logits")
+                return Logits(kind(self.config), self._key)
             model, missing = self._filled(kind)
         if missing:
             raise ModelError(
                 f"{self.name} has no weights for {', '.join(missing)}: it was not trained to classify; "
                 "`lrp retrain` can, from a model that has these."
             )
-        return Logits(model, "logits").eval()
+        return Logits(model, self._key).eval()
+
+    @property
+    def _key(self) -> str:
+        """Under which name the model returns its logits."""
+        return "last_hidden_state" if self.config.model_type == "pp_lcnet" else "logits"
 
     def _class_of_classifier(self) -> Any:
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES

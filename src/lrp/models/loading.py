@@ -12,6 +12,7 @@ from lrp.classes import read_class_names
 from lrp.errors import ModelError
 from lrp.models.architectures import build_architecture, class_axes_of_weights, first_convolution_weight
 from lrp.models.catalogue import (
+    HUB,
     PACKAGED,
     build_from_catalogue,
     catalogue_preprocessing_and_class_names,
@@ -191,9 +192,10 @@ def _from_timm(name: str, pretrained: bool, progress: Progress) -> LoadedModel:
 
     preprocessing, class_names = catalogue_preprocessing_and_class_names(name)
     config, overlay = timm_catalogue_entry(name), None
-    if pretrained and not (config.hf_hub_id or config.url):
+    hub = name.removeprefix("timm:").startswith(HUB)  # timm fetches these itself
+    if pretrained and not hub and not (config.hf_hub_id or config.url):
         raise ModelError(f"{name} comes without weights; timm.list_models(pretrained=True) lists those with.")
-    if pretrained:
+    if pretrained and not hub:
         if config.hf_hub_id:
             path = download_from_hub(name, config.hf_hub_id, config.hf_hub_filename, progress)
         else:

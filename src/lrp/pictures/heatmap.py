@@ -19,7 +19,7 @@ STYLES = ("heatmap", "overlay", "both")
 
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _UNSEEN = (150, 150, 150)
-_INK, _FAINT, _FRAME = (25, 25, 25), (95, 95, 95), (200, 200, 200)
+INK, FAINT, FRAME = (25, 25, 25), (95, 95, 95), (200, 200, 200)
 
 
 def _palette() -> np.ndarray:
@@ -58,16 +58,17 @@ PALETTE = _palette()
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One heatmap beside the photo."""
+    """One heatmap beside the photo, or one explanation in the picture of another kind of input."""
 
     relevance: np.ndarray
-    """[H, W] on the photo's pixels, NaN outside the model's crop: what `Geometry.to_photo` returns."""
+    """[H, W] on the photo's pixels, NaN outside the model's crop: what `Geometry.to_photo` returns. Of signals, volumes
+    and rows it has the input's shape."""
     title: str
     """The target's name."""
     subtitle: str = ""
     """How much reached the pixels, for example."""
     limit: float | None = None
-    """A `scale()` of its own, for a panel whose values cannot be compared with the others'."""
+    """A `heatmap_scale` of its own, for a panel whose values cannot be compared with the others'; `draw` alone uses it."""
 
 
 def heatmap_scale(relevance: Iterable[np.ndarray], percentile: float = 99.5) -> float:
@@ -130,12 +131,12 @@ def draw(
     )
     limits = [shared if panel.limit is None else panel.limit for panel in panels]
     one_scale = len(set(limits)) == 1
-    size = _shown_size(photo.shape[0], photo.shape[1], max_side)
-    shown = _resized_photo(photo, size)
+    size = shown_size(photo.shape[0], photo.shape[1], max_side)
+    shown = resized_photo(photo, size)
     looks = {"heatmap": [_heatmap], "overlay": [_overlay], "both": [_heatmap, _overlay]}[style]
     blocks = [_Block([shown], title, subtitle)]
     for panel, top in zip(panels, limits, strict=True):
-        relevance = _resized_relevance(panel.relevance, size)
+        relevance = resized_relevance(panel.relevance, size)
         pictures = [look(shown, relevance, top) for look in looks]
         blocks.append(_Block(pictures, panel.title, panel.subtitle, None if one_scale else top))
     end = "up to the largest" if percentile == 100 else f"clipped at the {_ordinal(percentile)} percentile of"
@@ -228,7 +229,7 @@ def _expect_drawable(photo: np.ndarray, panels: Sequence[Panel], style: str) -> 
 # --- one picture ------------------------------------------------------------------------------------------
 
 
-def _shown_size(height: int, width: int, max_side: int) -> tuple[int, int]:
+def shown_size(height: int, width: int, max_side: int) -> tuple[int, int]:
     """Reduced to `max_side`, or enlarged by a whole number, so that a tiny photo's pixels stay squares."""
     longer = max(height, width)
     if longer > max_side:
@@ -237,12 +238,12 @@ def _shown_size(height: int, width: int, max_side: int) -> tuple[int, int]:
     return height * factor, width * factor
 
 
-def _resized_photo(photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resized_photo(photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     method = Image.Resampling.LANCZOS if size < photo.shape[:2] else Image.Resampling.NEAREST
     return np.asarray(Image.fromarray(photo).resize(size[::-1], method))
 
 
-def _resized_relevance(relevance: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resized_relevance(relevance: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """When reduced, the mean of the values that are not NaN; NaN where more than half of them are."""
     if size >= relevance.shape:
         factor = size[0] // relevance.shape[0]
@@ -308,10 +309,10 @@ def _sheet(blocks: Sequence[_Block], limit: float | None, note: str, unseen: boo
     for block in blocks:
         available = photo_width if block is blocks[0] else panel_width
         heading = [
-            (text, large, _INK) for text in wrapped(text_in_font(block.title, face), large, available, 2)
+            (text, large, INK) for text in wrapped(text_in_font(block.title, face), large, available, 2)
         ]
         heading += [
-            (text, small, _FAINT) for text in wrapped(text_in_font(block.subtitle, face), small, available, 3)
+            (text, small, FAINT) for text in wrapped(text_in_font(block.subtitle, face), small, available, 3)
         ]
         headings.append(heading)
     above = max(map(len, headings)) * line + round(0.4 * em)
@@ -336,21 +337,21 @@ def _sheet(blocks: Sequence[_Block], limit: float | None, note: str, unseen: boo
         for number, picture in enumerate(block.pictures):
             at = (x + number * (width + gap), y + above)
             sheet.paste(Image.fromarray(picture), at)
-            pen.rectangle((at[0] - 1, at[1] - 1, at[0] + width, at[1] + height), outline=_FRAME)
+            pen.rectangle((at[0] - 1, at[1] - 1, at[0] + width, at[1] + height), outline=FRAME)
         if block.bar is not None:
-            _draw_bar(sheet, (x, y + above + height + em), min(panel_width, 20 * em), block.bar, small)
+            draw_colour_bar(sheet, (x, y + above + height + em), min(panel_width, 20 * em), block.bar, small)
     y = legend_top
     if limit is not None:
-        _draw_bar(sheet, (left, y), min(across, 20 * em), limit, small)
+        draw_colour_bar(sheet, (left, y), min(across, 20 * em), limit, small)
         y += round(2.4 * line)
     for text in footer:
-        pen.text((left, y + em), text, font=small, fill=_FAINT, anchor="ls")
+        pen.text((left, y + em), text, font=small, fill=FAINT, anchor="ls")
         y += line
     if unseen:
         swatch = _dimmed(np.full((em, 2 * em, 3), 128, np.uint8)).astype(np.uint8)
         sheet.paste(Image.fromarray(swatch), (left, y + round(0.15 * em)))
         pen.text(
-            (left + round(2.6 * em), y + em), "not seen by the model", font=small, fill=_FAINT, anchor="ls"
+            (left + round(2.6 * em), y + em), "not seen by the model", font=small, fill=FAINT, anchor="ls"
         )
     return sheet
 
@@ -366,16 +367,16 @@ def _columns(count: int, photo: float, panel: float, cell: float) -> int:
     return min(range(1, count + 1), key=cost)
 
 
-def _draw_bar(sheet: Image.Image, at: tuple[int, int], width: int, limit: float, letters: Font) -> None:
+def draw_colour_bar(sheet: Image.Image, at: tuple[int, int], width: int, limit: float, letters: Font) -> None:
     x, y = at
     high = round(0.8 * letters.size)
     shades = heatmap_colours(np.linspace(-limit, limit, width)[None].repeat(high, axis=0), limit)
     sheet.paste(Image.fromarray(shades), at)
     pen = ImageDraw.Draw(sheet)
-    pen.rectangle((x - 1, y - 1, x + width, y + high), outline=_FRAME)
+    pen.rectangle((x - 1, y - 1, x + width, y + high), outline=FRAME)
     for share, text, anchor in ((0, f"-{limit:.3g}", "ls"), (0.5, "0", "ms"), (1, f"+{limit:.3g}", "rs")):
         mark = (x + share * (width - 1), y + high + 1.2 * letters.size)
-        pen.text(mark, text, font=letters, fill=_INK, anchor=anchor)
+        pen.text(mark, text, font=letters, fill=INK, anchor=anchor)
 
 
 def _ordinal(number: float) -> str:

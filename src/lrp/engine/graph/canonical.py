@@ -91,7 +91,7 @@ class Graph:
         else:  # relevance at `new` is also that of its other readers
             place = new.meta.get("path") or new.name
             self.merged.update(
-                (path, f"its output is that of {place}, which others read, too") for path in outputs
+                (path, f"its output is that of {place}, which others read, too") for path, _ in outputs
             )
         if not old.users:
             self.fx.erase_node(old)

@@ -25,6 +25,8 @@ from lrp.engine.graph.gates import signal_or_gate, values_or_attention_gate
 from lrp.engine.graph.layer_kinds import unify_layers
 from lrp.engine.graph.ops import Operation, data_nodes
 from lrp.engine.graph.rewriting import distances as distances  # registers decompositions
+from lrp.engine.graph.rewriting import recurrence as recurrence
+from lrp.engine.graph.rewriting.blends import recognise_blends
 from lrp.engine.graph.rewriting.decompositions import decompose
 from lrp.engine.graph.rewriting.fusion import (
     fold_scale_into_consumers,
@@ -59,6 +61,7 @@ REWRITES = (
     drop_no_ops,
     recognise_rectifiers,
     decompose,
+    recognise_blends,
     fold_constants,
     simplify_constant_expansions,
     simplify_pools,
@@ -141,9 +144,8 @@ def _mark_entries(graph: Graph, held: Collection[int]) -> None:
     """Relevance ends at floating inputs, and at the embeddings of inputs that hold ids, unless they are held."""
     for node in graph.inputs:
         if node.meta["input"] in held:
+            node.meta.pop("entry", None)
             continue
-        if is_floating_dtype(node.meta["dtype"]):
-            node.meta["entry"] = node.meta["input"]
         for embedding in _embeddings(node):
             embedding.meta["entry"] = node.meta["input"]
 

@@ -17,8 +17,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 
-from lrp.engine.graph.inputs import Inputs, as_inputs
-from lrp.engine.graph.module_outputs import mark_module_outputs
 from lrp.engine.graph.outputs import Output, logits_among
 from lrp.engine.graph.tracing.any_batch import FIRST, SECOND, generalise
 from lrp.engine.graph.tracing.captured import Captured, tensors_of
@@ -28,12 +26,16 @@ from lrp.engine.graph.tracing.graph_of_program import (
     check_sizes,
     graph_of_program,
     logits_as_output,
+    mark_module_outputs,
     remove_writes,
 )
 from lrp.engine.graph.tracing.hooks import Hook, forward_hooks, hooked, hooks_that_change, only
+from lrp.engine.graph.tracing.inputs import Inputs, as_inputs
 from lrp.engine.graph.tracing.isolation import isolated, replaced_here
 from lrp.engine.graph.tracing.model_copy import copy_of
+from lrp.engine.graph.tracing.packed_sequences import ASKED, sequences
 from lrp.engine.graph.tracing.refusals import (
+    fails_itself,
     first_line,
     frames_of_the_model,
     hooks_that_cannot_be_followed,
@@ -63,9 +65,11 @@ class _Chosen(nn.Module):
     Attributes:
         written: (module's path, name) of the attributes that a forward pass sets. They are taken off again.
         paths: id of a module's attributes -> its path and itself.
+        packs: whether it packs sequences.
     """
 
     model: nn.Module
+    packs = False
     paths: dict[int, tuple[str, nn.Module]]
 
     def __init__(
@@ -81,8 +85,11 @@ class _Chosen(nn.Module):
     def forward(self, *tensors: Tensor) -> Any:
         if self.constants is not None:
             self.constants.begin(self.model)
-        with self._taken_off(), self.constants or contextlib.nullcontext():
-            return logits_among(_call(self.model, self.inputs, tensors), self.output)
+        constants = self.constants or contextlib.nullcontext()
+        with self._taken_off(), constants, sequences(self.constants) as inside:
+            logits = logits_among(_call(self.model, self.inputs, tensors), self.output)
+        self.__dict__["packs"] = inside.packed
+        return logits
 
     @contextlib.contextmanager
     def _taken_off(self) -> Iterator[None]:
@@ -206,7 +213,7 @@ def _attempt(
         if not answers and any(node.target in NUMBERS for node in program.graph.nodes):
             raise CaptureError(SIZE_OF_VALUES)  # a number out of a tensor: a constant, if the tensor is one
     captured = graph_of_program(program, free, own, images)
-    captured.written = frozenset(chosen.written)
+    captured.written, captured.packs = frozenset(chosen.written), chosen.packs
     if chosen.constants is not None:
         captured.answers = chosen.constants.answers
     return captured
@@ -226,7 +233,7 @@ def _sparse(model: nn.Module) -> list[str]:
 def _asks_for_values(error: BaseException | None) -> bool:
     """Whether an export failed because a trace has no values."""
     while error is not None:
-        if type(error).__name__ in ASKS or str(error).startswith((SIZE_OF_VALUES, NO_NUMPY)):
+        if type(error).__name__ in ASKS or str(error).startswith((SIZE_OF_VALUES, NO_NUMPY, ASKED)):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -293,7 +300,7 @@ def _capture_error(
         wrong = wrong_channels(model, example.tensors[0])
         if wrong:
             return InputError(wrong)
-        return CaptureError(f"{name} itself fails on {given}: {type(own).__name__}: {first_line(own)}")
+        return CaptureError(fails_itself(model, example, own))
     if hooks and _succeeds(model, example, output):
         return CaptureError(hooks_that_cannot_be_followed(model, hooks, first_line(error)))
     where = frames_of_the_model(error)

@@ -5,7 +5,7 @@ function, and so are a convolution whose window is the whole input and a linear 
 
 - A layer with one window, the whole input, is linear.
 - A layer over the channels of each position belongs to the operations next to it that mix positions: in a transformer
-  (attention) it is linear, in a convolutional net it is a convolution, and without either it is linear.
+  (attention) and at a recurrence it is linear, in a convolutional net it is a convolution, and without either it is linear.
 - Every other convolution is a convolution, every other linear layer linear.
 """
 
@@ -29,6 +29,7 @@ def unify_layers(graph: Graph) -> None:
         if _whole_window(operation):
             operation.family = "linear"
     mixers = {node: kind for node, o in operations.items() if (kind := _mixes_positions(o))}
+    mixers |= dict.fromkeys(_recurrent(graph), "recurrence")
     for node, operation in operations.items():
         if _pointwise(operation, graph.images):
             near = {mixers[m] for m in _next_to(node, mixers)}
@@ -74,6 +75,31 @@ def _mixes_positions(operation: Operation) -> str:
     kernel = _kernel(operation)
     strides = sizes_per_dimension(operation["stride"], len(kernel))
     return "conv" if any(k > 1 and k > s for k, s in zip(kernel, strides, strict=True)) else ""
+
+
+def _recurrent(graph: Graph) -> set[Node]:
+    """The linear layers of a state: they read what was computed with the same weights before."""
+    layers: dict[Node, list[Node]] = {}
+    for node, operation in graph.operations.items():
+        if operation.name == "linear" and not _pointwise(operation, graph.images):
+            layers.setdefault(operation.arguments["weight"], []).append(node)
+    found: set[Node] = set()
+    for weight, users in layers.items():
+        first = min(weight.users)
+        behind = _behind(first) if len(weight.users) > 1 else set()
+        found.update(user for user in users if user in behind)
+    return found
+
+
+def _behind(node: Node) -> set[Node]:
+    """All nodes that depend on a node."""
+    found: set[Node] = set()
+    waiting = [node]
+    while waiting:
+        new = [user for user in waiting.pop().users if user not in found]
+        found.update(new)
+        waiting += new
+    return found
 
 
 def _next_to(node: Node, mixers: dict[Node, str]) -> set[Node]:

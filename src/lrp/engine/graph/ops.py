@@ -73,6 +73,12 @@ class Operation:
         return as_algebra(fitting[0].lower(self)) if fitting else Activation()
 
     @property
+    def outputs(self) -> list[Any]:
+        """A node for each of its outputs, None for an unused one; several if its users are `getitem` nodes."""
+        parts: dict[Any, fx.Node] = {u.args[1]: u for u in self.node.users if u.target is operator.getitem}
+        return [parts.get(i) for i in range(len(self.node.meta["shapes"]))] if parts else [self.node]
+
+    @property
     def facts(self) -> Facts:
         return facts(self.name)
 
@@ -198,7 +204,7 @@ def operation_name(node: fx.Node) -> str:
     if isinstance(target, torch._ops.OpOverload):
         namespace, _, name = target._schema.name.partition("::")
         name = name.removesuffix("_with_indices")  # the same max pool with or without indices
-        return name if namespace == "aten" else f"{namespace}::{name}"
+        return name if namespace in ("aten", "lrp") else f"{namespace}::{name}"
     return getattr(target, "__name__", str(target))
 
 

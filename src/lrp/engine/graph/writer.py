@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,20 +19,46 @@ TERMS = ("relevance_in", "absolute", "relevance_out", "bias", "epsilon", "droppe
 """The columns of a ledger."""
 
 
+class Inner(NamedTuple):
+    """What a program does with relevance inside the model; each is an argument or an output of it.
+
+    Attributes:
+        starts: relevance starts at these nodes, and not at the logits.
+        through: relevance at these nodes is multiplied by a mask.
+        at: relevance at these nodes is returned.
+    """
+
+    starts: tuple[fx.Node, ...] = ()
+    through: tuple[fx.Node, ...] = ()
+    at: tuple[fx.Node, ...] = ()
+
+
+NOTHING_INSIDE = Inner()
+
+
 class Writer(GraphAppendingTracer):
     """Writes the canonical graph, and then operations on proxies, into a new graph; tensors become its constants."""
 
-    def __init__(self, graph: Graph, names: dict[int, str], arguments: Sequence[str]) -> None:
-        """names: id of a tensor -> the name of its constant. arguments: of the program, behind the model's inputs."""
+    def __init__(self, graph: Graph, names: dict[int, str], inner: Inner = NOTHING_INSIDE) -> None:
+        """names: id of a tensor -> the name of its constant."""
         super().__init__(fx.Graph())
         self.constants, self.names = dict(graph.constants), names
         self.nodes: dict[int, fx.Node] = {}
         self.step = "program"  # the operation that is being written
         self.value: dict[fx.Node, Proxy] = {}
-        self.arguments: list[Proxy] = []
-        self._copy(graph, arguments)
+        self.source, self.starts = graph, list[Proxy]()
+        self.masks: dict[fx.Node, Proxy] = {}
+        self._copy(graph, inner)
 
-    def _copy(self, source: Graph, arguments: Sequence[str]) -> None:
+    def _arguments(self, inner: Inner) -> None:
+        """The arguments of the program behind the model's inputs."""
+        starts = [f"start_{i}" for i in range(len(inner.starts))] or ["given", "weight", "predicted"]
+        self.starts = [Proxy(self.graph.placeholder(name), self) for name in starts]
+        self.masks = {
+            node: Proxy(self.graph.placeholder(f"mask_{i}"), self) for i, node in enumerate(inner.through)
+        }
+
+    def _copy(self, source: Graph, inner: Inner) -> None:
         made: dict[fx.Node, fx.Node] = {}
         inputs = source.inputs
         for node in source.fx.nodes:
@@ -43,13 +69,26 @@ class Writer(GraphAppendingTracer):
             if node.op == "get_attr":
                 self.nodes[id(self.constants[str(node.target)])] = made[node]
             if node is inputs[-1]:
-                self.arguments = [Proxy(self.graph.placeholder(name), self) for name in arguments]
-                if source.channels_last:
-                    for image in source.entries:
-                        if image.op == "placeholder" and len(image.meta["shape"]) == 4:
-                            layout: dict[str, Any] = {"memory_format": torch.channels_last}
-                            made[image] = self.graph.call_method("contiguous", (made[image],), layout)
+                self._arguments(inner)
+                for image in source.entries if source.channels_last else ():
+                    if image.op == "placeholder" and len(image.meta["shape"]) == 4:
+                        layout: dict[str, Any] = {"memory_format": torch.channels_last}
+                        made[image] = self.graph.call_method("contiguous", (made[image],), layout)
         self.value = {node: Proxy(copy, self) for node, copy in made.items()}
+
+    def at_inputs(self, relevance: dict[fx.Node, Any]) -> dict[int, Any]:
+        """Input's number -> relevance of its shape; at ids, summed over their embeddings."""
+        results: dict[int, Any] = {}
+        for node in self.source.entries:
+            result = relevance.get(node)
+            result = torch.zeros_like(self.value[node]) if result is None else result  # type: ignore[arg-type]
+            if node.op != "placeholder":
+                result = result.sum(-1)
+            elif self.source.channels_last and len(node.meta["shape"]) == 4:
+                result = result.contiguous()
+            index = node.meta["entry"]
+            results[index] = results[index] + result if index in results else result
+        return dict(sorted(results.items()))
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor):
@@ -164,3 +203,11 @@ class Versions:
             called = re.sub(r"\W", "_", getattr(version, "__name__", str(version)))
             self.names.setdefault(id(made), f"{self.names[id(w)]}_{called}")
         return made
+
+
+def forward_module(graph: Graph, names: dict[int, str]) -> fx.GraphModule:
+    """A program that computes the logits alone: (*inputs) -> (logits,)."""
+    writer = Writer(graph, names)
+    for start in writer.starts:
+        writer.graph.erase_node(start.node)
+    return writer.module([writer.value[graph.logits]])

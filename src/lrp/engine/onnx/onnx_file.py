@@ -121,7 +121,16 @@ def write_onnx(
         raise ExportError(
             "the explainer computes in float64, which onnxruntime has no convolution for: Explainer(..., dtype=torch.float32)."
         )
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ExportError(
+            "an ONNX file takes one tensor of images: models of several inputs, or of ids, cannot be exported."
+        )
     prepared = explainer.prepare(torch.cat([x[:1], x[:1]]))
+    if len(prepared.graph.logits.meta["shape"]) > 2:
+        raise ExportError(
+            "the model gives logits for each place, and a file explains one logit for each class: "
+            "Explainer(model, output=lambda out: out.mean((2, 3))) gives these."
+        )
     if not prepared.captured.free_batch:
         raise ExportError(
             "the model can be captured for a fixed number of images only; an ONNX file is to take any number."

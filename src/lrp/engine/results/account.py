@@ -7,15 +7,23 @@ from collections.abc import Mapping, Sequence
 PARTS = {"bias": "bias", "epsilon": "ε", "dropped": "dropped"}
 
 
-def reached_words(relevance: float, start: float, unit: str, share: float | None, form: str = ".0f") -> str:
+def reached_words(
+    relevance: float,
+    start: float,
+    unit: str,
+    share: float | None,
+    form: str = ".0f",
+    places: str = "pixels",
+) -> str:
     """ "4.1 of 11.4 logits (36 %) reached the pixels".
 
     Args:
         share: `relevance` as a part of `start`; None: undefined, as for a start of 0.
         form: the format of the percentage.
+        places: what an input consists of.
     """
     percent = "" if share is None else f" ({100 * share:{form}} %)"
-    return f"{relevance:.3g} of {start:.3g} {unit}{percent} reached the pixels"
+    return f"{relevance:.3g} of {start:.3g} {unit}{percent} reached the {places}"
 
 
 def sign_in_words(value: float) -> str:
@@ -24,10 +32,15 @@ def sign_in_words(value: float) -> str:
 
 
 def account_in_words(
-    relevance: float, start: float, unit: str, shares: Mapping[str, float], problems: Sequence[str]
+    relevance: float,
+    start: float,
+    unit: str,
+    shares: Mapping[str, float],
+    problems: Sequence[str],
+    places: str = "pixels",
 ) -> str:
     """ "4.1 of 11.4 logits (36 %) reached the pixels; bias 61 %, ε 3 %"; the first problem of health comes first."""
     rest = [f"{words} {100 * shares[k]:.0f} %" for k, words in PARTS.items() if abs(shares[k]) >= 0.005]
-    text = reached_words(relevance, start, unit, shares["input"])
+    text = reached_words(relevance, start, unit, shares["input"], places=places)
     text += f"; {', '.join(rest)}" if rest else ""
     return f"NOT TRUSTWORTHY: {problems[0]}. {text}" if problems else text

@@ -1,4 +1,4 @@
-"""Results -> pictures and HTML: photo, heatmap, target and health of an explanation; a table of rules.
+"""Results -> pictures and HTML: input, relevance, target and health of an explanation; a table of rules.
 
 The HTML has only inline styles, and no colours of text or background, so that it suits light and dark pages. All names
 are escaped.
@@ -10,19 +10,27 @@ import base64
 import io
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, ImageShow
 
 from lrp.engine.results.account import account_in_words, reached_words
-from lrp.engine.targets import Contrast, Similarity
+from lrp.engine.results.target_words import predicted_words, target_words, with_probability
 from lrp.errors import ImageError, InputError, LrpError
 from lrp.pictures import heatmap
+<<<<<<< HEAD
 from lrp.pictures.geometry import Geometry
 from lrp.pictures.photos import Photo, open_photo
+=======
+from lrp.pictures.kinds import IMAGE, UNKNOWN, Kind, kind_of
+from lrp.pictures.page import below_each_other
+from lrp.pictures.photos import Geometry, Photo, open_photo
+from lrp.pictures.volumes import stretched
+>>>>>>> main
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,8 +55,30 @@ _LEFT = "text-align: left; padding-right: 1em"
 _CELL = "text-align: left; vertical-align: top; padding: 2px 12px 2px 0"
 
 
+def draw_input(
+    values: np.ndarray, panels: Sequence[heatmap.Panel], heading: str = "", unit: str = "logits"
+) -> Image.Image:
+    """The picture of one input that is no image: a row [F], a signal [C, L], a volume or a clip [C, D, H, W].
+
+    Args:
+        values: the input.
+        panels: explanations of it, with relevance of its shape.
+        heading, unit: see `draw_signal`.
+
+    Raises:
+        InputError: another number of dimensions.
+    """
+    draw = kind_of(values.shape).draw
+    if draw is None:
+        raise InputError(
+            f"relevance of an input of shape {list(values.shape)} is no picture: expected rows [F], signals [C, L], images "
+            "[C, H, W], or volumes [C, D, H, W]."
+        )
+    return draw(values, panels, heading=heading, unit=unit)
+
+
 def display_explanations_html(entries: Sequence[Explanation]) -> str:
-    """HTML of the first images: each as the model's input, its heatmap, the target, what reached the pixels, and health.
+    """HTML of the first images: each as the model's input, its relevance, the target, what reached the pixels, and health.
 
     Several explanations of an image are shown below each other, the first few of them. For more than `IMAGES` images,
     health is computed on request only (`e.health`), because it runs a program for each image.
@@ -57,7 +87,8 @@ def display_explanations_html(entries: Sequence[Explanation]) -> str:
     rows = "".join(
         _row(e, i, with_photo=e is entries[0]) for i in range(min(images, IMAGES)) for e in entries[:IMAGES]
     )
-    more = f"<div>... and {images - IMAGES:,} more images</div>" if images > IMAGES else ""
+    name = _kind(entries[0]).name
+    more = f"<div>... and {images - IMAGES:,} more {name}s</div>" if images > IMAGES else ""
     more += f"<div>... and {count - IMAGES:,} more explanations of each</div>" if count > IMAGES else ""
     return f'<div><table style="border-collapse: collapse">{rows}</table>{more}</div>'
 
@@ -88,60 +119,117 @@ def explanation_picture(
     index: int = 0,
     preprocessing: Geometrical | None = None,
 ) -> Image.Image:
-    """The photo, and on its right a heatmap for each explanation; arguments and errors as of `Explanation.heatmap`."""
+    """The input with each explanation of it; arguments and errors as of `Explanation.heatmap`."""
     e = entries[0]
     if not -len(e) <= index < len(e):
-        raise InputError(f"index={index}: expected one of {len(e)} images, 0 to {len(e) - 1}.")
-    i = index % len(e)
-    if e.relevance.dim() != 4:
+        raise InputError(f"index={index}: expected one of {len(e)} {_kind(e).name}s, 0 to {len(e) - 1}.")
+    i, parts = index % len(e), _parts(e)
+    if not parts:
+        raise InputError("no input has relevance in this explanation, so there is no picture of it.")
+    if (photo is not None or preprocessing is not None) and [p.kind for p in parts].count(IMAGE) != 1:
+        shapes = " and ".join(str(list(part.relevance.shape)) for part in parts)
         raise InputError(
-            f"relevance of shape {list(e.relevance.shape)} is no picture: expected images [N, C, H, W]."
+            f"photo=, preprocessing=: expected neither for relevance of shape {shapes}, because a photo belongs to one input "
+            "of images [N, C, H, W]."
         )
+    pictures = {}
+    for same in zip(*map(_parts, entries), strict=True):
+        panels = [_panel(each, i, part) for each, part in zip(entries, same, strict=True)]
+        values = _values(same[0].values[i])
+        if same[0].kind is IMAGE:
+            picture = _on_photo(e, i, values, panels, photo, preprocessing)
+        else:
+            classes = e.logits.dim() == 2 and e.logits.shape[1] > 1
+            picture = draw_input(
+                values, panels, f"predicted: {predicted_words(e, i)}" if classes else "", e.unit
+            )
+        pictures[same[0].name] = picture
+    return pictures.popitem()[1] if len(pictures) == 1 else below_each_other(pictures)
+
+
+class _Part(NamedTuple):
+    """One of the inputs, [N, ...], and its relevance, of its shape."""
+
+    name: str
+    values: Tensor
+    relevance: Tensor
+
+    @property
+    def kind(self) -> Kind:
+        return kind_of(self.relevance.shape[1:])
+
+
+def _parts(e: Explanation) -> list[_Part]:
+    """Without inputs that are held."""
+    inputs = zip(e._inputs.names, e._inputs.tensors, e._parts, strict=True)
+    return [_Part(name, values, part) for name, values, part in inputs if part is not None]
+
+
+def _kind(e: Explanation) -> Kind:
+    """Of the input; of several, "input"."""
+    parts = _parts(e)
+    return parts[0].kind if len(parts) == 1 else UNKNOWN
+
+
+def _on_photo(
+    e: Explanation,
+    i: int,
+    values: np.ndarray,
+    panels: Sequence[heatmap.Panel],
+    photo: PhotoLike | None,
+    preprocessing: Geometrical | None,
+) -> Image.Image:
+    """values: of the model's input, [C, H, W], as the panels' relevance is."""
     if photo is None:
-        pixels, name = _input_picture(e._images[i]), "what the model saw; its brightness is stretched"
+        pixels, name = stretched(values), "what the model saw; its brightness is stretched"
         if pixels is None:
             raise InputError(
-                f"an input of {e._images.shape[1]} channels cannot be shown as a photo: give one, heatmap(photo)."
+                f"an input of {len(values)} channels cannot be shown as a photo: give one, heatmap(photo)."
             )
         geometry = None
     else:
         geometry = preprocessing or e._explainer.preprocessing
         pixels, file = _pixels(photo, getattr(geometry, "range", None))
         name = f"predicted for {file}" if file else "predicted"
-    best = int(e.logits[i].argmax())
-    return heatmap.draw(
-        pixels, [_panel(e, i, pixels, geometry) for e in entries],
-        title=_with_probability(_class(e, best), _probability(e, i, best)), subtitle=name, unit=e.unit,
-    )  # fmt: skip
+    placed = [replace(p, relevance=_at_pixels(p.relevance.sum(0), pixels, geometry)) for p in panels]
+    return heatmap.draw(pixels, placed, title=predicted_words(e, i), subtitle=name, unit=e.unit)
 
 
-def _panel(e: Explanation, i: int, pixels: np.ndarray, preprocessing: Geometrical | None) -> heatmap.Panel:
-    values = e.relevance[i].detach().double().sum(0).cpu().numpy()
+def _at_pixels(values: np.ndarray, pixels: np.ndarray, preprocessing: Geometrical | None) -> np.ndarray:
     if preprocessing is not None:
-        values = preprocessing.geometry.to_photo(values, *pixels.shape[:2])
-    elif values.shape != pixels.shape[:2]:
+        return preprocessing.geometry.to_photo(values, *pixels.shape[:2])
+    if values.shape != pixels.shape[:2]:
         (height, width), (rows, columns) = pixels.shape[:2], values.shape
         raise InputError(
             f"the photo is {width} x {height} pixels and the model's input {columns} x {rows}: which part of it the model "
             "saw is not known; give preprocessing=, here or to Explainer(...)."
         )
-    return heatmap.Panel(values, _with_probability(*_target(e, i)), _account(e, i))
+    return values
 
 
-def _with_probability(words: str, probability: float | None) -> str:
-    return words if probability is None else f"{words}  {100 * probability:.1f} %"
+def _values(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().double().cpu().numpy()
 
 
-def _account(e: Explanation, i: int) -> str:
+def _panel(e: Explanation, i: int, part: _Part) -> heatmap.Panel:
+    return heatmap.Panel(
+        _values(part.relevance[i]), with_probability(*target_words(e, i)), _account(e, i, part)
+    )
+
+
+def _account(e: Explanation, i: int, part: _Part) -> str:
+    """What reached this input, and where the rest went."""
     if len(e) > IMAGES and "health" not in e.__dict__:  # health runs a program for each image
         return _reached(e, i)
     try:
         health = e.health
     except LrpError as error:
         return f"{_reached(e, i)}; health unknown: {error}"
-    relevance, start = float(e.relevance[i].double().sum()), float(e.ledger.totals["start"][i])
+    relevance, start = float(part.relevance[i].double().sum()), float(e.ledger.totals["start"][i])
     shares = {name: float(values[i]) for name, values in health.shares.items()}
-    return account_in_words(relevance, start, e.unit, shares, health.problems)
+    if len(_parts(e)) > 1:
+        shares["input"] = relevance / start if start else 0.0
+    return account_in_words(relevance, start, e.unit, shares, health.problems, part.kind.places)
 
 
 def _pixels(photo: PhotoLike, range: tuple[float, float] | None) -> tuple[np.ndarray, str]:
@@ -184,14 +272,18 @@ def show(image: Image.Image) -> None:
 
 def display_png(entries: Sequence[Explanation]) -> bytes | None:
     """The first image's picture as PNG, with 256 colours so that it is small."""
-    e = entries[0]
-    if (
-        e.relevance.dim() != 4
-        or e._images.shape[1] not in (1, 3)
-        or not bool(e.relevance[0].isfinite().all())
-    ):
+    parts = _parts(entries[0])
+    if not parts or not all(_drawable(p) and bool(p.relevance[0].isfinite().all()) for p in parts):
         return None
-    return _png(explanation_picture(entries[:IMAGES]).quantize(256, dither=Image.Dither.NONE))
+    return _png(_fewer_colours(explanation_picture(entries[:IMAGES])))
+
+
+def _drawable(part: _Part) -> bool:
+    return part.kind.draw is not None or (part.kind is IMAGE and part.values.shape[1] in (1, 3))
+
+
+def _fewer_colours(image: Image.Image) -> Image.Image:
+    return image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
 
 
 def _png(image: Image.Image) -> bytes:
@@ -204,18 +296,26 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _row(e: Explanation, i: int, with_photo: bool) -> str:
-    relevance = e.relevance[i].detach().cpu().double()
-    pictures, lines = "", _lines(e, i)
-    if relevance.dim() == 3:
-        values = relevance.sum(0).numpy()
-        limit = heatmap.heatmap_scale([values])
-        if (seen := _input_picture(e._images[i])) is not None:
-            what = "what the model saw; its brightness is stretched"
-            pictures += _cell(Image.fromarray(seen).quantize(256), what) if with_photo else "<td></td>"
-        pictures += _cell(_heatmap(values, limit), "relevance of each pixel")
-        lines.append(f"<small>red speaks for it, blue against; deepest from {limit:.2g} per pixel on</small>")
+    pictures, below, lines, parts = "", "", _lines(e, i), _parts(e)
+    for part in parts:
+        values, own = _values(part.values[i]), _values(part.relevance[i])
+        name = f"{escape(part.name)}: " if len(parts) > 1 else ""
+        if part.kind is IMAGE:
+            own = own.sum(0)
+            limit = heatmap.heatmap_scale([own])
+            if (seen := stretched(values)) is not None:
+                what = "what the model saw; its brightness is stretched"
+                pictures += _cell(Image.fromarray(seen).quantize(256), what) if with_photo else "<td></td>"
+            pictures += _cell(_heatmap(own, limit), "relevance of each pixel")
+            words = f"red speaks for it, blue against; deepest from {limit:.2g} per pixel on"
+            lines.append(f"<small>{name}{words}</small>")
+        elif part.kind.draw is not None:
+            # As wide as the page, so the words stand above it.
+            image = draw_input(values, [heatmap.Panel(own, "")], unit=e.unit)
+            below += f"<div>{name}</div>" if name else ""
+            below += _image(_fewer_colours(image), "relevance", "max-width: 100%")
     words = "".join(f"<div>{line}</div>" for line in lines)
-    return f'<tr>{pictures}<td style="{_CELL}">{words}</td></tr>'
+    return f'<tr>{pictures}<td style="{_CELL}">{words}{below}</td></tr>'
 
 
 def _heatmap(values: np.ndarray, limit: float) -> Image.Image:
@@ -228,31 +328,21 @@ def _heatmap(values: np.ndarray, limit: float) -> Image.Image:
 
 
 def _cell(image: Image.Image, title: str) -> str:
+    width = max(1, round(SIDE * image.width / max(image.size)))
+    style = f"width: {width}px; image-rendering: pixelated; max-width: none"
+    return f'<td style="{_CELL}">{_image(image, title, style)}</td>'
+
+
+def _image(image: Image.Image, title: str, style: str) -> str:
     source = base64.b64encode(_png(image)).decode("ascii")
-    shown = f'width="{max(1, round(SIDE * image.width / max(image.size)))}"'
-    style = "image-rendering: pixelated; max-width: none"
-    return (
-        f'<td style="{_CELL}"><img {shown} style="{style}" alt="{escape(title)}" title="{escape(title)}" '
-        f'src="data:image/png;base64,{source}"></td>'
-    )
-
-
-def _input_picture(image: Tensor) -> np.ndarray | None:
-    """The model's input as a picture: from its least to its greatest value, as the normalisation is not known here.
-
-    None unless it has one or three channels.
-    """
-    values = image.detach().cpu().double().numpy()
-    if values.shape[0] not in (1, 3):
-        return None
-    low, high = float(values.min()), float(values.max())
-    shades = ((values - low) / ((high - low) or 1.0) * 255).round().astype(np.uint8)
-    return shades.transpose(1, 2, 0).repeat(3 // shades.shape[0], axis=2)
+    words = f'alt="{escape(title)}" title="{escape(title)}"'
+    return f'<img style="{style}" {words} src="data:image/png;base64,{source}">'
 
 
 def _reached(e: Explanation, i: int) -> str:
     relevance, start = e.sums(i)
-    return reached_words(relevance, start, e.unit, relevance / start if start else None, ".2g")
+    share = relevance / start if start else None
+    return reached_words(relevance, start, e.unit, share, ".3g", _kind(e).places)
 
 
 def _lines(e: Explanation, i: int) -> list[str]:
@@ -266,7 +356,7 @@ def _lines(e: Explanation, i: int) -> list[str]:
         return [*lines, f"health: unknown: {escape(str(error))}"]
     rest = (("bias", "biases"), ("epsilon", "ε"), ("dropped", "dropped at outputs without an input to go to"))
     taken = {words: float(health.shares[key][i]) for key, words in rest}
-    lines += [f"{100 * part:.2g} % {words}" for words, part in taken.items() if abs(part) >= 0.005]
+    lines += [f"{100 * part:.3g} % {words}" for words, part in taken.items() if abs(part) >= 0.005]
     if health.ok:
         return [*lines, "health: ok"]
     return [*lines, *(f"<b>NOT TRUSTWORTHY</b>: {escape(problem)}" for problem in health.problems)]
@@ -274,45 +364,5 @@ def _lines(e: Explanation, i: int) -> list[str]:
 
 def _target_text(e: Explanation, i: int) -> str:
     """The target in words: "espresso (probability 95.1 %)", "espresso, not cup"."""
-    words, probability = _target(e, i)
+    words, probability = target_words(e, i)
     return words if probability is None else f"{words} (probability {100 * probability:.3g} %)"
-
-
-def _target(e: Explanation, i: int) -> tuple[str, float | None]:
-    """The target in words, and of a single class its probability."""
-    target, entries = int(e.target[i]), e._request.entries
-    if e._request.inner.starts:
-        return "relevance that starts inside the model", None
-    if entries is None:
-        classes = int((e.start[i] != 0).sum())
-        return f"a start relevance at {classes:,} classes, most at {_class(e, target)}", None
-    entry = entries[i]
-    if e._explainer.seed == "softmax":
-        return "the softmax of all classes", None
-    if isinstance(entry, Similarity):
-        return f"similarity {float(e.start[i].sum()):.3g}", None
-    if isinstance(entry, Contrast):
-        other = int(e.logits[i].argmax()) if entry.b == "predicted" else int(e.start[i].argmin())
-        against = (e._request.starts[1][i] < 0).nonzero().flatten().tolist()
-        return f"{_class(e, target)}, not {_class(e, against[0] if against else other)}", None
-    if e.logits.dim() > 2:
-        places = int((e.start[i] != 0).any(0).sum())
-        of_each = entry == "predicted" or getattr(entry, "class_", "") == "predicted"
-        return f"{'the predicted classes' if of_each else _class(e, target)} at {places:,} places", None
-    if e.logits.shape[1] == 1:
-        return "the model's one output", None
-    return _class(e, target), _probability(e, i, target)
-
-
-def _class(e: Explanation, index: int) -> str:
-    names = e._explainer.class_names
-    return str(names[index]) if names is not None and index < len(names) else f"class {index}"
-
-
-def _probability(e: Explanation, i: int, index: int) -> float | None:
-    """None for a model with one logit. Of labels that are each on their own, the sigmoid."""
-    if e.logits.shape[1] == 1:
-        return None
-    own = e._explainer.labels_are_independent
-    z = e.logits[i].double()
-    return float((z.sigmoid() if own else z.softmax(0))[index])

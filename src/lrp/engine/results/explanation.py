@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lrp.engine.graph.inputs import Inputs
+from lrp.engine.graph.tracing.inputs import Inputs
 from lrp.engine.model_state import ModelState, tensor_version
 from lrp.engine.request import Request
 from lrp.engine.results.account import reached_words, sign_in_words
@@ -37,9 +37,13 @@ class _Pictures:
     ) -> Image.Image:
         """The photo with the heatmap beside it, one for each target: red supports the target, blue opposes it.
 
+        Signals [N, C, L] are drawn as traces coloured by relevance, volumes [N, C, D, H, W] as their most relevant
+        slices, clips [N, 3, T, H, W] as frames, rows [N, F] as bars; one target below the other. Of several inputs, each
+        that is not held has its picture.
+
         Args:
             photo: the photo that was explained: a path, a `Photo`, a PIL image, or uint8 [H, W, 3]. None: the
-                model's input, with its brightness stretched.
+                model's input, with its brightness stretched. Only for images.
             index: which of the images.
             preprocessing: how that photo became the model's input, so that the heatmap is aligned with it; None:
                 the explainer's. Not needed for a photo of the input's size.
@@ -48,7 +52,8 @@ class _Pictures:
             A PIL image, as `lrp explain` writes it.
 
         Raises:
-            InputError: no such image; no picture to draw on; it is not known which part of the photo was the input.
+            InputError: no such image; no picture to draw on, or a photo for what is not one input of images; it is not
+                known which part of the photo was the input.
             ImageError: the photo cannot be read.
         """
         from lrp.engine.results import display  # only drawing needs it
@@ -90,7 +95,7 @@ class _Pictures:
         return display.display_explanations_html(self._entries())
 
     def _repr_png_(self) -> bytes | None:
-        """The first image's picture, for frontends without HTML; None if the input is not a picture."""
+        """The first image's picture, for frontends without HTML; None if there is none or a value is not finite."""
         from lrp.engine.results import display
 
         return display.display_png(self._entries())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lrp.engine.results.account import sign_in_words
 from lrp.engine.results.ledger import LEAST, Ledger
+from lrp.errors import CaptureError
 
 # The limits of a correct explanation.
 # Unexplained relevance, relative to the Σ|R| entering a node:
@@ -53,6 +54,32 @@ class Health:
         return "\n".join(["ok" if self.ok else "NOT OK", *self.problems, *self.notes])
 
 
+def difference_to_model(output: Tensor, own: Tensor) -> tuple[float, float]:
+    """The largest difference of a program's output to the model's own, and its limit; both relative to the largest value."""
+    limit = max(AGREES[output.dtype], AGREES.get(own.dtype, HALF))
+    own = own.to(output)
+    return float((output - own).abs().max()) / max(float(own.abs().max()), LEAST), limit
+
+
+def refuse_other_logits(name: str, output: Tensor, own: Tensor) -> None:
+    """Raise if a program, which holds packed sequences as padded ones, and the model do not return the same.
+
+    Raises:
+        CaptureError: by how much they differ, and how not to depend on the longest sequence.
+    """
+    if own.numel() == output.numel():
+        difference, limit = difference_to_model(output, own.reshape(output.shape))
+        if difference <= limit:
+            return
+        apart = f"by up to {difference:.1e} of the largest"
+    else:
+        apart = f"{own[0].numel()} of an image, not {output[0].numel()}"
+    raise CaptureError(
+        f"{name} packs sequences, and its logits are not those of padded ones ({apart}): give pad_packed_sequence a "
+        "total_length=, and apply to a packed sequence's data only what acts on each step alone."
+    )
+
+
 def judge_health(
     ledger: Ledger,
     logits: Tensor,
@@ -68,10 +95,8 @@ def judge_health(
     `negative`: a target's logit is negative while its start is 1. `low_precision`: computed in mixed precision.
     """
     dtype = logits.dtype
-    limit = max(AGREES[dtype], AGREES.get(own.dtype, HALF))
+    logit_error, limit = difference_to_model(output, own)
     closes = LOW_PRECISION if low_precision else CLOSES[dtype]
-    own = own.to(output)
-    logit_error = float((output - own).abs().max()) / max(float(own.abs().max()), LEAST)
     worst = max(ledger.rows, key=lambda r: float(r.closing_error.nan_to_num(torch.inf).max()), default=None)
     closing = float(worst.closing_error.max()) if worst else 0.0
     problems = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrp.engine.graph.inputs import Inputs
+from lrp.engine.graph.tracing.inputs import Inputs
 from lrp.engine.graph.writer import TERMS, Program
 from lrp.engine.request import Request
 
@@ -99,20 +99,24 @@ class Ledger:
         )
 
 
-def ledger_of_each_image(program: Program, rules: Sequence[str], inputs: Inputs, request: Request) -> Ledger:
+def ledger_of_each_image(
+    program: Program, rules: Sequence[str], inputs: Inputs, request: Request, together: bool = False
+) -> Ledger:
     """Run a ledger program one image at a time: a sum over the whole batch is then that of one image, whatever its shape.
 
     Args:
         rules: the name of the rule of each of the program's rows.
         inputs: N images, in the program's dtype.
         request: for N images.
+        together: run it on all images, with relevance at one of them, where the model takes no other number of images.
     """
     tables, alone, ends = [], [], []
     for i in range(len(inputs)):
-        own = request.image(i)
-        *relevance, logits, start, table = program(*inputs.images(i, i + 1).tensors, *own.arguments)
+        own = request.only(i) if together else request.image(i)
+        images = inputs if together else inputs.images(i, i + 1)
+        *relevance, logits, start, table = program(*images.tensors, *own.arguments)
         tables.append(table)
-        alone.append(logits)
+        alone.append(logits[i : i + 1] if together else logits)
         begun = own.inner_starts or [start]
         total = [v.sum(dtype=torch.float64) for v in relevance]
         ends.append(

@@ -1,4 +1,4 @@
-"""Compound operations decomposed into their parts: attention, LSTM, GLU, fused sums and products.
+"""Compound operations decomposed into their parts: attention, GLU, fused sums and products.
 
 The parts have rules, the ledger has a row for each, and no rule is needed for the compound operation.
 """
@@ -105,79 +105,8 @@ def _shared_heads(graph: Graph, node: Node, x: Node, heads: Any) -> Node:
     return graph.insert(node, aten.repeat_interleave.self_int, args, (*shape[:-3], heads, *shape[-2:]))
 
 
-# ---------------------------------------------------------------- recurrence
-
-
-@decomposes("lstm")
-def _lstm(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
-    """Step by step: gates = W x + b + U h + c; c = σ(f) c + σ(i) tanh(g); h = σ(o) tanh(c)."""
-    x, (h0, c0), weights = a["input"], a["hx"], a["params"]
-    each = 4 if a["has_biases"] else 2
-    directions = 2 if a["bidirectional"] else 1
-    if len(weights) != each * directions * a["num_layers"] or len(_shape(x)) != 3:
-        return None  # projected states; packed sequences
-    time = 1 if a["batch_first"] else 0
-    last: tuple[list[Node], list[Node]] = ([], [])
-    for layer in range(a["num_layers"]):
-        outputs = []
-        for direction in range(directions):
-            index = layer * directions + direction
-            own = weights[each * index : each * (index + 1)]
-            out, h, c = _direction(graph, node, x, (h0, c0), index, own, time, backwards=direction == 1)
-            outputs.append(out)
-            last[0].append(h)
-            last[1].append(c)
-        x = outputs[0]
-        if directions == 2:
-            shape = _shape(x)
-            x = graph.insert(node, aten.cat.default, (outputs, 2), (*shape[:2], 2 * _size(shape[2])))
-    stacked = [
-        graph.insert(node, aten.stack.default, (states, 0), (len(states), *_shape(states[0])))
-        for states in last
-    ]
-    return [x, *stacked]
-
-
 def _size(size: Any) -> int:
     return int(size)
-
-
-def _direction(
-    graph: Graph, node: Node, x: Node, start: tuple[Node, Node], index: int, weights: list[Node], time: int,
-    backwards: bool,
-) -> tuple[Node, Node, Node]:  # fmt: skip
-    w, u, *biases = weights
-    b, b2 = biases or (None, None)
-    steps, batch = _size(_shape(x)[time]), _shape(x)[1 - time]
-    hidden = _size(_shape(u)[1])
-    state: Shape = (batch, hidden)
-    gates: Shape = (batch, 4 * hidden)
-
-    def add(target: Any, args: tuple[Any, ...], shape: Shape) -> Node:
-        return graph.insert(node, target, args, shape)
-
-    def apart(source: Node, target: Any, args: tuple[Any, ...], n: int, shape: Shape) -> list[Node]:
-        whole = add(target, args, shape)
-        whole.meta["shapes"] = [shape] * n
-        return [add(operator.getitem, (whole, i), shape) for i in range(n)]
-
-    reads = add(aten.linear.default, (x, w, b), (*_shape(x)[:2], 4 * hidden))
-    inputs = apart(reads, aten.unbind.int, (reads, time), steps, gates)
-    h, c = (add(aten.select.int, (s, 0, index), state) for s in start)
-    states: list[Node] = [h] * steps
-    for t in reversed(range(steps)) if backwards else range(steps):
-        remembered = add(aten.linear.default, (h, u, b2), gates)
-        both = add(aten.add.Tensor, (inputs[t], remembered), gates)
-        i, f, g, o = apart(both, aten.split.Tensor, (both, hidden, 1), 4, state)
-        i, f, o = (add(aten.sigmoid.default, (gate,), state) for gate in (i, f, o))
-        g = add(aten.tanh.default, (g,), state)
-        kept = add(aten.mul.Tensor, (f, c), state)
-        new = add(aten.mul.Tensor, (i, g), state)
-        c = add(aten.add.Tensor, (kept, new), state)
-        shown = add(aten.tanh.default, (c,), state)
-        h = states[t] = add(aten.mul.Tensor, (o, shown), state)
-    shape: list[Any] = [*_shape(x)[:2], hidden]
-    return add(aten.stack.default, (states, time), tuple(shape)), h, c
 
 
 # ---------------------------------------------------------------- fused sums and products
@@ -260,15 +189,6 @@ def _fused_matmul(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
     return graph.insert(
         node, aten.add.Tensor, (added, _times(graph, node, product, a["alpha"])), _shape(node)
     )
-
-
-@decomposes("lerp")
-def _lerp(graph: Graph, node: Node, a: dict[str, Any]) -> Any:
-    """x + w (y − x)."""
-    shape = _shape(node)
-    difference = graph.insert(node, aten.sub.Tensor, (a["end"], a["self"]), shape)
-    moved = graph.insert(node, aten.mul.Tensor, (difference, a["weight"]), shape)
-    return graph.insert(node, aten.add.Tensor, (a["self"], moved), shape)
 
 
 # ---------------------------------------------------------------- norms that also return their statistics

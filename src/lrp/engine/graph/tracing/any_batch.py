@@ -51,7 +51,8 @@ def generalise(first: Captured, second: Captured) -> Captured:
                     made = first.graph.call_function(torch.ops.aten.sym_size.int, (image, 0))
                 else:
                     made = first.graph.call_function(_times, (number(1), times))
-            made.meta = {**image.meta, "shape": None, "shapes": [], "dtype": None, "size": Batch(times)}
+            known = {key: image.meta[key] for key in ("path", "module", "source", "inside")}
+            made.meta = {**known, "shape": None, "shapes": [], "dtype": None, "size": Batch(times)}
             counted[times] = made
         return counted[times]
 

@@ -20,6 +20,8 @@ class Captured:
         free_batch: whether the graph accepts any batch size; else only the captured one.
         head: the function at the end of the model that the graph leaves out: "softmax", "sigmoid", ...; or "".
         written: (module's path, name) of the attributes that the forward pass itself sets: counters, flags, tables.
+        packs: whether it holds packed sequences as padded ones: where what the model returns depends on the length of the
+            longest, it is another function.
         answers: values of parameters and buffers that decided which operations the graph has.
     """
 
@@ -29,6 +31,7 @@ class Captured:
     free_batch: bool = True
     head: str = ""
     written: frozenset[tuple[str, str]] = frozenset()
+    packs: bool = False
     answers: dict[str, Tensor] = field(default_factory=dict)
 
     def values(self, model: nn.Module) -> dict[str, Tensor]:

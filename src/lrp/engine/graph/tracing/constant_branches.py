@@ -60,6 +60,11 @@ class ConstantBranches(TorchFunctionMode):
                 if name in self.real:
                     self._known[id(traced)] = _Known(traced, self.real[name], frozenset({name}))
 
+    def value(self, tensor: Tensor) -> Tensor | None:
+        """The value of a tensor of the trace; None: it depends on the image."""
+        constant = self._is_constant([tensor])
+        return self._answer(torch.clone, (tensor,), {}) if constant else None
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

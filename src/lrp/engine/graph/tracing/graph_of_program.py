@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, fx
 
 from lrp.engine.graph.facts import facts
-from lrp.engine.graph.inputs import Inputs
 from lrp.engine.graph.outputs import HEADS
 from lrp.engine.graph.shapes import Batch, Shape, Size
+from lrp.engine.graph.tracing.aliases import by_usual_name
 from lrp.engine.graph.tracing.captured import Captured
+from lrp.engine.graph.tracing.inputs import Inputs
 from lrp.engine.graph.tracing.scripts import in_usual_form
 from lrp.errors import CaptureError
 
@@ -106,6 +107,8 @@ def graph_of_program(program: Any, free: bool, own: dict[str, Tensor], images: I
             if spec.kind.name == "USER_INPUT":
                 index = next(numbered)
                 known = {"input": index, "batched": images.batch_dims[index] is not None}
+                if images.tensors[index].is_floating_point():
+                    known["entry"] = index
                 name = re.sub(r"\W", "_", images.names[index])
                 made = graph.placeholder("image" if len(images.tensors) == 1 else f"input_{name}")
             else:
@@ -134,7 +137,7 @@ def graph_of_program(program: Any, free: bool, own: dict[str, Tensor], images: I
             new[node] = inlined[node.args[0]][node.args[1]]
             continue
         else:
-            made = in_usual_form(graph.node_copy(node, lambda n: new[n]))
+            made = by_usual_name(in_usual_form(graph.node_copy(node, lambda n: new[n])))
         made.meta = _facts_of(node) | (known if made.op == "placeholder" else {})
         new[node] = made
     for node in reversed(list(graph.nodes)):
@@ -165,7 +168,7 @@ def _inline(
         elif node.op == "output":
             return [inner[n] for n in node.args[0]]
         else:
-            inner[node] = graph.node_copy(node, lambda n: inner[n])
+            inner[node] = by_usual_name(graph.node_copy(node, lambda n: inner[n]))
             inner[node].meta = _facts_of(node)
     raise CaptureError("a region without output")
 
@@ -195,9 +198,22 @@ def logits_as_output(captured: Captured, images: int) -> Captured:
         with graph.inserting_before(output):
             rows = graph.call_function(torch.ops.aten.reshape.default, (last, [-1, each]))
         shape: Shape = (Batch() if isinstance(size, Batch) else images, each)
-        rows.meta = {**last.meta, "shape": shape, "shapes": [shape], "inside": ()}
+        known = {key: value for key, value in last.meta.items() if key != "entry"}
+        rows.meta = {**known, "shape": shape, "shapes": [shape], "inside": ()}
         output.args = (rows,)
     return captured
+
+
+def mark_module_outputs(graph: fx.Graph) -> None:
+    """Note at each node of a captured graph the modules whose output it is, as (path, shape): others than the module read it.
+
+    Uses and removes `meta["inside"]`: the paths of the modules around a node, with "@1" behind that of a second call.
+    """
+    inside: dict[fx.Node, tuple[str, ...]] = {n: n.meta.pop("inside", ()) for n in graph.nodes}
+    for node in graph.nodes:
+        if node.op == "call_function" and not node.meta.get("size"):
+            left = [p for p in inside[node] if any(p not in inside[user] for user in node.users)]
+            node.meta["outputs"] = tuple((path, node.meta["shape"]) for path in left)
 
 
 def _name(node: fx.Node) -> str:

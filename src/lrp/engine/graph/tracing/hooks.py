@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_leaves
 
-from lrp.engine.graph.inputs import Inputs
+from lrp.engine.graph.tracing.inputs import Inputs
 from lrp.engine.graph.tracing.isolation import here
 from lrp.engine.graph.tracing.model_copy import FORWARD_HOOKS, Copier, copy_of
 

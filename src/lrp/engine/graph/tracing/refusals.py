@@ -10,6 +10,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from lrp.engine.graph.tracing.graph_of_program import TORCH
 from lrp.engine.graph.tracing.hooks import Hook
+from lrp.engine.graph.tracing.inputs import Inputs
 from lrp.errors import CaptureError
 
 ENGINE = str(Path(__file__).parents[2]) + os.sep
@@ -39,6 +40,10 @@ def hooks_that_cannot_be_followed(model: nn.Module, hooks: set[Hook], reason: st
         f"{type(model).__name__} could not be captured: {names} {verb} values in a way that torch.export cannot follow: "
         f"{reason}. Remove it, or compute the same in forward()."
     )
+
+
+def fails_itself(model: nn.Module, example: Inputs, error: Exception) -> str:
+    return f"{type(model).__name__} itself fails on {example.shown()}: {type(error).__name__}: {first_line(error)}"
 
 
 def first_line(error: Exception) -> str:

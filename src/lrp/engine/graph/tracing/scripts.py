@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch._export.converter import TS2EPConverter
 
-from lrp.engine.graph.inputs import Inputs
+from lrp.engine.graph.tracing.inputs import Inputs
 
 
 class _Recording(nn.Module):
