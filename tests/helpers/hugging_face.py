@@ -45,3 +45,65 @@ def real_photos(count: int) -> list[np.ndarray]:
     random = np.random.default_rng(0)
     sizes = [(288, 288 + 37 * i) if i % 2 else (288 + 41 * i, 288) for i in range(count)]
     return [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+WORDS = [
+    "<pad>",
+    "<start>",
+    "<end>",
+    "<unknown>",
+    *["a", "photo", "of", "cat", "dog", "red", "green", "thing", "ball", "no", "one"],
+]
+
+_TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def save_image_text(folder: Path, family: str, side: int = 32) -> tuple[nn.Module, Any]:
+    """Write a small model of images and texts ("clip", "siglip", ...), its image processor and a tokenizer of `WORDS`.
+
+    Returns:
+        The model and the processor, which takes images and texts.
+    """
+    import torch
+    import transformers as hf
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    numbers = {word: number for number, word in enumerate(WORDS)}
+    tokens = Tokenizer(models.WordLevel(numbers, "<unknown>"))
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokens.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
+    )
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokens, pad_token="<pad>", bos_token="<start>", eos_token="<end>", unk_token="<unknown>",
+        model_max_length=12,
+    )  # fmt: skip
+    text = {**_TOWER, "vocab_size": len(WORDS), "max_position_embeddings": 12,
+            "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    image = {**_TOWER, "image_size": side, "patch_size": 8}
+    joined = {"clip": hf.CLIPConfig, "siglip": hf.SiglipConfig, "metaclip_2": hf.MetaClip2Config}[family]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = joined(text_config=text, vision_config=image, projection_dim=16)
+        model = getattr(hf, config.architectures[0] if config.architectures else _MODEL[family])(
+            config
+        ).eval()
+        for parameter in model.parameters():  # biases and positions too, so that none is without effect
+            parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    size = {"height": side, "width": side} if family == "siglip" else {"shortest_edge": side}
+    images = processor_class(family)(size=size, crop_size={"height": side, "width": side})
+    model.save_pretrained(folder)
+    images.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+    def processor(texts: list[str], photo: np.ndarray) -> Any:
+        padding: Any = "max_length" if family == "siglip" else True
+        made = tokenizer(texts, padding=padding, return_tensors="pt")
+        return {n: made[n] for n in ("input_ids", "attention_mask")} | dict(
+            images(images=photo, return_tensors="pt")
+        )
+
+    return model, processor
+
+
+_MODEL = {"clip": "CLIPModel", "siglip": "SiglipModel", "metaclip_2": "MetaClip2Model"}
