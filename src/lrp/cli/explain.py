@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ from lrp.cli import common
 from lrp.errors import ImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from lrp.gallery.results import Result
 
@@ -55,7 +55,8 @@ def explain(
         typer.Option(
             "--target",
             "-t",
-            help="predicted, true (the folder's name), a class, an index, topK, A-vs-B; several with commas: a,b.",
+            help="predicted, true (the folder's name), a class, an index, topK, A-vs-B; several with commas: a,b. Of a model of images "
+            "and texts: a text, or two, A-vs-B.",
         ),
     ] = "predicted",
     bias: Annotated[str | None, common.BIAS] = None,
@@ -109,8 +110,9 @@ def explain(
                     results = explain_folder(given, output, model, target, options, advance=advance)
             except typer.BadParameter as error:
                 raise typer.BadParameter(_not_found(error.message, given)) from error
-        counts = print_explained_files(results, json_lines, quiet)
-    if not quiet and len(given) == 1 and given[0].is_dir():
+        at_places: list[Result] = []  # a table is of whole photos
+        counts = print_explained_files(_noted(results, at_places), json_lines, quiet)
+    if not quiet and len(given) == 1 and given[0].is_dir() and not at_places:
         data, table = shlex.quote(str(given[0])), shlex.quote(str(output / "results.csv"))
         named = "" if model == "efficientnet_lite0" else f" --model {shlex.quote(model)}"
         again = named if is_own_code(model) else ""  # a table does not make it run
@@ -121,6 +123,14 @@ def explain(
         )
     if counts["skipped"]:
         raise common.Skipped
+
+
+def _noted(results: Iterable[Result], at_places: list[Result]) -> Iterator[Result]:
+    """The results; those of a model that decides at each pixel are added to the list."""
+    for result in results:
+        if result.facts.get("area") is not None:
+            at_places.append(result)
+        yield result
 
 
 def _not_found(message: str, given: list[Path]) -> str:
@@ -159,9 +169,16 @@ def _line(result: Result) -> str:
     if result.status == "skipped":
         return f"skipped  {result.path}: {result.error}"
     facts = result.facts
-    line = f"{result.status:<7}  {result.path} -> {result.output}  {facts['predicted']} {100 * facts['confidence']:.1f} %"
+    line = f"{result.status:<7}  {result.path} -> {result.output}  {facts['predicted']} {_share(facts)}"
     if facts["target_index"] != facts["predicted_index"]:
         line += f", explained: {facts['target']}"
     if facts.get("notes"):
         line += f"  ({'; '.join(facts['notes'])})"
     return line if facts["health"]["ok"] else f"{line}  NOT TRUSTWORTHY: {facts['health']['problems'][0]}"
+
+
+def _share(facts: dict[str, Any]) -> str:
+    """How sure a prediction is; of a model that decides at each pixel, where it is; of a single logit, its value."""
+    if facts.get("area") is not None:
+        return f"{100 * facts['area']:.1f} % of the pixels"
+    return f"{facts['logit']:.3g}" if facts["confidence"] is None else f"{100 * facts['confidence']:.1f} %"

@@ -12,6 +12,7 @@ from lrp.errors import ModelError, error_reason
 from lrp.models.hugging_face import Repository, quiet
 
 TOLERANCE = 1e-4  # of the largest logit
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
 class ImageText(nn.Module):
@@ -66,6 +67,9 @@ def image_text_classifier(repository: Repository, texts: Sequence[str]) -> nn.Mo
 
 
 def _tokens(repository: Repository, texts: Sequence[str]) -> dict[str, Tensor]:
+    # Without its files, transformers makes a tokenizer that knows no word.
+    if not any(file for pattern in VOCABULARIES for file in repository.folder.glob(pattern)):
+        raise ModelError(f"{repository.name} has no tokenizer for its texts: expected a file tokenizer.json.")
     # SigLIP was trained on texts of one length, and reads the last place; other models read where the text ends.
     padding: Any = "max_length" if repository.config.model_type.startswith("siglip") else True
     try:

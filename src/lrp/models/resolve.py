@@ -12,6 +12,7 @@ from torch import nn
 from lrp.errors import ModelError, OptionError
 from lrp.models import loading
 from lrp.models.checkpoints import checkpoint_architecture
+from lrp.models.hugging_face import PREFIX, Repository
 from lrp.models.loading import LoadedModel
 from lrp.models.own_code import is_own_code
 from lrp.models.preprocessing import Preprocessing
@@ -58,6 +59,12 @@ def resolve_model(
 def resolve_model_name(model: str | Path | LoadedModel) -> str:
     """The name by which the model was requested; "" for a loaded model."""
     return str(model) if isinstance(model, str | Path) else ""
+
+
+def takes_texts(model: str | Path | LoadedModel) -> bool:
+    """Whether this is the name of a model that compares photos with texts, so that texts are its classes."""
+    name = resolve_model_name(model)
+    return name.startswith(PREFIX) and Repository(name, weights=False).is_image_text
 
 
 def hash_of_resolved_model(

@@ -24,6 +24,7 @@ from lrp.models.loading import LoadedModel, load_model
 from lrp.models.own_code import is_own_code
 from lrp.models.own_model import replace_heads
 from lrp.models.preprocessing import Preprocessing
+from lrp.models.resolve import takes_texts
 
 REMEDY = (
     "retrain the whole net instead (--train all), or let it end in nn.Linear or nn.Conv2d layers with one output "
@@ -325,6 +326,10 @@ def _expect_head(architecture: str, pretrained: bool) -> None:
     if architecture in segmentation_names():
         raise ModelError(
             f"{architecture} decides at each pixel: expected a classifier of whole photos to retrain."
+        )
+    if takes_texts(architecture):
+        raise ModelError(
+            f"{architecture} compares photos with texts, and has no classes of its own to replace: expected an image classifier."
         )
     if is_own_code(architecture) and not pretrained:
         raise ModelError(
