@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import sys
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -95,7 +96,6 @@ def explain(
     """Show which pixels made the model decide: for each photo a picture with its heatmap beside it."""
     from lrp.gallery.explain_folder import explain_folder
     from lrp.gallery.options import ExplainOptions
-    from lrp.models.own_code import is_own_code
 
     given = paths or [Path("input")]
     with common.progress("explaining", quiet) as advance:
@@ -113,16 +113,29 @@ def explain(
         at_places: list[Result] = []  # a table is of whole photos
         counts = print_explained_files(_noted(results, at_places), json_lines, quiet)
     if not quiet and len(given) == 1 and given[0].is_dir() and not at_places:
-        data, table = shlex.quote(str(given[0])), shlex.quote(str(output / "results.csv"))
-        named = "" if model == "efficientnet_lite0" else f" --model {shlex.quote(model)}"
-        again = named if is_own_code(model) else ""  # a table does not make it run
-        place = sys.stderr if json_lines else sys.stdout
-        print(
-            f"A page to look through: lrp evaluate {data}{named} -o {table}; lrp report {table}{again}",
-            file=place,
+        named = {"--model": model, "--arch": arch, "--labels": labels, "--preprocess": preprocess}
+        _print_next_commands(
+            given[0], output / "results.csv", named, sys.stderr if json_lines else sys.stdout
         )
     if counts["skipped"]:
         raise common.Skipped
+
+
+def _print_next_commands(data: Path, table: Path, named: dict[str, Any], place: TextIO) -> None:
+    """How to go on from these photos to a report of all of them."""
+    from lrp.models.own_code import is_own_code
+    from lrp.models.resolve import takes_texts
+
+    model = named["--model"]
+    if named["--labels"] is None and takes_texts(model):  # its classes were the target's texts
+        return
+    given = {option: str(value) for option, value in named.items() if value is not None}
+    given = {} if given == {"--model": "efficientnet_lite0"} else given
+    evaluate = ["lrp", "evaluate", str(data), *itertools.chain(*given.items()), "-o", str(table)]
+    # A table names its model, but that does not make code run.
+    code = is_own_code(model) or is_own_code(given.get("--arch", ""))
+    report = ["lrp", "report", str(table), *(itertools.chain(*given.items()) if code else ())]
+    print(f"A page to look through: {shlex.join(evaluate)}; {shlex.join(report)}", file=place)
 
 
 def _noted(results: Iterable[Result], at_places: list[Result]) -> Iterator[Result]:
