@@ -10,7 +10,8 @@ from torch import fx
 
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import Activation, Product, Sum
-from lrp.engine.graph.ops import Operation, register
+from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.registry import register
 from lrp.engine.graph.shapes import Shape, sum_to_shape
 
 
