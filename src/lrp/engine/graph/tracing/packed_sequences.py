@@ -118,7 +118,9 @@ class Sequences(TorchFunctionMode):
         self.packed = True
         data = data.transpose(0, 1) if batch_first else data
         if lengths.shape[0] != data.shape[1]:
-            raise CaptureError(f"{lengths.shape[0]} lengths are given for a batch of {data.shape[1]} sequences")
+            raise CaptureError(
+                f"{lengths.shape[0]} lengths are given for a batch of {data.shape[1]} sequences"
+            )
         known = self.constants.value(lengths)
         if known is not None:
             data = data[: int(known.max())]
