@@ -32,8 +32,7 @@ def recognise_blends(graph: Graph) -> None:
         found = _parts(node, data) if node in data and node.op == "call_function" else None
         if found is not None:
             made = _blend(graph, node, *found)
-            node.replace_all_uses_with(made)
-            graph.fx.erase_node(node)
+            graph.substitute(node, made)
             data.add(made)
 
 
