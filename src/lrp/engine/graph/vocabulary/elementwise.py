@@ -58,7 +58,7 @@ def _with_a_constant(op: Operation) -> Activation:
     return Activation()
 
 
-@register("div", "true_divide", family="activation", when=lambda op: _same_shape(op) and not _numerator(op))
+@register("div", family="activation", when=lambda op: _same_shape(op) and not _numerator(op))
 def _constant_over_data(op: Operation) -> Activation:
     """c / x: a function of x, element by element."""
     return Activation()
