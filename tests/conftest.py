@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.own_code import Directory, user_directory
 from helpers.server import Server, serving
 
 torch.set_num_threads(1)
@@ -21,3 +22,10 @@ def server() -> Iterator[Server]:
     """A web server on this machine."""
     with serving() as server:
         yield server
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Directory]:
+    """A working directory with modules of the user's."""
+    with user_directory(tmp_path, monkeypatch) as directory:
+        yield directory

@@ -101,9 +101,9 @@ if TYPE_CHECKING:
     from lrp.models.loading import LoadedModel as LoadedModel
     from lrp.models.loading import load_model as load_model
     from lrp.models.preprocessing import Preprocessing as Preprocessing
+    from lrp.pictures.geometry import Geometry as Geometry
     from lrp.pictures.heatmap import Panel as Panel
     from lrp.pictures.heatmap import draw as draw
-    from lrp.pictures.photos import Geometry as Geometry
     from lrp.pictures.photos import Photo as Photo
     from lrp.pictures.photos import find_photos as find_photos
     from lrp.pictures.photos import open_photo as open_photo
@@ -158,7 +158,8 @@ _PACKAGES = {
     "engine.graph.algebra": ("Activation", "Bilinear", "MaxPool", "Movement", "Product", "Softmax", "Sum"),
     "models.loading": ("LoadedModel", "load_model"),
     "models.preprocessing": ("Preprocessing",),
-    "pictures.photos": ("Geometry", "Photo", "find_photos", "open_photo"),
+    "pictures.geometry": ("Geometry",),
+    "pictures.photos": ("Photo", "find_photos", "open_photo"),
     "pictures.heatmap": ("Panel", "draw"),
     "data.data_set": ("DataSet",),
     "data.imagenette": ("download_data",),

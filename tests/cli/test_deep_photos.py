@@ -15,7 +15,8 @@ from lrp.gallery.options import ExplainOptions
 from lrp.models.checkpoints import save_checkpoint
 from lrp.models.loading import load_model
 from lrp.models.preprocessing import Preprocessing
-from lrp.pictures.photos import Geometry, open_photo
+from lrp.pictures.geometry import Geometry
+from lrp.pictures.photos import open_photo
 from lrp.study.evaluate import evaluate
 
 NAMES = ("dark", "light")

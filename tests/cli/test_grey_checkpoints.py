@@ -16,7 +16,7 @@ from lrp.cli import main
 from lrp.models.checkpoints import save_checkpoint
 from lrp.models.loading import load_model
 from lrp.models.preprocessing import Preprocessing
-from lrp.pictures.photos import Geometry
+from lrp.pictures.geometry import Geometry
 
 NAMES = ("coarse", "fine")
 GREY = Preprocessing(Geometry(None, (32, 32)), (0.4,), (0.25,))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lrp.data.data_set import DataSet, Sample
 from lrp.models.preprocessing import Preprocessing
-from lrp.pictures.photos import Geometry
+from lrp.pictures.geometry import Geometry
 from lrp.train.features import Store, features
 
 PREPROCESSING = Preprocessing(Geometry(10, (8, 8), "bilinear"), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))

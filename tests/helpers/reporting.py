@@ -16,7 +16,7 @@ from lrp.gallery.options import ExplainOptions
 from lrp.gallery.request import Request
 from lrp.models.loading import LoadedModel
 from lrp.models.preprocessing import Preprocessing
-from lrp.pictures.photos import Geometry
+from lrp.pictures.geometry import Geometry
 from lrp.study.predictions import Prediction, write_predictions
 
 CLASSES = (

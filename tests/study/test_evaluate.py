@@ -22,7 +22,7 @@ from lrp.errors import DataError, ModelError, PredictionsError
 from lrp.models.checkpoints import save_checkpoint
 from lrp.models.loading import LoadedModel
 from lrp.models.preprocessing import Preprocessing
-from lrp.pictures.photos import Geometry
+from lrp.pictures.geometry import Geometry
 from lrp.study.evaluate import Classifier, evaluate
 from lrp.study.predictions import read_predictions
 

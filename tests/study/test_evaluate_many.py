@@ -29,7 +29,7 @@ from lrp.data.data_set import DataSet
 from lrp.models.checkpoints import save_checkpoint
 from lrp.models.loading import LoadedModel
 from lrp.models.preprocessing import Preprocessing
-from lrp.pictures.photos import Geometry
+from lrp.pictures.geometry import Geometry
 from lrp.study import analysis
 from lrp.study.evaluate import Evaluation, evaluate
 from lrp.study.predictions import Prediction, read_predictions

@@ -20,7 +20,8 @@ from lrp.gallery.request import Request
 from lrp.models.loading import LoadedModel
 from lrp.models.preprocessing import Preprocessing
 from lrp.pictures import heatmap
-from lrp.pictures.photos import Found, Geometry, find_photos
+from lrp.pictures.geometry import Geometry
+from lrp.pictures.photos import Found, find_photos
 from lrp.study.comparison import compare_predictions
 from lrp.study.evaluate import evaluate
 from lrp.study.explain_rows import explain_changes, explain_mistakes

@@ -17,9 +17,10 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from lrp.errors import ModelError
+from lrp.models.architectures import class_axes_of_weights
 from lrp.models.checkpoints import checkpoint_architecture, save_checkpoint
 from lrp.models.loading import load_model
-from lrp.models.weights import class_axes_of_weights, hash_of_model_weights
+from lrp.models.weights import hash_of_model_weights
 from lrp.survey.build import set_check_weights
 from lrp.train.heads import REMEDY, find_heads, model_with_new_head, split_head
 

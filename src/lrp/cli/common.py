@@ -83,12 +83,26 @@ def command_example(text: str) -> Callable[[Any], Any]:
     return add
 
 
-MODEL = typer.Option("--model", "-m", help="A name that `lrp models` lists, timm:NAME, or a file of weights.")
+MODEL_HELP = (
+    "A name that `lrp models` lists, timm:NAME, hf:NAME or hf:./folder (transformers), a file of weights, or MODULE:FUNCTION, "
+    "your own code, which is run."
+)
+MODEL = typer.Option("--model", "-m", help=MODEL_HELP)
 ARCH = typer.Option(
-    "--arch", help="For a file of weights without sidecar: whose weights it holds, as `lrp models` lists."
+    "--arch",
+    help="For a file of weights without sidecar: whose weights it holds, as `lrp models` lists, or MODULE:FUNCTION; for one whose "
+    "sidecar names your own code: that code, which is then run.",
 )
 LABELS = typer.Option(
-    "--labels", help="For a file without sidecar: its class names in order, one a line, or a JSON list."
+    "--labels",
+    help="For a file without sidecar, your own code, or a model of images and texts: its class names in order, one a line, or a "
+    "JSON list.",
+)
+PREPROCESS = typer.Option(
+    "--preprocess",
+    metavar="FILE",
+    help="For your own code, hf: and a file without sidecar: a JSON file with the preprocessing, as `lrp retrain` writes it beside "
+    "its output.",
 )
 COMPOSITE = typer.Option(
     "--composite", "-c", help="A preset such as epsilon_plus_flat; none: the one that fits the architecture."
@@ -116,7 +130,7 @@ EXPLAIN = typer.Option("--explain", help="Also draw the heatmaps.")
 
 
 def explain_options(
-    wanted: bool, composite: str | None, size: int | None, device: str
+    wanted: bool, composite: str | None, size: int | None, device: str, **of_the_model: Any
 ) -> ExplainOptions | None:
     """Options for commands that can explain the photos of a table; None without `wanted`."""
     if not wanted:
@@ -124,7 +138,7 @@ def explain_options(
     from lrp.gallery.options import ExplainOptions
 
     with as_wrong_arguments():
-        return ExplainOptions(composite=composite, size=size, device=device)
+        return ExplainOptions(composite=composite, size=size, device=device, **of_the_model)
 
 
 RANGES = (

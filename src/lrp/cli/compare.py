@@ -49,6 +49,9 @@ def compare(
         str | None, typer.Option(help="With --explain: A's model, if it is not where its rows say.")
     ] = None,
     model_b: Annotated[str | None, typer.Option(help="The same of B.")] = None,
+    arch: Annotated[str | None, common.ARCH] = None,
+    labels: Annotated[Path | None, common.LABELS] = None,
+    preprocess: Annotated[Path | None, common.PREPROCESS] = None,
     composite: Annotated[str | None, common.COMPOSITE] = None,
     size_a: Annotated[int | None, typer.Option(min=1, help="Side of A's input, as it was evaluated.")] = None,
     size_b: Annotated[int | None, typer.Option(min=1, help="The same of B.")] = None,
@@ -59,7 +62,12 @@ def compare(
     """Set B against A: accuracy, photos gained and lost, where confidence moved most."""
     from lrp.study.folder import compare as compared
 
-    options = tuple(common.explain_options(explain, composite, size, device) for size in (size_a, size_b))
+    options = tuple(
+        common.explain_options(
+            explain, composite, size, device, arch=arch, labels=labels, preprocess=preprocess
+        )
+        for size in (size_a, size_b)
+    )
     with common.progress("explaining", quiet) as advance:
         found = compared(
             a, b, output, count=count, root=root, explain=explain, target=target.value, models=(model_a, model_b),

@@ -33,6 +33,9 @@ def errors(
     root: Annotated[Path | None, ROOT] = None,
     explain: Annotated[bool, common.EXPLAIN] = False,
     model: Annotated[str | None, MODEL] = None,
+    arch: Annotated[str | None, common.ARCH] = None,
+    labels: Annotated[Path | None, common.LABELS] = None,
+    preprocess: Annotated[Path | None, common.PREPROCESS] = None,
     composite: Annotated[str | None, common.COMPOSITE] = None,
     size: Annotated[int | None, common.SIZE] = None,
     device: Annotated[str, common.DEVICE] = "auto",
@@ -42,7 +45,9 @@ def errors(
     """Show what is taken for what, the most confident mistakes, calibration, precision and recall."""
     from lrp.study.folder import mistakes
 
-    options = common.explain_options(explain, composite, size, device)
+    options = common.explain_options(
+        explain, composite, size, device, arch=arch, labels=labels, preprocess=preprocess
+    )
     with common.progress("explaining", quiet) as advance:
         found = mistakes(
             results, output, count=count, bins=bins, root=root, explain=explain, model=model, options=options,
@@ -54,7 +59,8 @@ def errors(
     elif not quiet:
         _show(found, count)
     if not (as_json or quiet):
-        print(f"A page to look through: lrp report {shlex.quote(str(results))}")
+        named = f" --model {shlex.quote(model)}" if model else ""
+        print(f"A page to look through: lrp report {shlex.quote(str(results))}{named}")
     common.print_written_files(found.written, as_json or quiet, found.explained)
 
 

@@ -47,6 +47,7 @@ def evaluate(
     follow_links: Annotated[bool, LINKS] = False,
     arch: Annotated[str | None, common.ARCH] = None,
     labels: Annotated[Path | None, common.LABELS] = None,
+    preprocess: Annotated[Path | None, common.PREPROCESS] = None,
     size: Annotated[int | None, common.SIZE] = None,
     device: Annotated[str, common.DEVICE] = "auto",
     batch_size: Annotated[int, BATCH] = 32,
@@ -67,7 +68,7 @@ def evaluate(
     ):
         found = evaluate(
             read, model, output or prediction_table_paths([model], ".")[0], classes=classes.value, size=size, arch=arch,
-            labels=labels, batch_size=batch_size, device=device, max_megapixels=max_megapixels,
+            labels=labels, preprocess=preprocess, batch_size=batch_size, device=device, max_megapixels=max_megapixels,
             range=common.checked_range(range), overwrite=overwrite, advance=advance,
         )  # fmt: skip
     common.print_unmatched_folders(model, found.unmatched)

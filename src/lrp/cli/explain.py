@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import sys
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -16,7 +17,7 @@ from lrp.cli import common
 from lrp.errors import ImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from lrp.gallery.results import Result
 
@@ -48,13 +49,15 @@ def explain(
     model: Annotated[str, common.MODEL] = "efficientnet_lite0",
     arch: Annotated[str | None, common.ARCH] = None,
     labels: Annotated[Path | None, common.LABELS] = None,
+    preprocess: Annotated[Path | None, common.PREPROCESS] = None,
     composite: Annotated[str | None, common.COMPOSITE] = None,
     target: Annotated[
         str,
         typer.Option(
             "--target",
             "-t",
-            help="predicted, true (the folder's name), a class, an index, topK, A-vs-B; several with commas: a,b.",
+            help="predicted, true (the folder's name), a class, an index, topK, A-vs-B; several with commas: a,b. Of a model of images "
+            "and texts: a text, or two, A-vs-B.",
         ),
     ] = "predicted",
     bias: Annotated[str | None, common.BIAS] = None,
@@ -100,20 +103,47 @@ def explain(
             options = ExplainOptions(
                 composite, bias, epsilon, top_k, style.value, percentile, shared_scale, size, device, precision.value,
                 batch_size, max_megapixels, ("png", *dict.fromkeys(one.value for one in save or ())), overwrite, arch,
-                labels, common.checked_range(range),
+                labels, common.checked_range(range), preprocess,
             )  # fmt: skip
             try:
                 with common.as_wrong_arguments(ImageError):
                     results = explain_folder(given, output, model, target, options, advance=advance)
             except typer.BadParameter as error:
                 raise typer.BadParameter(_not_found(error.message, given)) from error
-        counts = print_explained_files(results, json_lines, quiet)
-    if not quiet and len(given) == 1 and given[0].is_dir():
-        data, table = shlex.quote(str(given[0])), shlex.quote(str(output / "results.csv"))
-        place = sys.stderr if json_lines else sys.stdout
-        print(f"A page to look through: lrp evaluate {data} -o {table}; lrp report {table}", file=place)
+        at_places: list[Result] = []  # a table is of whole photos
+        counts = print_explained_files(_noted(results, at_places), json_lines, quiet)
+    if not quiet and len(given) == 1 and given[0].is_dir() and not at_places:
+        named = {"--model": model, "--arch": arch, "--labels": labels, "--preprocess": preprocess}
+        _print_next_commands(
+            given[0], output / "results.csv", named, sys.stderr if json_lines else sys.stdout
+        )
     if counts["skipped"]:
         raise common.Skipped
+
+
+def _print_next_commands(data: Path, table: Path, named: dict[str, Any], place: TextIO) -> None:
+    """How to go on from these photos to a report of all of them."""
+    from lrp.models.own_code import is_own_code
+    from lrp.models.resolve import takes_texts
+
+    model = named["--model"]
+    if named["--labels"] is None and takes_texts(model):  # its classes were the target's texts
+        return
+    given = {option: str(value) for option, value in named.items() if value is not None}
+    given = {} if given == {"--model": "efficientnet_lite0"} else given
+    evaluate = ["lrp", "evaluate", str(data), *itertools.chain(*given.items()), "-o", str(table)]
+    # A table names its model, but that does not make code run.
+    code = is_own_code(model) or is_own_code(given.get("--arch", ""))
+    report = ["lrp", "report", str(table), *(itertools.chain(*given.items()) if code else ())]
+    print(f"A page to look through: {shlex.join(evaluate)}; {shlex.join(report)}", file=place)
+
+
+def _noted(results: Iterable[Result], at_places: list[Result]) -> Iterator[Result]:
+    """The results; those of a model that decides at each pixel are added to the list."""
+    for result in results:
+        if result.facts.get("area") is not None:
+            at_places.append(result)
+        yield result
 
 
 def _not_found(message: str, given: list[Path]) -> str:
@@ -152,9 +182,16 @@ def _line(result: Result) -> str:
     if result.status == "skipped":
         return f"skipped  {result.path}: {result.error}"
     facts = result.facts
-    line = f"{result.status:<7}  {result.path} -> {result.output}  {facts['predicted']} {100 * facts['confidence']:.1f} %"
+    line = f"{result.status:<7}  {result.path} -> {result.output}  {facts['predicted']} {_share(facts)}"
     if facts["target_index"] != facts["predicted_index"]:
         line += f", explained: {facts['target']}"
     if facts.get("notes"):
         line += f"  ({'; '.join(facts['notes'])})"
     return line if facts["health"]["ok"] else f"{line}  NOT TRUSTWORTHY: {facts['health']['problems'][0]}"
+
+
+def _share(facts: dict[str, Any]) -> str:
+    """How sure a prediction is; of a model that decides at each pixel, where it is; of a single logit, its value."""
+    if facts.get("area") is not None:
+        return f"{100 * facts['area']:.1f} % of the pixels"
+    return f"{facts['logit']:.3g}" if facts["confidence"] is None else f"{100 * facts['confidence']:.1f} %"

@@ -13,9 +13,7 @@ from lrp.errors import TargetError
 
 @common.command_example("lrp export efficientnet_lite0 --composite epsilon_plus_flat -o explain.onnx")
 def export(
-    model: Annotated[
-        str, typer.Argument(help="A name that `lrp models` lists, timm:NAME, or a file of weights.")
-    ] = "efficientnet_lite0",
+    model: Annotated[str, typer.Argument(help=common.MODEL_HELP)] = "efficientnet_lite0",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file; none: MODEL_explain.onnx.")
     ] = None,
@@ -31,6 +29,7 @@ def export(
     ] = False,
     arch: Annotated[str | None, common.ARCH] = None,
     labels: Annotated[Path | None, common.LABELS] = None,
+    preprocess: Annotated[Path | None, common.PREPROCESS] = None,
     composite: Annotated[str | None, common.COMPOSITE] = None,
     bias: Annotated[str | None, common.BIAS] = None,
     epsilon: Annotated[float | None, common.EPSILON] = None,
@@ -48,7 +47,15 @@ def export(
         )
     with common.as_wrong_arguments():
         options = ExplainOptions(
-            composite, bias, epsilon, top_k, size=size, device="cpu", arch=arch, labels=labels
+            composite,
+            bias,
+            epsilon,
+            top_k,
+            size=size,
+            device="cpu",
+            arch=arch,
+            labels=labels,
+            preprocess=preprocess,
         )
     try:
         made = write(

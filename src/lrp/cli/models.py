@@ -58,12 +58,12 @@ def models(
         raise typer.BadParameter("--jobs, --output, --overwrite and --keep belong to --check.")
     from lrp.models.catalogue import model_names
 
-    print(f"{'name':<22} {'top-1':>6} {'download':>9}  weights")
+    print(f"{'name':<28} {'top-1':>6} {'download':>9}  weights")
     for entry in model_names():
         if part in entry.name:
             top1 = f"{entry.top1:.1f} %" if entry.top1 else ""
             download = f"{entry.megabytes:.0f} MB" if entry.megabytes else ""
-            print(f"{entry.name:<22} {top1:>6} {download:>9}  {entry.source}")
+            print(f"{entry.name:<28} {top1:>6} {download:>9}  {entry.source}")
 
 
 def _measure(part: str, jobs: int, output: Path, overwrite: bool, keep: bool) -> None:

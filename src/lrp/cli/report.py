@@ -35,6 +35,9 @@ def report(
     compare_model: Annotated[
         str | None, typer.Option("--compare-model", help="The same for --compare's model.")
     ] = None,
+    arch: Annotated[str | None, common.ARCH] = None,
+    labels: Annotated[Path | None, common.LABELS] = None,
+    preprocess: Annotated[Path | None, common.PREPROCESS] = None,
     composite: Annotated[str | None, common.COMPOSITE] = None,
     size: Annotated[int | None, common.SIZE] = None,
     device: Annotated[str, common.DEVICE] = "auto",
@@ -53,7 +56,9 @@ def report(
     """Write one HTML file that shows the results, photo by photo, with heatmaps; it needs nothing else to be opened."""
     from lrp.html_report.report import report as write
 
-    options = common.explain_options(explain > 0, composite, size, device)
+    options = common.explain_options(
+        explain > 0, composite, size, device, arch=arch, labels=labels, preprocess=preprocess
+    )
     with common.progress("reading photos", quiet) as advance:
         made = write(
             results, output, compare=compare, explain=explain, models=(model, compare_model), options=options, rows=rows,

@@ -40,6 +40,7 @@ def retrain(
     ],
     model: Annotated[str, common.MODEL] = "efficientnet_lite0",
     arch: Annotated[str | None, common.ARCH] = None,
+    preprocess: Annotated[Path | None, common.PREPROCESS] = None,
     train: Annotated[
         Train, typer.Option(help="head: the last layer, on features computed once; all: the whole net.")
     ] = Train.head,
@@ -138,7 +139,7 @@ def retrain(
             heard.append(_Lines(settings["net"].epochs if train is Train.all else 0))
         with common.as_wrong_arguments(DataError, TrainingError):
             found = run(
-                data, output, model, arch=arch, train=train.value, **settings, size=size, val_share=val_share, seed=seed,
+                data, output, model, arch=arch, preprocess=preprocess, train=train.value, **settings, size=size, val_share=val_share, seed=seed,
                 max_skip_rate=max_skip_rate, max_megapixels=max_megapixels, range=given_range,
                 follow_links=follow_links, pretrained=not from_scratch, device=device, devices=devices, nodes=nodes, workers=workers,
                 batch_size=batch_size, cache=cache, overwrite=overwrite, on_epoch=heard,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,8 @@ def rules(
         str | None, typer.Argument(help="As --model of `lrp explain`; random weights suffice.")
     ] = None,
     arch: Annotated[str | None, common.ARCH] = None,
+    labels: Annotated[Path | None, common.LABELS] = None,
+    preprocess: Annotated[Path | None, common.PREPROCESS] = None,
     composite: Annotated[str | None, common.COMPOSITE] = None,
     bias: Annotated[str | None, common.BIAS] = None,
     epsilon: Annotated[float | None, common.EPSILON] = None,
@@ -41,9 +44,10 @@ def rules(
 
     with common.as_wrong_arguments():
         options = ExplainOptions(composite, bias, epsilon, top_k)
-    named: dict[str, Any] = {} if arch is None else {"arch": arch}
+    given = {"arch": arch, "size": size, "preprocess": preprocess, "labels": labels}
+    named: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     loaded = load_model(
         model or "efficientnet_lite0", pretrained=False, **named
     )  # rules do not depend on weights
-    preprocessing = loaded.preprocessing.with_size(size) if size else loaded.preprocessing
+    preprocessing = loaded.preprocessing
     print(Explainer(loaded.model, options.rules(preprocessing)).rules(preprocessing.zeros(2)))

@@ -12,19 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lrp.classes import class_index
 from lrp.engine.explainer import Explainer
+from lrp.engine.results.explanation import Explanation
 from lrp.errors import ImageError, LrpError, TargetError
 from lrp.gallery import fingerprints
 from lrp.gallery.formats import FORMATS, Finished
 from lrp.gallery.options import DEFAULT_OPTIONS, ExplainOptions
+from lrp.gallery.regions import decides_at_places, region_entries, region_sheet
 from lrp.gallery.request import Request
 from lrp.gallery.results import Result, result_picture_paths
 from lrp.gallery.sheet import Sheet, Waiting, sheet
 from lrp.models.loading import LoadedModel
-from lrp.models.resolve import resolve_device, resolve_model, resolve_model_name
-from lrp.models.weights import hash_of_model_weights as weights_of
+from lrp.models.resolve import (
+    hash_of_resolved_model,
+    resolve_device,
+    resolve_model,
+    resolve_model_name,
+    takes_texts,
+)
 from lrp.pictures import heatmap
 from lrp.pictures.photos import Found, Photo, open_photo
 
@@ -68,7 +76,10 @@ class Gallery:
             TargetError: no such class.
         """
         device = resolve_device(options.device)
-        loaded = resolve_model(model, options.size, options.arch, options.labels, options.range)
+        labels = options.labels
+        if labels is None and takes_texts(model):
+            labels = Request.texts(target) or None
+        loaded = resolve_model(model, options.size, options.arch, labels, options.range, options.preprocess)
         request = target if callable(target) else Request.of(target, loaded.class_names)
         loaded.model.to(device)
         explainer = Explainer(
@@ -77,7 +88,7 @@ class Gallery:
         )  # fmt: skip
         identity = {
             "model": resolve_model_name(model),
-            "weights": weights_of(loaded.model),
+            "weights": hash_of_resolved_model(model, loaded, options.arch),
             "composite": [options.composite_name, options.bias, options.epsilon, options.top_k],
             "precision": options.precision,
         }
@@ -107,7 +118,8 @@ class Gallery:
     ) -> Iterator[Result | Sheet]:
         """Finished results and sheets to draw, in the files' order; photos go through the model in batches."""
         queue: list[Result | Waiting] = []
-        batch_size = self.options.batch_size
+        # Photos of different sizes cannot go through the model together.
+        batch_size = self.options.batch_size if self.loaded.preprocessing.geometry.crop else 1
 
         def flush() -> Iterator[Result | Sheet]:
             waiting = [q for q in queue if isinstance(q, Waiting)]
@@ -153,9 +165,11 @@ class Gallery:
         except TargetError as error:
             raise TargetError(f"target 'true' takes the folder {folder!r} as the class: {error}") from error
 
-    def _batch(self, waiting: list[Waiting]) -> list[Sheet]:
+    def _batch(self, waiting: list[Waiting]) -> list[Result | Sheet]:
         preprocess = self.loaded.preprocessing
         x = torch.stack([preprocess(one.photo.pixels) for one in waiting]).to(self.device)
+        if decides_at_places(self.explainer, x):
+            return [self._regions(one, x[i : i + 1]) for i, one in enumerate(waiting)]
         panels = {one.request.panels for one in waiting}
         if len(panels) > 1:
             raise TargetError(
@@ -164,18 +178,38 @@ class Gallery:
             )
         entries = [one.entries for one in waiting]
         if any(one.request.count for one in waiting):
-            with torch.no_grad():
-                ranked = self.loaded.model(x.clone()).topk(max(panels), dim=1).indices.tolist()
+            ranked = self._logits(x).topk(max(panels), dim=1).indices.tolist()
             entries = [
                 top if one.request.count else one.entries for one, top in zip(waiting, ranked, strict=True)
             ]
+        explained = self._explained(x, entries)
+        return [sheet(one, i, explained, self.loaded, self._arrays) for i, one in enumerate(waiting)]
+
+    def _regions(self, waiting: Waiting, x: Tensor) -> Result | Sheet:
+        """The sheet of one photo, of a model that decides at each place."""
+        names = self.loaded.class_names
+        try:
+            entries = region_entries(waiting.request, waiting.entries, self._logits(x)[0].cpu(), names)
+        except TargetError as error:
+            return Result(waiting.photo.path, "skipped", error=str(error))
+        return region_sheet(waiting, entries, self._explained(x, [entries]), self.loaded, self._arrays)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = self.loaded.model(x.clone())
+        return logits
+
+    def _explained(self, x: Tensor, entries: Sequence[Sequence[Any]]) -> list[Explanation]:
+        """One explanation of the whole batch for each map; one forward pass for all of them.
+
+        entries: for each photo, a target for each map.
+        """
         targets = [list(part) for part in zip(*entries, strict=True)]
-        # One forward pass for all parts.
-        explained = (
-            [self.explainer(x, targets[0])] if len(targets) == 1 else list(self.explainer.many(x, targets))
-        )
-        arrays = any(FORMATS[name].arrays for name in self.options.save)
-        return [sheet(one, i, explained, self.loaded, arrays) for i, one in enumerate(waiting)]
+        return [self.explainer(x, targets[0])] if len(targets) == 1 else list(self.explainer.many(x, targets))
+
+    @property
+    def _arrays(self) -> bool:
+        return any(FORMATS[name].arrays for name in self.options.save)
 
     def write(self, sheet: Sheet, limit: float | None = None) -> Result:
         """Write a sheet, on its own colour scale or from -limit to limit. It may hold maps of another gallery too."""

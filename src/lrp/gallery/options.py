@@ -44,7 +44,7 @@ class ExplainOptions:
             heatmap alone, transparent). A result is kept by a later run only if "png" is among them: the picture holds its
             facts.
         overwrite: compute up-to-date results again.
-        arch, labels: arguments of `load_model` for a model file without sidecar.
+        arch, labels, preprocess: arguments of `load_model`.
 
     Raises:
         OptionError: invalid values; the message names all of them.
@@ -68,6 +68,7 @@ class ExplainOptions:
     arch: str | None = None
     labels: str | Path | Sequence[str] | None = None
     range: tuple[float, float] | None = None
+    preprocess: str | Path | Preprocessing | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.save, list):

@@ -92,6 +92,24 @@ class Request:
             raise TargetError(f"target {text!r}: {top[0]} stands alone, not in a list.")
         return Request(text, tuple(_part(part, class_names) for part in parts))
 
+    @staticmethod
+    def texts(target: Any) -> tuple[str, ...]:
+        """The texts that a target names, for a model of images and texts, whose classes they become: whole, with their commas."""
+        target = plain_target(target)
+        if isinstance(target, Contrast):
+            target = [target.a, target.b]
+        elif isinstance(target, str):
+            target = target.split("-vs-")
+        elif not isinstance(target, list | tuple):
+            return ()
+        sides = [
+            side for part in target for side in ([part] if isinstance(part, str) else Request.texts(part))
+        ]
+        named = [
+            side for side in sides if side not in ("predicted", "true") and not re.fullmatch(r"top\d+", side)
+        ]
+        return tuple(dict.fromkeys(named))
+
     def entries(self, true: int | None) -> list[Any]:
         """The `Explainer` target of each part, for a photo whose folder names class `true`."""
 

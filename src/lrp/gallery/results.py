@@ -13,7 +13,7 @@ from lrp.values import Plain
 
 FACTS = (
     "predicted", "predicted_index", "confidence", "target", "target_index", "target_confidence", "top5", "logit",
-    "start", "relevance_sum", "health", "panels", "scale", "notes",
+    "start", "relevance_sum", "health", "panels", "scale", "notes", "area",
 )  # fmt: skip
 
 
@@ -26,7 +26,9 @@ class Result(Plain):
         status: "ok" (explained now), "kept" (an earlier result with the same fingerprint is valid) or "skipped".
         output: the first of the files written for it; None if it was skipped.
         error: why it was skipped.
-        facts: what was predicted and explained; the keys are `FACTS`.
+        facts: what was predicted and explained; the keys are `FACTS`. "area": of a model that decides at each place, the
+            predicted class's share of the places; "confidence" is then its mean probability there. Of a single logit
+            "confidence" is None.
     """
 
     path: Path

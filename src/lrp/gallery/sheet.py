@@ -17,7 +17,8 @@ from lrp.engine.targets import Contrast
 from lrp.gallery.request import Request
 from lrp.models.loading import LoadedModel
 from lrp.pictures import heatmap
-from lrp.pictures.photos import Geometry, Photo
+from lrp.pictures.geometry import Geometry
+from lrp.pictures.photos import Photo
 
 
 class Waiting(NamedTuple):
@@ -38,9 +39,14 @@ class Map:
     geometry: Geometry
     title: str
     subtitle: str
+    region: np.ndarray | None = None  # bool [h, w], at the model's input size: what is outlined
 
     def panel(self, height: int, width: int) -> heatmap.Panel:
-        return heatmap.Panel(self.geometry.to_photo(self.values, height, width), self.title, self.subtitle)
+        relevance = self.geometry.to_photo(self.values, height, width)
+        region = None
+        if self.region is not None:  # NaN, outside the model's crop, is not in it
+            region = self.geometry.to_photo(self.region.astype(np.float32), height, width) >= 0.5
+        return heatmap.Panel(relevance, self.title, self.subtitle, region=region)
 
 
 @dataclass
@@ -73,26 +79,63 @@ def sheet(
     waiting: Waiting, i: int, explained: Sequence[Explanation], loaded: LoadedModel, with_arrays: bool
 ) -> Sheet:
     """The sheet of the i-th photo of a batch; `explained`: one explanation of the whole batch for each map."""
-    photo, place, fingerprint, request, entries = waiting
-    names, geometry = loaded.class_names, loaded.preprocessing.geometry
+    names = loaded.class_names
     logits = explained[0].logits[i].detach().cpu()
     probabilities = logits.double().softmax(0)
     best = probabilities.topk(min(5, len(names)))
     winner = int(best.indices[0])
     # For topK the classes are read from the explanations' targets.
-    entries = entries or [int(e.target[i]) for e in explained]
+    entries = waiting.entries or [int(e.target[i]) for e in explained]
     panels = [_panel(e, i, part, probabilities, names) for e, part in zip(explained, entries, strict=True)]
-    titles = request.titles or [p["title"] for p in panels]
     facts: dict[str, Any] = {
         "predicted": names[winner],
         "predicted_index": winner,
-        "confidence": float(probabilities[winner]),
-        **{key: panels[0][key] for key in PANEL if key != "probability"},
-        "target_confidence": panels[0]["probability"],
+        "confidence": probability_of(winner, probabilities),
         "top5": [
             {"index": int(k), "name": names[int(k)], "probability": float(p)}
             for p, k in zip(best.values, best.indices, strict=True)
         ],
+    }
+    heading = _with_probability(names[winner], winner, probabilities, logits)
+    return finished_sheet(waiting, i, explained, loaded, with_arrays, facts, panels, heading)
+
+
+def probability_of(index: int, probabilities: Tensor) -> float | None:
+    """None if there is only one logit, which has no share among others."""
+    return float(probabilities[index]) if len(probabilities) > 1 else None
+
+
+def _with_probability(name: str, index: int, probabilities: Tensor, logits: Tensor) -> str:
+    """A class with its probability, or with its logit if that is the only one."""
+    probability = probability_of(index, probabilities)
+    return f"{name}  {float(logits[0]):.3g}" if probability is None else f"{name}  {100 * probability:.1f} %"
+
+
+def finished_sheet(
+    waiting: Waiting,
+    i: int,
+    explained: Sequence[Explanation],
+    loaded: LoadedModel,
+    with_arrays: bool,
+    facts: dict[str, Any],
+    panels: list[dict[str, Any]],
+    heading: str,
+    regions: Sequence[np.ndarray | None] | None = None,
+) -> Sheet:
+    """The sheet of the i-th photo of a batch.
+
+    Args:
+        facts: what was predicted.
+        panels: the facts of each map.
+        heading: the title above the photo, unless the request has one.
+        regions: for each map, what is outlined, [h, w] at the model's input size.
+    """
+    photo, place, fingerprint, request, _ = waiting
+    geometry = loaded.preprocessing.geometry
+    titles = request.titles or [p["title"] for p in panels]
+    facts |= {key: panels[0][key] for key in PANEL if key != "probability"}
+    facts |= {
+        "target_confidence": panels[0]["probability"],
         "panels": panels if len(panels) > 1 else None,
         "notes": list(photo.notes),
     }
@@ -103,19 +146,20 @@ def sheet(
         single = len(explained) == 1
         arrays = {
             "relevance": relevance[0] if single else relevance,
-            "logits": logits.float().numpy(),
+            "logits": explained[0].logits[i].detach().float().cpu().numpy(),
             "target": targets[0] if single else targets,
             "crop": np.array(geometry.box(*photo.pixels.shape[:2])),
             "fingerprint": np.array(fingerprint),
         }
     unit = explained[0].unit
-    predicted = f"{names[winner]}  {100 * float(probabilities[winner]):.1f} %"
     maps = [
-        Map(values.sum(0), geometry, title, _account(panel, unit))
-        for values, title, panel in zip(relevance, titles, panels, strict=True)
+        Map(values.sum(0), geometry, title, _account(panel, unit), region)
+        for values, title, panel, region in zip(
+            relevance, titles, panels, regions or [None] * len(panels), strict=True
+        )
     ]
-    heading = request.heading or (predicted, f"predicted for {photo.path.name}")
-    return Sheet(place, photo, fingerprint, facts, maps, heading, arrays, unit)
+    shown = request.heading or (heading, f"predicted for {photo.path.name}")
+    return Sheet(place, photo, fingerprint, facts, maps, shown, arrays, unit)
 
 
 PANEL = ("target", "target_index", "probability", "logit", "start", "relevance_sum", "health")
@@ -124,26 +168,32 @@ PANEL = ("target", "target_index", "probability", "logit", "start", "relevance_s
 def _panel(e: Explanation, i: int, entry: Any, probabilities: Tensor, names: Sequence[str]) -> dict[str, Any]:
     """The facts of one heatmap."""
     target = int(e.target[i])
-    title = f"{names[target]}  {100 * float(probabilities[target]):.1f} %"
+    title = _with_probability(names[target], target, probabilities, e.logits[i])
     if isinstance(entry, Contrast):
         winner = int(probabilities.argmax())
         sides = [winner if side == "predicted" else int(side) for side in (entry.a, entry.b)]
         target, title = sides[0], f"{names[sides[0]]}, not {names[sides[1]]}"
-    totals = {name: float(v[i]) for name, v in e.ledger.totals.items()}
+    logit = float(e.logits[i, target])
+    return facts_of_panel(e, i, target, title, names[target], probability_of(target, probabilities), logit)
+
+
+def facts_of_panel(
+    e: Explanation, i: int, target: int, title: str, name: str, probability: float | None, logit: float
+) -> dict[str, Any]:
+    totals = {key: float(v[i]) for key, v in e.ledger.totals.items()}
     health = e.health
-    shares = {name: float(v[i]) for name, v in health.shares.items()}
     return {
         "title": title,
-        "target": names[target],
+        "target": name,
         "target_index": target,
-        "probability": float(probabilities[target]),
-        "logit": float(e.logits[i, target]),
+        "probability": probability,
+        "logit": logit,
         "start": totals["start"],
         "relevance_sum": float(e.relevance[i].double().sum()),
         "health": {
             "ok": health.ok,
             "problems": health.problems,
-            "shares": shares,
+            "shares": {key: float(v[i]) for key, v in health.shares.items()},
             "amplification": float(health.amplification[i]),
         },
     }

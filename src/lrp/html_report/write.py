@@ -248,8 +248,8 @@ def _made(tables: Sequence[summary.Table], galleries: Sequence[Gallery], command
     for i, gallery in enumerate(galleries):
         letter = f" {'AB'[i]}" if len(galleries) > 1 else ""
         preset = gallery.options.composite_name or "the default for the architecture"
-        height, width = gallery.loaded.preprocessing.geometry.crop
-        facts.append([f"Preset{letter}", f"{preset}, on {width} x {height} pixels"])
+        size = gallery.loaded.preprocessing.geometry.input_words
+        facts.append([f"Preset{letter}", f"{preset}, on {size}"])
     facts += [
         ["lrp", lrp.__version__], ["torch", str(torch.__version__)], ["torchvision", str(torchvision.__version__)],
         ["Python", platform.python_version()],

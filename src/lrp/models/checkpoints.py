@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -18,7 +18,9 @@ SUFFIXES = (".pth", ".pt", ".safetensors")
 
 def is_checkpoint(name: str) -> bool:
     """Whether `load_model` takes this for a file of weights: by its name alone."""
-    return not name.startswith("timm:") and (name.endswith(SUFFIXES) or "/" in name or os.sep in name)
+    return not name.startswith(("timm:", "hf:")) and (
+        name.endswith(SUFFIXES) or "/" in name or os.sep in name
+    )
 
 
 def checkpoint_architecture(name: str, arch: str | None = None) -> str:
@@ -26,7 +28,7 @@ def checkpoint_architecture(name: str, arch: str | None = None) -> str:
     if not is_checkpoint(name):
         return name
     sidecar = checkpoint_sidecar(Path(name))
-    return read_checkpoint_sidecar(sidecar)[0] if arch is None or sidecar.is_file() else arch
+    return read_checkpoint_sidecar(sidecar).architecture if arch is None or sidecar.is_file() else arch
 
 
 def save_checkpoint(
@@ -36,6 +38,7 @@ def save_checkpoint(
     class_names: Sequence[str],
     preprocessing: Preprocessing,
     facts: Mapping[str, Any] | None = None,
+    heads: Sequence[str] = (),
 ) -> Path:
     """Write a model's weights and the sidecar that `load_model(path)` reads too: both files, or neither.
 
@@ -44,6 +47,7 @@ def save_checkpoint(
         architecture: the name by which `load_model` builds it: "vgg19", "timm:resnet18", ...
         facts: how the weights were made, for the sidecar's entry "training": values that JSON supports;
             `checkpoint_facts` reads them, `load_model` does not.
+        heads: for an architecture of the user's code: the paths of the layers that were replaced for these classes.
 
     Returns:
         The sidecar's path: `path` + ".json".
@@ -62,6 +66,7 @@ def save_checkpoint(
             "architecture": architecture,
             "class_names": list(class_names),
             "preprocessing": preprocessing.to_dict(),
+            **({"heads": list(heads)} if heads else {}),
             "sha256": weights_sha256(weights),  # shows whether a sidecar belongs to the weights
             **({"training": dict(facts)} if facts is not None else {}),
         }
@@ -94,8 +99,22 @@ def update_checkpoint_facts(path: str | Path, facts: Mapping[str, Any]) -> None:
     write_whole(sidecar, [_as_text(content)], ModelError)
 
 
-def read_checkpoint_sidecar(sidecar: Path) -> tuple[str, tuple[str, ...], Preprocessing, Any]:
-    """(architecture, class names, preprocessing, SHA-256 of the weights or None)."""
+class Sidecar(NamedTuple):
+    """What belongs to a file of weights.
+
+    Attributes:
+        sha256: of the weights, or None.
+        heads: see `save_checkpoint`.
+    """
+
+    architecture: str
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    sha256: Any
+    heads: tuple[str, ...]
+
+
+def read_checkpoint_sidecar(sidecar: Path) -> Sidecar:
     if not sidecar.is_file():
         path = sidecar.with_suffix("")
         raise ModelError(
@@ -104,17 +123,51 @@ def read_checkpoint_sidecar(sidecar: Path) -> tuple[str, tuple[str, ...], Prepro
         )
     content = _content(sidecar)
     of: Any = content.get("architecture")
-    class_names: Any = content.get("class_names")
+    heads: Any = content.get("heads", [])
     wrong = [] if isinstance(of, str) else ["architecture is no text"]
-    if not (isinstance(class_names, list) and class_names and all(isinstance(n, str) for n in class_names)):
-        wrong.append("class_names is no list of texts")
+    class_names = _class_names(content, wrong)
+    preprocessing = _preprocessing(content, wrong)
+    if not _are_texts(heads):
+        wrong.append("heads is no list of texts")
+    if wrong or preprocessing is None:
+        raise ModelError(f"{sidecar} is no sidecar yet: {'; '.join(wrong)}.")
+    return Sidecar(of, class_names, preprocessing, content.get("sha256"), tuple(heads))
+
+
+def read_preprocessing(path: Path) -> tuple[Preprocessing, tuple[str, ...] | None]:
+    """The preprocessing, and the class names if there are some, of a sidecar or another JSON file with these entries.
+
+    Raises:
+        ModelError: it cannot be read, or an entry is malformed.
+    """
+    content, wrong = _content(path), list[str]()
+    class_names = _class_names(content, wrong) if "class_names" in content else None
+    preprocessing = _preprocessing(content, wrong)
+    if wrong or preprocessing is None:
+        raise ModelError(
+            f"{path} holds no preprocessing as a sidecar of `lrp retrain` does: {'; '.join(wrong)}."
+        )
+    return preprocessing, class_names
+
+
+def _class_names(content: Mapping[str, Any], wrong: list[str]) -> tuple[str, ...]:
+    found: Any = content.get("class_names")
+    if found and _are_texts(found):
+        return tuple(found)
+    wrong.append("class_names is no list of texts")
+    return ()
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(v, str) for v in values)
+
+
+def _preprocessing(content: Mapping[str, Any], wrong: list[str]) -> Preprocessing | None:
     try:
-        preprocessing = Preprocessing.from_dict(content.get("preprocessing"))
+        return Preprocessing.from_dict(content.get("preprocessing"))
     except ModelError as error:
         wrong.append(str(error))
-    if wrong:
-        raise ModelError(f"{sidecar} is no sidecar yet: {'; '.join(wrong)}.")
-    return of, tuple(class_names), preprocessing, content.get("sha256")
+        return None
 
 
 def _content(sidecar: Path) -> dict[str, Any]:

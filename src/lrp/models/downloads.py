@@ -1,9 +1,12 @@
 """Downloads of weights: complete and verified, or not at all."""
 
+import fnmatch
+import json
 import os
 import re
+import sys
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +16,11 @@ from lrp.models.weights import weights_sha256
 from lrp.storage.download import MEGABYTE, TIMEOUT, DownloadError, fetch
 
 Progress = Callable[[str], None]
+
+
+def to_stderr(line: str) -> None:
+    """Where notices go unless a caller takes them: what is downloaded, what is assumed."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def download_checkpoint(name: str, url: str, megabytes: float | None, progress: Progress) -> Path:
@@ -67,6 +75,56 @@ def download_from_hub(name: str, repository: str, filename: str | None, progress
         cache = hub.constants.HF_HUB_CACHE
         remedy = f"run `hf download {repository}` elsewhere and copy its cache to {cache}"
         raise ModelError(_failure(name, size, url, error, remedy)) from error
+
+
+def download_repository(name: str, repository: str, weights: bool, progress: Progress) -> Path:
+    """The folder of a model of transformers in huggingface_hub's cache, downloaded if it is missing.
+
+    Args:
+        weights: whether they are needed; safetensors if available.
+    """
+    import huggingface_hub as hub
+
+    config = hub.try_to_load_from_cache(repository, "config.json")
+    if isinstance(config, str):
+        names = [path.name for path in Path(config).parent.iterdir()]
+        if not weights or _weight_files(names, Path(config).parent):
+            return Path(config).parent
+    url, size = f"{hub.constants.ENDPOINT}/{repository}", "size unknown"
+    try:  # one quick question first: the download itself retries for a minute when offline
+        files = hub.HfApi().model_info(repository, timeout=TIMEOUT, files_metadata=True).siblings or []
+        sizes = {file.rfilename: file.size or 0 for file in files}
+        wanted = [file for file in sizes if file.endswith((".json", ".txt", ".model")) and "/" not in file]
+        if weights:
+            held = _weight_files(list(sizes))
+            if not held:
+                raise ModelError("it holds neither model.safetensors nor pytorch_model.bin")
+            wanted += held
+        size = f"{sum(sizes[file] for file in wanted) / MEGABYTE:.0f} MB"
+        host = urllib.parse.urlsplit(url).hostname
+        progress(f"{name}: {size} from {host} to {hub.constants.HF_HUB_CACHE}")
+        return Path(hub.snapshot_download(repository, allow_patterns=wanted))
+    except Exception as error:  # its HTTP library, and so its exceptions, depend on the version
+        cache = hub.constants.HF_HUB_CACHE
+        remedy = f"run `hf download {repository}` elsewhere and copy its cache to {cache}"
+        raise ModelError(_failure(name, size, url, error, remedy)) from error
+
+
+def _weight_files(names: Sequence[str], folder: Path | None = None) -> list[str]:
+    """The files of a repository that hold its weights, one or several parts; none of them if in `folder` one is missing."""
+    for whole, parts in (
+        ("model.safetensors", "model-*.safetensors"),
+        ("pytorch_model.bin", "pytorch_model-*.bin"),
+    ):
+        if whole in names:
+            return [whole]
+        index = f"{whole}.index.json"
+        if index in names:
+            if folder is None:
+                return [index, *fnmatch.filter(names, parts)]
+            listed = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
+            return sorted(listed) if listed <= set(names) else []
+    return []
 
 
 def download_weights(url: str, destination: Path, sha256: str, progress: Progress) -> None:

@@ -1,7 +1,6 @@
 """The preprocessing that a model was trained with: from a photo's pixels to its input."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,22 +11,31 @@ from PIL import Image
 from torch import Tensor
 
 from lrp.errors import ModelError
+from lrp.models.geometries import (
+    are_numbers,
+    geometry_entries,
+    geometry_from_dict,
+    geometry_to_dict,
+    geometry_with_side,
+)
+from lrp.pictures.geometry import Geometry
 from lrp.pictures.levels import check_range
-from lrp.pictures.photos import Geometry
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """From a photo's pixels to the input that the model was trained on: resize, crop, then (x / 255 - mean) / std.
 
-    mean, std: one number per channel: three of RGB, or one of grey.
+    mean, std: one number per channel of the input: three of RGB, or one of grey.
     range: which levels of photos deeper than 8 bits are black and white; None: as `open_photo` finds.
+    bgr: the input's channels are blue, green, red.
     """
 
     geometry: Geometry
     mean: tuple[float, ...]
     std: tuple[float, ...]
     range: tuple[float, float] | None = None
+    bgr: bool = False
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
         """uint8 [H, W, 3], upright RGB -> float32 [C, h, w], C as many as there are means."""
@@ -35,9 +43,10 @@ class Preprocessing:
         return self.normalised(torch.tensor(np.ascontiguousarray(seen.transpose(2, 0, 1))))
 
     def channels(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] -> [H, W, C]: as it is, or one channel of grey (ITU-R 601, as Pillow's and torchvision's)."""
+        """uint8 RGB [H, W, 3] -> [H, W, C] in the input's order, or one channel of grey (ITU-R 601, as Pillow's and
+        torchvision's)."""
         if len(self.mean) == 3:
-            return pixels
+            return pixels[..., ::-1] if self.bgr else pixels
         return np.array(Image.fromarray(pixels).convert("L"))[..., None]
 
     def normalised(self, levels: Tensor) -> Tensor:
@@ -48,8 +57,9 @@ class Preprocessing:
         return levels.float().div(255).sub(mean).div(std)
 
     def zeros(self, images: int) -> Tensor:
-        """[images, C, h, w] of the shape that the model takes."""
-        return torch.zeros(images, len(self.mean), *self.geometry.crop)
+        """[images, C, h, w] of the shape that the model takes: of square photos, if the shape depends on the photo."""
+        side = self.geometry.resize if isinstance(self.geometry.resize, int) else 224
+        return torch.zeros(images, len(self.mean), *self.geometry.input_size(side, side))
 
     @property
     def low(self) -> tuple[float, ...]:
@@ -62,16 +72,17 @@ class Preprocessing:
         return tuple((1 - mean) / std for mean, std in zip(self.mean, self.std, strict=True))
 
     def with_size(self, side: int) -> "Preprocessing":
-        """The same with a square input of `side` pixels; the resize before the crop keeps its proportion."""
+        """The same with a square input of `side` pixels; the resize before the crop keeps its proportion. Where the input is the
+        whole photo, its shorter side becomes `side`.
+        """
         if side < 1:
             raise ModelError(f"no input can be {side} pixels wide: a whole number from 1 on is expected.")
-        height, width = self.geometry.crop
-        resize = self.geometry.resize
-        if isinstance(resize, int):
-            resize = round(resize * side / min(height, width))
-        elif resize is not None:
-            resize = (round(resize[0] * side / height), round(resize[1] * side / width))
-        return replace(self, geometry=replace(self.geometry, resize=resize, crop=(side, side)))
+        return replace(self, geometry=geometry_with_side(self.geometry, side))
+
+    def in_grey(self) -> "Preprocessing":
+        """The same for one channel of grey, with the averages of mean and std."""
+        mean, std = ((sum(values) / len(values),) for values in (self.mean, self.std))
+        return replace(self, mean=mean, std=std, bgr=False)
 
     def with_range(self, range: tuple[float, float] | None) -> "Preprocessing":
         """The same for photos in which these levels are black and white."""
@@ -79,29 +90,27 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        resize = self.geometry.resize
         return {
-            "resize": list(resize) if isinstance(resize, tuple) else resize,
-            "crop": list(self.geometry.crop),
-            "interpolation": self.geometry.interpolation,
+            **geometry_to_dict(self.geometry),
             "mean": list(self.mean),
             "std": list(self.std),
             **({} if self.range is None else {"range": list(self.range)}),
+            **({"bgr": True} if self.bgr else {}),
         }
 
     @classmethod
     def from_dict(cls, values: Any) -> "Preprocessing":
         """The inverse of `to_dict`. Raises ModelError naming every entry that is missing or malformed."""
-        rules: dict[str, Callable[[Any], bool]] = {
-            "resize": lambda v: v is None or _are_sizes([v]) or _are_sizes(v, 2),
-            "crop": lambda v: _are_sizes(v, 2),
-            "interpolation": lambda v: v in ("bilinear", "bicubic", "nearest", "lanczos"),
-            "mean": lambda v: _are_numbers(v, 1, 3),
-            "std": lambda v: _are_numbers(v, 1, 3) and min(v) > 0 and len(v) == len(values.get("mean") or v),
-        }
         values = values if isinstance(values, Mapping) else {}
+        rules: dict[str, Callable[[Any], bool]] = {
+            **geometry_entries(values),
+            "mean": lambda v: are_numbers(v, 1, 3),
+            "std": lambda v: are_numbers(v, 1, 3) and min(v) > 0 and len(v) == len(values.get("mean") or v),
+        }
         if "range" in values:
-            rules["range"] = lambda v: _are_numbers(v, 2) and v[0] < v[1]
+            rules["range"] = lambda v: are_numbers(v, 2) and v[0] < v[1]
+        if "bgr" in values:
+            rules["bgr"] = lambda v: isinstance(v, bool) and (not v or len(values.get("mean") or ()) == 3)
         wrong = [
             f"{key} cannot be {json.dumps(values[key])}" if key in values else f"{key} is missing"
             for key, fits in rules.items()
@@ -109,28 +118,8 @@ class Preprocessing:
         ]
         if wrong:
             raise ModelError(f"preprocessing: {', '.join(wrong)}")
-        resize = tuple(values["resize"]) if isinstance(values["resize"], list) else values["resize"]
-        geometry = Geometry(resize=resize, crop=tuple(values["crop"]), interpolation=values["interpolation"])
         low_high = values.get("range")
         return cls(
-            geometry, tuple(map(float, values["mean"])), tuple(map(float, values["std"])),
-            None if low_high is None else (float(low_high[0]), float(low_high[1])),
+            geometry_from_dict(values), tuple(map(float, values["mean"])), tuple(map(float, values["std"])),
+            None if low_high is None else (float(low_high[0]), float(low_high[1])), values.get("bgr", False),
         )  # fmt: skip
-
-
-def _are_sizes(values: Any, count: int = 1) -> bool:
-    """Whether it is a list of `count` integers >= 1."""
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
-    )
-
-
-def _are_numbers(values: Any, *counts: int) -> bool:
-    """Whether it is a list of finite numbers, as many as one of `counts`."""
-    return (
-        isinstance(values, list)
-        and len(values) in counts
-        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-    )

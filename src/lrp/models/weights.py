@@ -1,4 +1,4 @@
-"""Files of weights: read as tensors only, loaded into a model, written; which weights depend on the number of classes."""
+"""Files of weights: read as tensors only, loaded into a model, written."""
 
 import argparse
 import hashlib
@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from lrp.errors import ModelError, error_reason
-from lrp.models.catalogue import build_from_catalogue
-from lrp.models.preprocessing import Preprocessing
 
 # The keys under which training loops store the state dict (Lightning and timm, PyTorch's tutorials, torchvision and
 # DeiT, others), and the prefixes that DataParallel and torch.compile add to every name.
@@ -134,44 +132,9 @@ def _shortened(items: list[str], count: int = LISTED) -> str:
 
 
 def hash_of_model_weights(model: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of parameters and buffers: identifies a set of weights."""
+    """SHA-256 over names, types, shapes and bytes of parameters and persistent buffers: identifies a set of weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def class_axes_of_weights(architecture: str, preprocessing: Preprocessing) -> dict[str, int]:
-    """The parameters whose shape depends on the number of classes -> the axis of the classes: usually 0.
-
-    {"classifier.6.weight": 0, "classifier.6.bias": 0} for "vgg19".
-    """
-
-    two, three = (
-        {name: tensor.shape for name, tensor in _outline(architecture, n, preprocessing).state_dict().items()}
-        for n in (2, 3)
-    )
-    return {
-        name: axis
-        for name, shape in two.items()
-        for axis, sizes in enumerate(zip(shape, three[name], strict=True))
-        if sizes == (2, 3)
-    }
-
-
-def first_convolution_weight(architecture: str, preprocessing: Preprocessing) -> tuple[str, torch.Size]:
-    """The weight of the first convolution, ("features.0.weight", [64, 3, 3, 3]) for "vgg19"; ("", []) if there is none."""
-    modules = _outline(architecture, 2, preprocessing).named_modules()
-    found = ((f"{path}.weight", m.weight.shape) for path, m in modules if isinstance(m, nn.Conv2d))
-    return next(found, ("", torch.Size()))
-
-
-def _outline(architecture: str, classes: int, preprocessing: Preprocessing) -> nn.Module:
-    """The architecture with weights of no memory, or random ones; for the shapes."""
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):  # allocates no memory, which is fast
-                return build_from_catalogue(architecture, classes, preprocessing)
-        except RuntimeError:  # its constructor computes with values, as in torchvision's regnets
-            return build_from_catalogue(architecture, classes, preprocessing)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
 
 from lrp.errors import ImageError, LrpError
+from lrp.pictures.outline import outlined
 from lrp.pictures.text import Font, font, text_in_font, typeface, wrapped
 from lrp.storage.atomic import replacing
 
@@ -69,6 +70,8 @@ class Panel:
     """How much reached the pixels, for example."""
     limit: float | None = None
     """A `heatmap_scale` of its own, for a panel whose values cannot be compared with the others'; `draw` alone uses it."""
+    region: np.ndarray | None = None
+    """bool [H, W] on the photo's pixels: outlined on the photo and on the heatmap. `draw` alone uses it."""
 
 
 def heatmap_scale(relevance: Iterable[np.ndarray], percentile: float = 99.5) -> float:
@@ -134,10 +137,11 @@ def draw(
     size = shown_size(photo.shape[0], photo.shape[1], max_side)
     shown = resized_photo(photo, size)
     looks = {"heatmap": [_heatmap], "overlay": [_overlay], "both": [_heatmap, _overlay]}[style]
-    blocks = [_Block([shown], title, subtitle)]
-    for panel, top in zip(panels, limits, strict=True):
+    regions = [None if panel.region is None else _resized_region(panel.region, size) for panel in panels]
+    blocks = [_Block([_with_outlines(shown, regions)], title, subtitle)]
+    for panel, top, region in zip(panels, limits, regions, strict=True):
         relevance = resized_relevance(panel.relevance, size)
-        pictures = [look(shown, relevance, top) for look in looks]
+        pictures = [_with_outlines(look(shown, relevance, top), [region]) for look in looks]
         blocks.append(_Block(pictures, panel.title, panel.subtitle, None if one_scale else top))
     end = "up to the largest" if percentile == 100 else f"clipped at the {_ordinal(percentile)} percentile of"
     note = (
@@ -254,6 +258,16 @@ def resized_relevance(relevance: np.ndarray, size: tuple[int, int]) -> np.ndarra
         for a in (np.where(seen, relevance, 0), seen)
     )
     return np.where(share >= 0.5, total / np.maximum(share, 0.5), np.nan)
+
+
+def _resized_region(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(region).resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def _with_outlines(picture: np.ndarray, regions: Sequence[np.ndarray | None]) -> np.ndarray:
+    for region in regions:
+        picture = picture if region is None else outlined(picture, region)
+    return picture
 
 
 def _grey(photo: np.ndarray) -> np.ndarray:

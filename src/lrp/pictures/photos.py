@@ -1,4 +1,4 @@
-"""File -> pixels, safely; and the geometry that maps the model's crop back to the photo.
+"""File -> pixels, safely.
 
 Depends on numpy and Pillow, not on torch. A photo is opened as a person sees it: upright and in RGB.
 """
@@ -45,15 +45,6 @@ _UPRIGHT = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}
-
-RESIZED = 100_000_000  # pixels: a photo 1 pixel wide and 100,000 high would otherwise become 6.5 gigapixels
-
-_INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
 }
 
 
@@ -156,110 +147,6 @@ def find_photos(paths: Sequence[Path | str]) -> list[Found]:
             # Not the real path of the file: two links to one photo are two files with two names.
             found.setdefault(resolved[folder] / file.path.name, file)
     return list(found.values())
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Resize the shorter side (or both), then crop the centre: the part of a photo that the model sees."""
-
-    resize: int | tuple[int, int] | None
-    """The shorter side's new length, or (height, width) for both sides, or None: not resized."""
-    crop: tuple[int, int]
-    """(height, width) of the model's input. A photo that is smaller is padded with black."""
-    interpolation: str = "bilinear"
-    """One of "nearest", "bilinear", "bicubic" or "lanczos"."""
-
-    def __post_init__(self) -> None:
-        if self.interpolation not in _INTERPOLATIONS:
-            known = ", ".join(_INTERPOLATIONS)
-            raise ImageError(f"Geometry(interpolation={self.interpolation!r}): expected one of {known}")
-        sides = (
-            self.resize if isinstance(self.resize, tuple) else (1 if self.resize is None else self.resize,)
-        )
-        if len(self.crop) != 2 or len(sides) > 2 or min(*sides, *self.crop) < 1:
-            raise ImageError(
-                f"Geometry(resize={self.resize}, crop={self.crop}): expected sides of at least 1, "
-                "resize as one side or (height, width), crop as (height, width)"
-            )
-
-    def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] -> uint8 [*crop, 3], bit for bit what torchvision's Resize and CenterCrop make.
-
-        Raises:
-            ImageError: the photo is so narrow that it would be resized to more than `RESIZED` pixels.
-        """
-        resized, offsets = self._placement(*pixels.shape[:2])
-        image = Image.fromarray(pixels).resize(resized[::-1], _INTERPOLATIONS[self.interpolation])
-        left, top = offsets[1], offsets[0]
-        return np.array(image.crop((left, top, left + self.crop[1], top + self.crop[0])))
-
-    def box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of the crop in the photo's pixels; outside the photo where it is padded."""
-        resized, (top, left) = self._placement(height, width)
-        down, across = height / resized[0], width / resized[1]
-        return left * across, top * down, (left + self.crop[1]) * across, (top + self.crop[0]) * down
-
-    def to_photo(self, values: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Values on the model's input, [*crop] -> float32 [height, width], NaN outside the crop.
-
-        Values are interpolated linearly between the centres of the model's pixels: no value exceeds its
-        neighbours, whereas blocks would show edges that neither photo nor relevance has, and bicubic
-        interpolation would add values of the other sign. If the photo has fewer pixels than the model's input,
-        each photo pixel is the weighted mean of the model pixels that it covers, so that no large value is
-        skipped. Values are kept, not their sum: each is what a pixel of the *model's* input received.
-
-        Raises:
-            ImageError: not the model's input size, or not finite.
-        """
-        if values.shape != self.crop:
-            raise ImageError(f"expected relevance of the model's input size {self.crop}, got {values.shape}")
-        if not np.isfinite(values).all():
-            count = int((~np.isfinite(values)).sum())
-            raise ImageError(
-                f"expected finite relevance, got {count} of {values.size} values NaN or infinite"
-            )
-        resized, offsets = self._placement(height, width)
-        rows, columns = (
-            _linear_weights(length, new / length, offset, size)
-            for length, new, offset, size in zip((height, width), resized, offsets, self.crop, strict=True)
-        )
-        return rows @ values.astype(np.float32) @ columns.T
-
-    def _placement(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(height, width) after resizing, and (top, left) of the crop in it; negative where it is padded."""
-        if self.resize is None:
-            resized = height, width
-        elif isinstance(self.resize, tuple):
-            resized = self.resize
-        elif width <= height:
-            resized = int(self.resize * height / width), self.resize
-        else:
-            resized = self.resize, int(self.resize * width / height)
-        if resized[0] * resized[1] > RESIZED:
-            raise ImageError(
-                f"{width} x {height} pixels are too narrow: with the shorter side at {self.resize} they become "
-                f"{resized[0] * resized[1] / 1e6:.6g} megapixels, the limit is {RESIZED / 1e6:g}; crop the photo"
-            )
-        # torchvision pads the odd pixel at the end, but rounds the crop's offset half to even.
-        top, left = (
-            -((size - length) // 2) if size > length else round((length - size) / 2)
-            for length, size in zip(resized, self.crop, strict=True)
-        )
-        return resized, (top, left)
-
-
-def _linear_weights(length: int, scale: float, offset: int, size: int) -> np.ndarray:
-    """float32 [length, size]: the weight of each model pixel in each photo pixel, along one axis.
-
-    `scale` is the model's pixels per photo pixel. The weights are a triangle around the photo pixel's centre, to each side as
-    wide as a model pixel or a photo pixel, whichever is larger. NaN where that centre is outside the crop.
-    """
-    centre = (np.arange(length) + 0.5) * scale - offset
-    distance = np.abs(centre[:, None] - (np.arange(size) + 0.5))
-    weights = np.maximum(0, 1 - distance / max(1.0, scale))
-    unseen = (centre < 0) | (centre >= size)
-    weights[unseen] = np.nan
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _below(root: Path, under: str = "") -> Iterator[PurePosixPath]:

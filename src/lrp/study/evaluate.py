@@ -27,8 +27,13 @@ from lrp.data.data_set import DataSet, Sample, match_class_folders
 from lrp.data.prefetch import read_ahead
 from lrp.errors import DataError, ImageError, ModelError, PredictionsError
 from lrp.models.loading import LoadedModel
-from lrp.models.resolve import resolve_device, resolve_model, resolve_model_name
-from lrp.models.weights import hash_of_model_weights
+from lrp.models.preprocessing import Preprocessing
+from lrp.models.resolve import (
+    hash_of_resolved_model,
+    resolve_device,
+    resolve_model,
+    resolve_model_name,
+)
 from lrp.pictures.photos import PhotoError, kinds_of, open_photo
 from lrp.study.analysis import Accuracy, analyse_accuracy
 from lrp.study.journal import Journal, journal_of
@@ -86,12 +91,16 @@ class Classifier:
 
     def rows(self, samples: Sequence[Sample], seen: Sequence[np.ndarray | str]) -> list[Prediction]:
         """The rows of files that have been read."""
-        pixels = [crop for crop in seen if isinstance(crop, np.ndarray)]
-        confidences = iter(self.confidences(np.stack(pixels)) if pixels else ())
-        return [
-            self._row(s, next(confidences) if isinstance(crop, np.ndarray) else crop)
-            for s, crop in zip(samples, seen, strict=True)
-        ]
+        found: list[np.ndarray | str] = list(seen)
+        sizes: dict[tuple[int, ...], list[int]] = {}  # more than one only where the input is the whole photo
+        for place, crop in enumerate(seen):
+            if isinstance(crop, np.ndarray):
+                sizes.setdefault(crop.shape, []).append(place)
+        for places in sizes.values():
+            confidences = self.confidences(np.stack([np.asarray(seen[place]) for place in places]))
+            for place, values in zip(places, confidences, strict=True):
+                found[place] = values
+        return [self._row(sample, one) for sample, one in zip(samples, found, strict=True)]
 
     def confidences(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [N, h, w, C] -> float64 [N, K]: softmax over the classes that can be predicted, 0 for the others."""
@@ -101,9 +110,11 @@ class Classifier:
             logits: Any = self.loaded.model(x)
         if not isinstance(logits, Tensor) or logits.shape != (len(pixels), len(self.labels)):
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            places = isinstance(logits, Tensor) and logits.dim() > 2
             raise ModelError(
                 f"{self.name or 'the model'} returns {got} for {len(pixels)} photos: expected logits "
-                f"{[len(pixels), len(self.labels)]}, one for each of its class names."
+                f"{[len(pixels), len(self.labels)]}, one for each of its class names"
+                f"{'; it decides at each place, and a table is of whole photos' if places else ''}."
             )
         logits = logits.double().cpu()
         full = torch.zeros_like(logits)
@@ -180,6 +191,7 @@ def evaluate(
     size: int | None = None,
     arch: str | None = None,
     labels: str | Path | Sequence[str] | None = None,
+    preprocess: str | Path | Preprocessing | None = None,
     batch_size: int = BATCH,
     device: torch.device | str = "auto",
     workers: int | None = None,
@@ -200,7 +212,7 @@ def evaluate(
         name: for the column "model"; "": the model's name, if `model` is a name.
         classes: "model": all the model's classes can be predicted; "data": only those of the data set.
         size: side of the model's input in pixels; None: the size it was trained with.
-        arch, labels: arguments of `load_model` for a weight file without sidecar.
+        arch, labels, preprocess: arguments of `load_model`.
         device: "auto" (a GPU if available), "cpu", "cuda", "cuda:1", "mps".
         batch_size: photos per batch.
         workers: decoding threads; None: one per core, at most eight.
@@ -220,11 +232,12 @@ def evaluate(
         raise DataError(f"classes={classes!r}: expected 'model' or 'data'.")
     output, device, name = Path(output), resolve_device(device), name or resolve_model_name(model)
     data = data if isinstance(data, DataSet) else DataSet.open(data)
-    loaded = resolve_model(model, size, arch, labels, range)
+    loaded = resolve_model(model, size, arch, labels, range, preprocess)
+    weights = hash_of_resolved_model(model, loaded, arch)[:16]
     matched = match_class_folders(data.categories, loaded.class_names)
     net = loaded.model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     classifier = Classifier(
-        loaded._replace(model=net), matched.indices, name, hash_of_model_weights(net)[:16], classes == "data", device,
+        loaded._replace(model=net), matched.indices, name, weights, classes == "data", device,
         half=device.type == "cuda", max_megapixels=max_megapixels,
     )  # fmt: skip
     begin, digest, total = time.perf_counter(), hashlib.sha256(), 0

@@ -72,7 +72,7 @@ def _classifier(name: str, size: int | None) -> tuple[nn.Module, tuple[int, ...]
     if not name.startswith("timm:") and size is None:
         size = 224 if _published(name) > LARGE else None
     loaded = load_model(name, pretrained=False)
-    model, shape = loaded.model, loaded.preprocessing.geometry.crop
+    model, shape = loaded.model, tuple(loaded.preprocessing.zeros(1).shape[2:])
     if size is not None and shape != (size, size):
         shape = (size, size)
         if name.startswith("vit_"):  # the size of position embeddings depends on the input size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +16,15 @@ from lrp.engine.graph.capture import capture
 from lrp.engine.graph.shapes import Batch
 from lrp.engine.graph.tracing.captured import Captured
 from lrp.errors import ModelError
-from lrp.models.catalogue import build_from_catalogue
+from lrp.models.architectures import build_architecture, class_axes_of_weights
+from lrp.models.catalogue import segmentation_names
 from lrp.models.checkpoints import checkpoint_architecture
 from lrp.models.downloads import Progress
-from lrp.models.loading import load_model
+from lrp.models.loading import LoadedModel, load_model
+from lrp.models.own_code import is_own_code
+from lrp.models.own_model import replace_heads
 from lrp.models.preprocessing import Preprocessing
-from lrp.models.weights import class_axes_of_weights
+from lrp.models.resolve import takes_texts
 
 REMEDY = (
     "retrain the whole net instead (--train all), or let it end in nn.Linear or nn.Conv2d layers with one output "
@@ -250,13 +254,16 @@ def _read(constants: dict[str, Tensor], graph: fx.Graph) -> dict[str, Any]:
 class Adapted(NamedTuple):
     """A model with another number of classes, in eval mode; `save_checkpoint` takes the architecture's name.
 
-    `heads`: paths of the new layers.
+    Attributes:
+        heads: paths of the new layers.
+        replaced: of a model of the user's code: the same; `save_checkpoint` takes them. Others are built for any number.
     """
 
     model: nn.Module
     preprocessing: Preprocessing
     architecture: str
     heads: tuple[str, ...]
+    replaced: tuple[str, ...] = ()
 
 
 def model_with_new_head(
@@ -267,6 +274,8 @@ def model_with_new_head(
     seed: int = 0,
     arch: str | None = None,
     progress: Progress | None = None,
+    preprocess: str | Path | Preprocessing | None = None,
+    size: int | None = None,
 ) -> Adapted:
     """The model `name` of `load_model` with new heads for `classes` classes; everything else as loaded.
 
@@ -275,22 +284,61 @@ def model_with_new_head(
     its architecture.
 
     Args:
-        name, pretrained, arch, progress: see `load_model`.
+        name, pretrained, arch, progress, preprocess, size: see `load_model`.
 
     Raises:
-        ModelError: see `load_model`; or `classes` is below 2.
+        ModelError: see `load_model`; or `classes` is below 2; or the model has no head for whole photos.
     """
     if classes < 2:
         raise ModelError(f"{name} cannot decide between {classes} classes: at least 2 are expected.")
+    of = checkpoint_architecture(name, arch)
+    # Of other models, the architecture is built for the size that its weights were trained with.
+    given: dict[str, Any] = {
+        "arch": arch,
+        "preprocess": preprocess,
+        "size": size if is_own_code(of) else None,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    _expect_head(of, pretrained)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        loaded = load_model(name, pretrained=pretrained, progress=progress, arch=arch)
-        of = checkpoint_architecture(name, arch)
+        loaded = load_model(name, pretrained=pretrained, progress=progress, **given)
+        if loaded.preprocessing.geometry.crop is None:
+            raise ModelError(
+                f"{name} takes photos of different sizes, and a training puts several together: expected a preprocessing with a "
+                "crop."
+            )
+        if is_own_code(of):
+            return _own_model_with_new_head(loaded, of, classes, seed)
         fresh = {tensor.rpartition(".")[0] for tensor in class_axes_of_weights(of, loaded.preprocessing)}
-        model = build_from_catalogue(of, classes, loaded.preprocessing)
+        model = build_architecture(of, classes, loaded.preprocessing)
         torch.manual_seed(seed)  # again, so that building the rest does not affect the heads
         for path in sorted(fresh):
             model.get_submodule(path).reset_parameters()  # type: ignore[operator]
     kept = {n: t for n, t in loaded.model.state_dict().items() if n.rpartition(".")[0] not in fresh}
     model.load_state_dict({**model.state_dict(), **kept})
-    return Adapted(model.eval(), loaded.preprocessing, of, tuple(sorted(fresh)))
+    preprocessing = loaded.preprocessing if size is None else loaded.preprocessing.with_size(size)
+    return Adapted(model.eval(), preprocessing, of, tuple(sorted(fresh)))
+
+
+def _expect_head(architecture: str, pretrained: bool) -> None:
+    """Raise for models that have no head to replace, before anything is downloaded."""
+    if architecture in segmentation_names():
+        raise ModelError(
+            f"{architecture} decides at each pixel: expected a classifier of whole photos to retrain."
+        )
+    if takes_texts(architecture):
+        raise ModelError(
+            f"{architecture} compares photos with texts, and has no classes of its own to replace: expected an image classifier."
+        )
+    if is_own_code(architecture) and not pretrained:
+        raise ModelError(
+            f"{architecture} decides for itself which weights it has: leave --from-scratch out, and return random ones."
+        )
+
+
+def _own_model_with_new_head(loaded: LoadedModel, of: str, classes: int, seed: int) -> Adapted:
+    heads = find_heads(loaded.model, loaded.preprocessing.zeros(2))
+    torch.manual_seed(seed)
+    replace_heads(loaded.model, heads, classes)
+    return Adapted(loaded.model.eval(), loaded.preprocessing, of, heads, heads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,10 +17,13 @@ import lrp
 from lrp.data.data_set import Sample
 from lrp.data.splits import TrainingData, split
 from lrp.errors import CaptureError, ModelError, TrainingError, os_errors
-from lrp.models.catalogue import PACKAGED, build_from_catalogue
+from lrp.models.architectures import build_architecture
+from lrp.models.catalogue import PACKAGED
 from lrp.models.checkpoints import SUFFIXES
+from lrp.models.own_code import is_own_code
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.resolve import resolve_device
+from lrp.models.user_files import hash_of_own_model
 from lrp.models.weights import hash_of_model_weights
 from lrp.pictures.photos import Photo, open_photo
 from lrp.storage.locks import Lock
@@ -28,7 +32,7 @@ from lrp.train.epochs import Facts
 from lrp.train.features import Store, features
 from lrp.train.fit_all import NetSettings, fit_all
 from lrp.train.fit_head import HeadSettings, fit_head
-from lrp.train.heads import model_with_new_head, split_head
+from lrp.train.heads import Adapted, model_with_new_head, split_head
 from lrp.train.training_run import OnEpoch, Retrained, Run
 
 MODES = ("head", "all")
@@ -43,6 +47,7 @@ class _Task:
     architecture: str
     preprocessing: Preprocessing
     heads: tuple[str, ...]
+    replaced: tuple[str, ...]
     state: Mapping[str, Any] | None
 
 
@@ -70,6 +75,7 @@ def retrain(
     cache: Path | str | None = None,
     overwrite: bool = False,
     arch: str | None = None,
+    preprocess: str | Path | Preprocessing | None = None,
     on_data: Callable[[TrainingData], None] = lambda data: None,
     on_epoch: Sequence[OnEpoch] = (),
     advance: Advance = lambda done, total, what: None,
@@ -96,7 +102,7 @@ def retrain(
         batch_size: photos per batch through the trunk.
         cache: folder of the features; None: .lrp_features beside the output.
         overwrite: start from the beginning and replace existing files.
-        arch: argument of `load_model` for a model file without sidecar.
+        arch, preprocess: arguments of `load_model`.
         on_data: called after the data is read.
         on_epoch: functions to call after each epoch.
         advance: called with the number done since the last call, the total, and a text: the step, and after a comma
@@ -137,12 +143,19 @@ def retrain(
         )  # fmt: skip
         on_data(material)
         advance(0, 1, f"loading {model}")
-        fresh = model_with_new_head(model, len(material.classes), pretrained=pretrained, seed=seed, arch=arch)
-        preprocessing = fresh.preprocessing if size is None else fresh.preprocessing.with_size(size)
-        preprocessing = preprocessing if range is None else preprocessing.with_range(range)
+        fresh = model_with_new_head(
+            model,
+            len(material.classes),
+            pretrained=pretrained,
+            seed=seed,
+            arch=arch,
+            preprocess=preprocess,
+            size=size,
+        )
+        preprocessing = fresh.preprocessing if range is None else fresh.preprocessing.with_range(range)
         identity = {
             "model": model,
-            "weights": hash_of_model_weights(fresh.model)[:16],
+            "weights": _hash(fresh)[:16],
             "preprocessing": json.dumps(preprocessing.to_dict(), sort_keys=True),
             "class names": json.dumps(material.class_names, ensure_ascii=False),
             "data": material.fingerprint[:16],
@@ -153,7 +166,16 @@ def retrain(
             "lrp": lrp.__version__,
         }
         run = Run(
-            output, identity, settings, material, fresh.architecture, preprocessing, model, seed, on_epoch
+            output,
+            identity,
+            settings,
+            material,
+            fresh.architecture,
+            preprocessing,
+            model,
+            seed,
+            on_epoch,
+            fresh.replaced,
         )
         if not overwrite and (kept := run.kept()) is not None:
             return kept
@@ -170,7 +192,7 @@ def retrain(
         elif state is not None:
             model_.load_state_dict(state["model"])
             run.save_best(model_, state["history"])
-        return _Task(material, fresh.architecture, preprocessing, fresh.heads, state)
+        return _Task(material, fresh.architecture, preprocessing, fresh.heads, fresh.replaced, state)
 
     with os_errors(output.parent, "made", TrainingError):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -182,9 +204,11 @@ def retrain(
             return Retrained(str(output), (), (), {}, (), (), ())
         assert fabric is not None
         if not first:  # Fabric copies the weights from the first process
-            model_ = _on_device(
-                build_from_catalogue(task.architecture, len(task.data.classes), task.preprocessing), where
-            )
+            built = build_architecture(
+                task.architecture, len(task.data.classes), task.preprocessing, heads=task.replaced,
+                progress=lambda line: None,  # the first process has said it
+            )  # fmt: skip
+            model_ = _on_device(built, where)
         history = fit_all(
             model_, task.heads, task.preprocessing, task.data.train, task.data.val, settings, fabric,
             workers=workers, state=task.state, max_megapixels=max_megapixels,
@@ -194,6 +218,11 @@ def retrain(
         if not first:
             return Retrained(str(output), (), tuple(history), {}, (), (), ())
         return run.end(model_, history)
+
+
+def _hash(fresh: Adapted) -> str:
+    own = is_own_code(fresh.architecture)
+    return hash_of_own_model(fresh.model) if own else hash_of_model_weights(fresh.model)
 
 
 def _on_device(model: nn.Module, device: torch.device) -> nn.Module:
@@ -223,8 +252,9 @@ def _head(
             raise
         run.notes.append(f"the training began with a random head: {error}")
         return []
-    # Only the trunk's weights: the features do not depend on the head, which is new in each run.
-    key = hash_of_model_weights(parts.trunk)
+    # Only the trunk's weights and operations: the features do not depend on the head, which is new in each run.
+    operations = hashlib.sha256(parts.trunk.code.encode()).hexdigest()
+    key = hash_of_model_weights(parts.trunk) + operations
 
     def trunk(images: Tensor) -> tuple[Tensor, ...]:
         return parts.trunk(images.contiguous(memory_format=torch.channels_last))

@@ -78,6 +78,7 @@ class Run:
         model: str,
         seed: int,
         on_epoch: Sequence[OnEpoch],
+        replaced: Sequence[str] = (),
     ) -> None:
         self.output, self.identity, self.settings, self.data = output, identity, settings, data
         self.architecture, self.preprocessing, self.model, self.seed = (
@@ -86,7 +87,7 @@ class Run:
             model,
             seed,
         )
-        self.on_epoch = on_epoch
+        self.on_epoch, self.replaced = on_epoch, replaced
         self.resume = path_beside(output, "resume")
         self.last_file = output.with_name(f"{output.stem}.last{output.suffix}")
         self.history_file = output.with_name(f"{output.stem}.history.json")
@@ -190,7 +191,9 @@ class Run:
         return self._result(self.history, self._metrics(best), resumed=self.resumed)
 
     def _save(self, path: Path, model: nn.Module, facts: Facts) -> None:
-        save_checkpoint(path, model, self.architecture, self.data.class_names, self.preprocessing, facts)
+        save_checkpoint(
+            path, model, self.architecture, self.data.class_names, self.preprocessing, facts, self.replaced
+        )
 
     def _facts(self, epoch: Facts, finished: bool) -> Facts:
         return {

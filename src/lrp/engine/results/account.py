@@ -23,7 +23,12 @@ def reached_words(
         places: what an input consists of.
     """
     percent = "" if share is None else f" ({100 * share:{form}} %)"
-    return f"{relevance:.3g} of {start:.3g} {unit}{percent} reached the {places}"
+    return f"{_amount(relevance)} of {_amount(start)} {unit}{percent} reached the {places}"
+
+
+def _amount(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def sign_in_words(value: float) -> str:

@@ -22,9 +22,10 @@ from lrp.engine.results.account import account_in_words, reached_words
 from lrp.engine.results.target_words import predicted_words, target_words, with_probability
 from lrp.errors import ImageError, InputError, LrpError
 from lrp.pictures import heatmap
+from lrp.pictures.geometry import Geometry
 from lrp.pictures.kinds import IMAGE, UNKNOWN, Kind, kind_of
 from lrp.pictures.page import below_each_other
-from lrp.pictures.photos import Geometry, Photo, open_photo
+from lrp.pictures.photos import Photo, open_photo
 from lrp.pictures.volumes import stretched
 
 if TYPE_CHECKING:
