@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lrp.engine.graph.algebra import Softmax as Softmax
     from lrp.engine.graph.algebra import Sum as Sum
     from lrp.engine.graph.ops import Operation as Operation
-    from lrp.engine.graph.ops import register as register
+    from lrp.engine.graph.registry import register as register
     from lrp.engine.onnx.onnx_file import Exported as Exported
     from lrp.engine.predicates import depthwise as depthwise
     from lrp.engine.predicates import everything as everything
@@ -153,7 +153,8 @@ _PACKAGES = {
     ),
     "engine.weight_versions": ("magnitude", "negative", "ones", "positive", "square", "unchanged"),
     "engine.affine": ("Affine", "Branch", "Flow", "Site"),
-    "engine.graph.ops": ("Operation", "register"),
+    "engine.graph.ops": ("Operation",),
+    "engine.graph.registry": ("register",),
     "engine.graph.algebra": ("Activation", "Bilinear", "MaxPool", "Movement", "Product", "Softmax", "Sum"),
     "models.loading": ("LoadedModel", "load_model"),
     "models.preprocessing": ("Preprocessing",),

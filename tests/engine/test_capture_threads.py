@@ -215,7 +215,7 @@ def memory(prepared):
     """Bytes of all tensors of programs and graphs, each storage once."""
     held = {}
     for p in prepared:
-        modules = [p.plain.module] + ([p.ledger_program.module] if p.ledger_program else [])
+        modules = [p.program().module, p.program(ledger=True).module]
         tensors = [t for m in modules for t in m.buffers()] + list(p.graph.constants.values())
         held.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors})
     return sum(held.values())
@@ -279,7 +279,7 @@ def test_the_size_used_last_stays(few_sizes):
     explainer = lrp.Explainer(plain())
     for size in (6, 7, 8, 9, 6, 40):  # at the last one, 7 was not used for longest
         explainer(images(size=size))
-    assert [shape[1] for shape, _ in explainer._prepared] == [8, 9, 6, 40]
+    assert [p.graph.inputs[0].meta["shape"][2] for p in explainer._prepared.values()] == [8, 9, 6, 40]
 
 
 def test_torch_keeps_nothing_of_the_sizes_that_went(few_sizes):

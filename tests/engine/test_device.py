@@ -40,7 +40,7 @@ def test_a_pass_waits_for_nothing_from_the_device(name, preset):
     model, x = made(name)
     prepared = lrp.Explainer(model, lrp.preset(preset, **BOX)).prepare(x)
     classes = prepared.graph.logits.meta["shape"][1]
-    seeds = [torch.zeros(*shape, device="meta") for shape in ((2, classes), (2, classes), (2,))]
+    seeds = [torch.zeros(*shape, device="meta") for shape in ((2, classes), (2, classes), (2, 1))]
     for low_precision in (False, True):  # exact and mixed
         plan = dataclasses.replace(prepared.builder.speed, data_dependent=False, low_precision=low_precision)
         builder = dataclasses.replace(prepared.builder, speed=plan)
@@ -55,7 +55,7 @@ def test_a_program_that_looks_at_its_numbers_is_noticed():
     model, x = made("vgg11")
     explainer = lrp.Explainer(model, "epsilon_alpha2_beta1")
     program = explainer.prepare(x).builder.program().module.to("meta")  # a CPU's: it may branch
-    seeds = [torch.zeros(*shape, device="meta") for shape in ((2, 1000), (2, 1000), (2,))]
+    seeds = [torch.zeros(*shape, device="meta") for shape in ((2, 1000), (2, 1000), (2, 1))]
     with pytest.raises((NotImplementedError, RuntimeError)):
         program(x.to("meta"), *seeds)
 

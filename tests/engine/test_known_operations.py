@@ -20,7 +20,7 @@ from helpers.checks import TERMS, TOLERANCE, Alone, agrees, explain_alone, image
 from helpers.known import CASES, Net, operations_of, subject
 from helpers.layers import FRACTIONAL, LAYERS, MAX_POOLS
 from helpers.rules import RULES, SOME
-from lrp.engine.graph import ops
+from lrp.engine.graph import registry
 from lrp.engine.graph.rewriting.decompositions import DECOMPOSITIONS
 from lrp.engine.results import known
 
@@ -221,7 +221,9 @@ def test_the_list_holds_cases_of_the_table_only():
 
 
 def test_all_that_is_registered_has_been_run():
-    own = {name for name in ops.registered() if "::" not in name} | set(DECOMPOSITIONS)  # others are of users
+    own = {name for name in registry.registered() if "::" not in name} | set(
+        DECOMPOSITIONS
+    )  # others are of users
     own -= {"normalise"}  # stands in front of the first layer: test_same_function
     assert own <= content().keys(), sorted(own - content().keys())
 

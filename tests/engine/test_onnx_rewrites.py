@@ -59,6 +59,6 @@ def test_a_program_is_the_same_and_has_no_such_step_left():
     assert torch.ops.aten.avg_pool2d_backward in steps
     assert torch.ops.aten.avg_pool2d_backward not in {node.target for node in rewritten.graph.nodes}
     start = torch.zeros(2, 5).index_fill_(1, torch.tensor(1), 1)
-    found = rewritten(x, torch.zeros(2, 5), start, torch.zeros(2))[0]
+    found = rewritten(x, torch.zeros(2, 5), start, torch.zeros(2, 1))[0]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     assert {node.target for node in module.graph.nodes} == steps  # the explainer's own is as it was

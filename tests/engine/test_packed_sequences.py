@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import lrp
 from helpers.recurrent import FEATURES, Begun, difference, gradient_times_input, sequences, unrolled
+from lrp.engine.onnx.onnx_file import write_onnx
 
 STEPS, HIDDEN = 4, 5
 LENGTHS = torch.tensor([3, 4, 2])
@@ -313,6 +314,17 @@ def test_a_sequence_of_no_steps_is_the_models_own_error():
     assert str(error.value) == (
         "Packs itself fails on an input of shape [3, 4, 3]: RuntimeError: Length of all samples has to be greater than 0, "
         "but found an element in 'lengths' that is <= 0"
+    )
+
+
+def test_a_file_cannot_compare(tmp_path):
+    pytest.importorskip("onnxscript")
+    with pytest.raises(lrp.ExportError) as error:
+        write_onnx(
+            lrp.Explainer(packs("gru"), dtype=torch.float32), padded().float(), tmp_path / "packs.onnx"
+        )
+    assert str(error.value) == (
+        "the model packs sequences, and each explanation of it is compared with what the model returns, which a file cannot do."
     )
 
 

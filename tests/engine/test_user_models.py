@@ -97,8 +97,8 @@ def test_output(name):
             "output='a' is several outputs, 0 [2, 5], 1 [2, 5], not one tensor of logits [N, K].",
         ),
         (
-            lambda z: z[:, :, None], None,
-            "the model returns a tensor of shape [N, 5, 1]; logits [N, K] are expected.",
+            lambda z: z.sum(), None,
+            "the model returns a tensor of shape []; logits [N, K] or [N, K, *space] are expected.",
         ),
     ],
 )  # fmt: skip

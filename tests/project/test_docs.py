@@ -27,7 +27,7 @@ from PIL import Image
 import lrp
 from lrp.cli import app
 from lrp.cli.demo import write_demo_photos
-from lrp.engine.graph import ops, vocabulary
+from lrp.engine.graph import registry, vocabulary
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -259,7 +259,7 @@ def test_code_runs_and_prints_what_it_says(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))  # pages have code of the user's own
     assert vocabulary  # imported, so that what is put back is not empty
-    monkeypatch.setattr(ops, "_VOCABULARY", dict(ops._VOCABULARY))  # pages teach it operations
+    monkeypatch.setattr(registry, "_VOCABULARY", dict(registry._VOCABULARY))  # pages teach it operations
     write_demo_photos(tmp_path / "input")
     names = dict(GIVEN.get(path.name, {}))
     for line, code, prints in blocks(path, "python"):

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 SIZES = 16
 """How many input sizes are kept for a model, and for an explainer: those used last."""
 
+PROGRAMS = 16
+"""How many programs are kept for an input size: of the map, of the ledger, and those that look inside."""
+
 # Captured graphs are shared by all explainers of a model: fifteen presets need one capture.
 _Captures = OrderedDict[Any, tuple[Captured, ModelState]]
 _CAPTURES: weakref.WeakKeyDictionary[nn.Module, _Captures] = weakref.WeakKeyDictionary()
@@ -66,7 +69,7 @@ class Prepared:
     builder: Builder
     state: ModelState
     compile: bool = False
-    _made: dict[Any, Any] = field(default_factory=dict)
+    _made: OrderedDict[Any, Any] = field(default_factory=OrderedDict)
 
     def program(self, inner: Inner = NOTHING_INSIDE, *, ledger: bool = False) -> Program:
         """The program, written when it is first asked for."""
@@ -100,10 +103,12 @@ class Prepared:
         return logits
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self._made:
-            with LOCK, sources_go_with(self.builder), plain_numbers(self.graph.device):
-                self._made[key] = make()
-        return self._made[key]
+        """What `make` makes; the last `PROGRAMS` are kept."""
+        with LOCK:
+            if _last_used(self._made, key) is None:
+                with sources_go_with(self.builder), plain_numbers(self.graph.device):
+                    _remember(self._made, key, make(), PROGRAMS)
+            return self._made[key]
 
 
 class Explainer:
@@ -624,10 +629,10 @@ def _last_used(cache: OrderedDict[Any, Any], key: Any) -> Any:
     return cache.get(key)
 
 
-def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, limit: int | None = None) -> None:
     cache[key] = value
     cache.move_to_end(key)
-    while len(cache) > SIZES:
+    while len(cache) > (limit or SIZES):
         cache.popitem(last=False)
 
 

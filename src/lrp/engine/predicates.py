@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from lrp.engine.graph.ops import FAMILIES, Operation
+from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.registry import FAMILIES
 from lrp.errors import CompositeError
 
 Predicate = Callable[[Operation], Any]
@@ -48,7 +49,7 @@ first = Where("first", lambda o: o.first)
 
 
 def family(*names: str) -> Where:
-    """Operations of a family, one of `graph.ops.FAMILIES`: "conv", "linear", "norm", "sum", "product", ..."""
+    """Operations of a family, one of `graph.registry.FAMILIES`: "conv", "linear", "norm", "sum", "product", ..."""
     unknown = [n for n in names if n not in FAMILIES]
     if unknown:
         raise CompositeError(f"no family {unknown[0]!r}: the families are {', '.join(FAMILIES)}.")

@@ -63,10 +63,12 @@ class Builder:
         writer = Writer(self.graph, self.versions.names, inner)
         value, mask = dict[fx.Node, Any](writer.value), writer.masks
         logits = value[self.graph.logits]
-        start = torch.zeros_like(logits)
-        if not inner.starts:
-            shape = self.graph.logits.meta["shape"]
-            start = start_relevance(self.seed, shape, self.graph.dtype, logits, *writer.starts)
+        known = self.graph.logits.meta
+        start = (
+            torch.zeros_like(logits)
+            if inner.starts
+            else start_relevance(self.seed, known, logits, *writer.starts)
+        )
         rename_written_node(start, "R_start")
         relevance: dict[fx.Node, Any] = dict(zip(inner.starts, writer.starts, strict=False)) or {
             self.graph.logits: start

@@ -7,7 +7,7 @@ weight of the class with the largest logit, at each place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -69,16 +69,16 @@ SEEDS = ("logit", "one", "softmax")
 
 
 def start_relevance(
-    seed: str, shape: Sequence[Any], dtype: torch.dtype, logits: Any, given: Any, weight: Any, predicted: Any
+    seed: str, known: Mapping[str, Any], logits: Any, given: Any, weight: Any, predicted: Any
 ) -> Any:
     """`given + (weight + predicted · onehot(argmax)) · seed(logits)`, of the logits' shape; written into programs.
 
     Args:
         seed: one of `SEEDS`.
-        shape, dtype: of the logits, [N, K, *space].
+        known: "shape" of the logits, [N, K, *space], and "dtype".
     """
-    winner = F.one_hot(logits.argmax(1), shape[1]).to(dtype)
-    if len(shape) > 2:
+    winner = F.one_hot(logits.argmax(1), known["shape"][1]).to(known["dtype"])
+    if len(known["shape"]) > 2:
         winner = winner.movedim(-1, 1)
     seeds = {
         "logit": lambda: logits,

@@ -11,16 +11,9 @@ from torch import Tensor
 from torch.fx import Graph as FxGraph
 from torch.fx import Node
 
-from lrp.engine.graph import ops
+from lrp.engine.graph import ops, registry
 from lrp.engine.graph import vocabulary as vocabulary  # registers it
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.dtypes import (
-    CASTS,
-    cast_constants_to_dtype,
-    cast_to_dtype,
-    is_floating_dtype,
-    replace_dtype_arguments,
-)
 from lrp.engine.graph.gates import signal_or_gate, values_or_attention_gate
 from lrp.engine.graph.layer_kinds import unify_layers
 from lrp.engine.graph.ops import Operation, data_nodes
@@ -28,6 +21,13 @@ from lrp.engine.graph.rewriting import distances as distances  # registers decom
 from lrp.engine.graph.rewriting import recurrence as recurrence
 from lrp.engine.graph.rewriting.blends import recognise_blends
 from lrp.engine.graph.rewriting.decompositions import decompose
+from lrp.engine.graph.rewriting.dtypes import (
+    CASTS,
+    cast_constants_to_dtype,
+    cast_to_dtype,
+    is_floating_dtype,
+    replace_dtype_arguments,
+)
 from lrp.engine.graph.rewriting.fusion import (
     fold_scale_into_consumers,
     fold_scale_into_producer,
@@ -188,7 +188,7 @@ def _recognise(graph: Graph) -> None:
             data=[n for n in ops.nodes_read_by_operation(node) if n in data],
         )  # fmt: skip
         operation.family = next(
-            (e.family for e in ops.vocabulary_entries(name) if e.when(operation)), "unknown"
+            (e.family for e in registry.vocabulary_entries(name) if e.when(operation)), "unknown"
         )
         if operation.family in ("product", "matmul"):
             choose = signal_or_gate if operation.family == "product" else values_or_attention_gate

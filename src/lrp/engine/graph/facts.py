@@ -1,4 +1,4 @@
-"""Facts about an operation that do not depend on its family; given where it is registered (`ops.register`)."""
+"""Facts about an operation that do not depend on its family; given where it is registered (`registry.register`)."""
 
 from __future__ import annotations
 

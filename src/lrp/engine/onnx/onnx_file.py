@@ -135,6 +135,10 @@ def write_onnx(
         raise ExportError(
             "the model can be captured for a fixed number of images only; an ONNX file is to take any number."
         )
+    if prepared.captured.packs:
+        raise ExportError(
+            "the model packs sequences, and each explanation of it is compared with what the model returns, which a file cannot do."
+        )
     # The exported graph cannot branch on values of tensors, and onnxruntime has no convolution in bfloat16.
     builder = prepared.builder
     if builder.speed is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lrp.engine.graph import vocabulary as vocabulary  # registers it
-from lrp.engine.graph.ops import registered
+from lrp.engine.graph.registry import registered
 
 TRIED = Path(__file__).with_name("known_operations.json")
 REWRITTEN = "rewritten as others"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from lrp.engine.graph import ops
+from lrp.engine.graph import ops, registry
 from lrp.engine.graph.canonical import Graph
 from lrp.engine.graph.gates import THROUGH
 from lrp.engine.graph.ops import data_nodes
@@ -32,8 +32,7 @@ def recognise_blends(graph: Graph) -> None:
         found = _parts(node, data) if node in data and node.op == "call_function" else None
         if found is not None:
             made = _blend(graph, node, *found)
-            node.replace_all_uses_with(made)
-            graph.fx.erase_node(node)
+            graph.substitute(node, made)
             data.add(made)
 
 
@@ -85,7 +84,7 @@ def _is_gate(node: Any, data: set[Node]) -> bool:
         if known.gate == "squashed" and known.bounded(ops.arguments_of(node)):
             return True
         sources = [n for n in node.all_input_nodes if n in data]
-        families = {entry.family for entry in ops.vocabulary_entries(name)}
+        families = {entry.family for entry in registry.vocabulary_entries(name)}
         if len(sources) != 1 or not (families & THROUGH or name == "getitem"):
             return False
         node = sources[0]

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph
-from lrp.engine.graph.dtypes import CASTS
+from lrp.engine.graph.rewriting.dtypes import CASTS
 
 aten = torch.ops.aten
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from lrp.engine.graph import ops
+from lrp.engine.graph import ops, registry
 from lrp.engine.graph.canonical import Graph, inherited
 from lrp.engine.graph.ops import data_nodes
 from lrp.engine.graph.vocabulary.elementwise import sum_factors
@@ -123,7 +123,7 @@ def replace_by_scale(graph: Graph, node: Node, source: Node, w: Part, b: Part) -
 
 
 def _moves(name: str) -> bool:
-    return any(entry.family == "movement" for entry in ops.vocabulary_entries(name))
+    return any(entry.family == "movement" for entry in registry.vocabulary_entries(name))
 
 
 def normalise_input(graph: Graph) -> None:
@@ -159,7 +159,7 @@ def _before_a_layer(graph: Graph) -> set[Node]:
 
 def _is_layer(node: Node) -> bool:
     return any(
-        entry.family in ("conv", "linear") for entry in ops.vocabulary_entries(ops.operation_name(node))
+        entry.family in ("conv", "linear") for entry in registry.vocabulary_entries(ops.operation_name(node))
     )
 
 

@@ -15,7 +15,7 @@ from torch.fx import Node, map_arg
 
 from lrp.engine.graph import ops
 from lrp.engine.graph.canonical import Graph, inherited
-from lrp.engine.graph.dtypes import CASTS, cast_to_dtype, is_floating_dtype
+from lrp.engine.graph.rewriting.dtypes import CASTS, cast_to_dtype, is_floating_dtype
 from lrp.engine.graph.shapes import Batch, Shape, sizes_per_dimension
 from lrp.engine.graph.vocabulary.layers import CONV_NAMES as CONVS
 from lrp.engine.graph.vocabulary.layers import per_channel

@@ -187,7 +187,8 @@ def logits_as_output(captured: Captured, images: int) -> Captured:
         and len(node.users) == 1
     ):
         node = node.args[0]
-    if _name(node) in HEADS and len(node.users) == 1 and _over_classes(node):
+    reshaped = node is not last and len(node.meta["shape"] or ()) > 2  # what were places may be classes now
+    if _name(node) in HEADS and len(node.users) == 1 and _over_classes(node) and not reshaped:
         captured.head = _name(node)
         node.replace_all_uses_with(node.args[0])
         last = output.args[0]

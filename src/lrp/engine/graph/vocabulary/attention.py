@@ -9,7 +9,8 @@ import torch
 
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import Bilinear, Movement, Softmax
-from lrp.engine.graph.ops import Operation, register
+from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.registry import register
 from lrp.engine.graph.shapes import Shape, sum_to_shape
 
 

@@ -10,7 +10,8 @@ from torch import fx
 
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import Activation, Product, Sum
-from lrp.engine.graph.ops import Operation, register
+from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.registry import register
 from lrp.engine.graph.shapes import Shape, sum_to_shape
 
 
@@ -57,7 +58,7 @@ def _with_a_constant(op: Operation) -> Activation:
     return Activation()
 
 
-@register("div", "true_divide", family="activation", when=lambda op: _same_shape(op) and not _numerator(op))
+@register("div", family="activation", when=lambda op: _same_shape(op) and not _numerator(op))
 def _constant_over_data(op: Operation) -> Activation:
     """c / x: a function of x, element by element."""
     return Activation()

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrp.engine.affine import Affine
-from lrp.engine.graph.ops import Operation, register
+from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.registry import register
 from lrp.engine.graph.shapes import shape_of_one_image, sizes_per_dimension, sum_to_shape
 from lrp.engine.structured_weights import all_weights_alike
 

@@ -12,7 +12,8 @@ from torch import fx
 
 from lrp.engine.affine import total
 from lrp.engine.graph.algebra import Movement
-from lrp.engine.graph.ops import Operation, register
+from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.registry import register
 from lrp.engine.graph.shapes import (
     Batch,
     Shape,

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import Activation, Matrix
-from lrp.engine.graph.ops import Operation, operation_name, register
+from lrp.engine.graph.ops import Operation, operation_name
+from lrp.engine.graph.registry import register
 from lrp.engine.graph.shapes import Batch, shape_of_one_image
 from lrp.engine.structured_weights import Centred
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import Matrix, MaxPool
-from lrp.engine.graph.ops import Operation, register
+from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.registry import register
 from lrp.engine.graph.shapes import Batch, shape_of_one_image, sizes_per_dimension
 from lrp.engine.structured_weights import Separable, Uniform
 from lrp.errors import RuleError

@@ -9,7 +9,8 @@ from torch import fx
 
 from lrp.engine.affine import Affine
 from lrp.engine.graph.algebra import Matrix, Movement
-from lrp.engine.graph.ops import Operation, register
+from lrp.engine.graph.ops import Operation
+from lrp.engine.graph.registry import register
 from lrp.engine.graph.shapes import shape_for_reshape, sum_to_shape
 from lrp.engine.graph.vocabulary.movement import pieces
 from lrp.engine.structured_weights import NonNegative
