@@ -126,6 +126,26 @@ def test_the_region_is_outlined_where_it_is_in_the_photo(loaded, photos, monkeyp
         assert (region & expected).sum() > 0.75 * (region | expected).sum()
 
 
+def test_an_explanation_outlines_its_region_too(loaded, photos, monkeypatch):
+    drawn = []
+    real = heatmap.draw
+    monkeypatch.setattr(
+        heatmap,
+        "draw",
+        lambda pixels, panels, **options: drawn.append(panels) or real(pixels, panels, **options),
+    )
+    x = WHOLE(lrp.open_photo(photos[0]).pixels)[None]
+    explainer = lrp.Explainer(loaded.model, class_names=NAMES, preprocessing=WHOLE)
+    explainer(x, lrp.Region("red")).heatmap(photos[0])
+    explainer(x, "red").heatmap(photos[0])  # everywhere
+    one, other = (panels[0].region for panels in drawn)
+    found = loaded.model(x)[0].argmax(0) == 1
+    assert (
+        one.shape == (48, 72) and abs(one.mean() - float(found.double().mean())) < 0.05 and one[:, :20].all()
+    )
+    assert other is None
+
+
 def test_what_cannot_be_asked_of_regions_is_one_sentence(loaded, photos):
     sentence = (
         "a model that decides at each pixel is asked for predicted, true, a class, or several with commas."

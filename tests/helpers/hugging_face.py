@@ -16,8 +16,10 @@ def processor_class(family: str) -> Any:
     """The class of a family's image processor, as transformers chooses it where torchvision is installed."""
     from transformers.models.auto import image_processing_auto as auto
 
-    names = auto.IMAGE_PROCESSOR_MAPPING_NAMES.get(family, {"torchvision": "ViTImageProcessor"})
-    return auto.get_image_processor_class_from_name(names.get("torchvision") or names["pil"])
+    names: Any = auto.IMAGE_PROCESSOR_MAPPING_NAMES.get(family) or auto.IMAGE_PROCESSOR_MAPPING_NAMES["vit"]
+    # Older versions have a pair: Pillow's and torchvision's.
+    name = names.get("torchvision") or names["pil"] if isinstance(names, dict) else names[-1] or names[0]
+    return auto.get_image_processor_class_from_name(name)
 
 
 def save_classifier(folder: Path, family: str, **labels: Any) -> tuple[nn.Module, Any]:

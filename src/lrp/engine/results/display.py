@@ -223,10 +223,11 @@ def _panel(e: Explanation, i: int, part: _Part) -> heatmap.Panel:
 
 def _region(e: Explanation, i: int, size: tuple[int, ...]) -> np.ndarray | None:
     """The places that were asked for, of a model that decides at each place, as a region of an input of `size`; None: all."""
-    if e.logits.dim() != 4 or e._request.inner.starts:
+    entries = e._request.entries
+    if e.logits.dim() != 4 or entries is None or isinstance(entries[i], (int, str, Contrast)):
         return None
     places: np.ndarray = (e.start[i] != 0).any(0).cpu().numpy()
-    return None if places.all() else resized_region(places, (size[0], size[1]))
+    return resized_region(places, (size[0], size[1]))
 
 
 def _account(e: Explanation, i: int, part: _Part) -> str:

@@ -52,7 +52,7 @@ class Repository:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        names = [str(self.config.id2label[index]) for index in range(self.config.num_labels)]
+        names = [str(self.config.id2label[index]) for index in sorted(self.config.id2label)]
         if names == [f"LABEL_{index}" for index in range(len(names))]:
             return tuple(f"class {index}" for index in range(len(names)))
         return imagenet_names() if _are_of_imagenet(names) else tuple(names)
