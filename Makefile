@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # The lowest versions that pyproject.toml allows: Python 3.11 has packages for all of them.
 OLDEST := .venv-oldest
 OLDEST_STAMP := $(OLDEST)/.installed
-USED := demo,study,report,train,export,notebooks,test
+USED := demo,study,report,hf,train,export,notebooks,test
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo quick test fuzz bench bench-gpu faithfulness notebooks docs clean

@@ -77,6 +77,13 @@ class ExportError(LrpError):
     """The explanation program could not be written as a file that runs elsewhere."""
 
 
+DETECTOR = (
+    "is a detector: it returns boxes, and a map needs logits [N, K]: take a module that returns, of its backbone and its "
+    "classification head, each class's largest logit over the anchors; the page docs/detectors.md has it for RetinaNet and FCOS."
+)
+"""The end of a sentence, for the engine and for models by name."""
+
+
 @contextmanager
 def os_errors(path: Path, done: str, error: type[LrpError] | None, advice: str = "") -> Iterator[None]:
     """An OSError inside is raised as `error`: "PATH: cannot be DONE: REASON"; None: as it is."""

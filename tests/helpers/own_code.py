@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lrp.models import own_code
+from lrp.models.own_code import calling
 
 NUMBERS = itertools.count()
 
@@ -58,7 +58,7 @@ class Directory:
     def forget(self, name: str) -> None:
         """As if the process were new: the module is imported again, and said again."""
         sys.modules.pop(name, None)
-        own_code._SAID.clear()
+        calling._SAID.clear()
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def user_directory(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dire
     monkeypatch.chdir(path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # files change within one tick of the clock
-    monkeypatch.setattr(own_code, "_SAID", set())
+    monkeypatch.setattr(calling, "_SAID", set())
     before = set(sys.modules)
     yield Directory(path)
     for name in set(sys.modules) - before:

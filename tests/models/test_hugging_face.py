@@ -18,10 +18,10 @@ from lrp.classes import imagenet_names
 from lrp.cli import main
 from lrp.errors import ModelError
 from lrp.models.geometries import ProcessorGeometry, TensorGeometry
+from lrp.models.hugging_face.processor_calls import processed, settings_of
+from lrp.models.hugging_face.processors import preprocessing_of_processor
 from lrp.models.loading import load_model
 from lrp.models.preprocessing import Preprocessing
-from lrp.models.processor_calls import processed, settings_of
-from lrp.models.processors import preprocessing_of_processor
 
 pytest.importorskip("transformers", reason="hf: is transformers")
 

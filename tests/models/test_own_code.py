@@ -16,7 +16,7 @@ from helpers.own_code import SOURCE
 from lrp.errors import ModelError
 from lrp.models.checkpoints import save_checkpoint
 from lrp.models.loading import load_model
-from lrp.models.own_code import is_own_code
+from lrp.models.own_code.calling import is_own_code
 from lrp.models.resolve import hash_of_resolved_model
 from lrp.models.weights import hash_of_model_weights
 from lrp.pictures.geometry import Geometry

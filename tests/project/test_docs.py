@@ -246,12 +246,18 @@ def blocks(path, language):
 
 
 SPOKEN = [path for path in (ROOT / "README.md", *PAGES) if next(blocks(path, "python"), None)]
+SLOW = {"detectors.md"}  # large nets
 
 
-@pytest.mark.parametrize("path", SPOKEN, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] if path.name in SLOW else []) for path in SPOKEN],
+    ids=lambda path: path.name,
+)
 def test_code_runs_and_prints_what_it_says(path, tmp_path, monkeypatch):
     pytest.importorskip("skimage", reason="the demo's photos come with scikit-image")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # pages have code of the user's own
     assert vocabulary  # imported, so that what is put back is not empty
     monkeypatch.setattr(registry, "_VOCABULARY", dict(registry._VOCABULARY))  # pages teach it operations
     write_demo_photos(tmp_path / "input")
@@ -276,6 +282,14 @@ def test_pictures_of_signals_are_those_that_their_page_makes(tmp_path, capsys):
         new, old = (np.asarray(Image.open(place).convert("RGB"), dtype=float)
                     for place in (path, DOCS / "pictures" / path.name))  # fmt: skip
         assert new.shape == old.shape and np.abs(new - old).mean() < 1, path.name
+
+
+def test_the_picture_of_a_region_is_the_one_that_its_page_makes(tmp_path, capsys):
+    pytest.importorskip("skimage", reason="the photo comes with scikit-image")
+    tool("docs_region").main([str(tmp_path)])
+    new, old = (np.asarray(Image.open(folder / "region.png").convert("RGB"), dtype=float)
+                for folder in (tmp_path, DOCS / "pictures"))  # fmt: skip
+    assert new.shape == old.shape and np.abs(new - old).mean() < 1
 
 
 def test_most_pages_have_code():

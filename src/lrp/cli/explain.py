@@ -123,7 +123,7 @@ def explain(
 
 def _print_next_commands(data: Path, table: Path, named: dict[str, Any], place: TextIO) -> None:
     """How to go on from these photos to a report of all of them."""
-    from lrp.models.own_code import is_own_code
+    from lrp.models.own_code.calling import is_own_code
     from lrp.models.resolve import takes_texts
 
     model = named["--model"]

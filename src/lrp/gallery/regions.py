@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lrp.engine.explainer import Explainer
@@ -17,6 +15,7 @@ from lrp.errors import TargetError
 from lrp.gallery.request import Request
 from lrp.gallery.sheet import Sheet, Waiting, facts_of_panel, finished_sheet
 from lrp.models.loading import LoadedModel
+from lrp.pictures.outline import resized_region
 
 
 def decides_at_places(explainer: Explainer, x: Tensor) -> bool:
@@ -78,7 +77,9 @@ def region_sheet(
         title = _with_area(names[target], areas, target)
         panels.append(facts_of_panel(e, 0, target, title, names[target], mean_probability(target), logit))
         panels[-1]["area"] = int(areas[target]) / found.numel()
-        regions.append(_at_input(there.numpy(), (int(e.relevance.shape[-2]), int(e.relevance.shape[-1]))))
+        regions.append(
+            resized_region(there.numpy(), (int(e.relevance.shape[-2]), int(e.relevance.shape[-1])))
+        )
     facts: dict[str, Any] = {
         "predicted": names[winner],
         "predicted_index": winner,
@@ -111,10 +112,3 @@ def _with_area(name: str, areas: Tensor, index: int) -> str:
 
 def _percent(areas: Tensor, index: int) -> str:
     return f"{100 * int(areas[index]) / int(areas.sum()):.1f} %"
-
-
-def _at_input(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A region of the logits' places, bool, in the pixels of the input."""
-    if region.shape == size:
-        return region
-    return np.asarray(Image.fromarray(region).resize(size[::-1], Image.Resampling.NEAREST))

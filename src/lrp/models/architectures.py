@@ -9,9 +9,9 @@ from torch import nn
 
 from lrp.models.catalogue import build_from_catalogue
 from lrp.models.downloads import Progress, to_stderr
-from lrp.models.hugging_face import PREFIX, Repository
-from lrp.models.own_code import is_own_code
-from lrp.models.own_model import own_model_with_heads
+from lrp.models.hugging_face.repository import PREFIX, Repository
+from lrp.models.own_code.calling import is_own_code
+from lrp.models.own_code.model import own_model_with_heads
 from lrp.models.preprocessing import Preprocessing
 
 

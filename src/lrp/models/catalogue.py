@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from lrp.classes import clear_class_names, imagenet_names
-from lrp.errors import ModelError
+from lrp.errors import DETECTOR, ModelError
 from lrp.models.downloads import download_from_hub
-from lrp.models.logits import DETECTOR, Logits
+from lrp.models.logits import Logits
 from lrp.models.preprocessing import Preprocessing
 from lrp.pictures.geometry import Geometry
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lrp.errors import ModelError
-from lrp.models.processor_calls import seen_by_processor
+from lrp.models.hugging_face.processor_calls import seen_by_processor
 from lrp.pictures.geometry import INTERPOLATIONS, Geometry
 
 

@@ -29,11 +29,11 @@ from lrp.models.checkpoints import (
     read_preprocessing,
 )
 from lrp.models.downloads import Progress, download_checkpoint, download_from_hub, to_stderr
-from lrp.models.hugging_face import PREFIX, Repository
-from lrp.models.image_text import image_text_classifier
+from lrp.models.hugging_face.image_text import image_text_classifier
+from lrp.models.hugging_face.repository import PREFIX, Repository
 from lrp.models.logits import Logits
-from lrp.models.own_code import is_own_code
-from lrp.models.own_model import load_own_model
+from lrp.models.own_code.calling import is_own_code
+from lrp.models.own_code.model import load_own_model
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.weights import load_weights_into, read_weights, weights_sha256
 

@@ -7,12 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lrp.errors import ModelError
-
-DETECTOR = (
-    "is a detector: it returns boxes, and a map needs logits [N, K]: take a module that returns, of its backbone and its "
-    "classification head, each class's largest logit over the anchors; the page docs/detectors.md has it for RetinaNet and FCOS."
-)
+from lrp.errors import DETECTOR, ModelError
 
 
 class Logits(nn.Module):

@@ -12,11 +12,11 @@ from torch import nn
 from lrp.errors import ModelError, OptionError
 from lrp.models import loading
 from lrp.models.checkpoints import checkpoint_architecture
-from lrp.models.hugging_face import PREFIX, Repository
+from lrp.models.hugging_face.repository import PREFIX, Repository
 from lrp.models.loading import LoadedModel
-from lrp.models.own_code import is_own_code
+from lrp.models.own_code.calling import is_own_code
+from lrp.models.own_code.files import hash_of_own_model
 from lrp.models.preprocessing import Preprocessing
-from lrp.models.user_files import hash_of_own_model
 from lrp.models.weights import hash_of_model_weights
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
 
 from lrp.errors import ImageError, LrpError
-from lrp.pictures.outline import outlined
+from lrp.pictures.outline import outlined, resized_region
 from lrp.pictures.text import Font, font, text_in_font, typeface, wrapped
 from lrp.storage.atomic import replacing
 
@@ -137,7 +137,7 @@ def draw(
     size = shown_size(photo.shape[0], photo.shape[1], max_side)
     shown = resized_photo(photo, size)
     looks = {"heatmap": [_heatmap], "overlay": [_overlay], "both": [_heatmap, _overlay]}[style]
-    regions = [None if panel.region is None else _resized_region(panel.region, size) for panel in panels]
+    regions = [None if panel.region is None else resized_region(panel.region, size) for panel in panels]
     blocks = [_Block([_with_outlines(shown, regions)], title, subtitle)]
     for panel, top, region in zip(panels, limits, regions, strict=True):
         relevance = resized_relevance(panel.relevance, size)
@@ -258,10 +258,6 @@ def resized_relevance(relevance: np.ndarray, size: tuple[int, int]) -> np.ndarra
         for a in (np.where(seen, relevance, 0), seen)
     )
     return np.where(share >= 0.5, total / np.maximum(share, 0.5), np.nan)
-
-
-def _resized_region(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(region).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def _with_outlines(picture: np.ndarray, regions: Sequence[np.ndarray | None]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The contour of a region, drawn on a picture: dark inside, light outside, so that it shows on any colour."""
 
 import numpy as np
+from PIL import Image
 
 from lrp.errors import ImageError
 
@@ -27,6 +28,13 @@ def outlined(picture: np.ndarray, region: np.ndarray, width: int | None = None) 
     drawn[region & _grown(~region, width)] = DARK
     drawn[~region & _grown(region, width)] = LIGHT
     return drawn
+
+
+def resized_region(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A region, bool [H, W], as one of (height, width) pixels: each belongs to it if the nearest does."""
+    if region.shape == size:
+        return region
+    return np.asarray(Image.fromarray(region).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def _grown(mask: np.ndarray, steps: int) -> np.ndarray:

@@ -10,11 +10,11 @@ from lrp.errors import ModelError
 from lrp.gallery.gallery import Gallery
 from lrp.gallery.options import DEFAULT_OPTIONS, ExplainOptions
 from lrp.models.checkpoints import is_checkpoint
-from lrp.models.hugging_face import PREFIX
+from lrp.models.hugging_face.repository import PREFIX
 from lrp.models.loading import LoadedModel
-from lrp.models.own_code import is_own_code
+from lrp.models.own_code.calling import is_own_code
+from lrp.models.own_code.files import hash_of_own_model
 from lrp.models.resolve import resolve_model_name
-from lrp.models.user_files import hash_of_own_model
 from lrp.study.predictions import Prediction
 
 OF_RULES = ("bias", "epsilon", "top_k", "precision")

@@ -21,8 +21,8 @@ from lrp.models.catalogue import segmentation_names
 from lrp.models.checkpoints import checkpoint_architecture
 from lrp.models.downloads import Progress
 from lrp.models.loading import LoadedModel, load_model
-from lrp.models.own_code import is_own_code
-from lrp.models.own_model import replace_heads
+from lrp.models.own_code.calling import is_own_code
+from lrp.models.own_code.model import replace_heads
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.resolve import takes_texts
 

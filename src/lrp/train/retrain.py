@@ -20,10 +20,10 @@ from lrp.errors import CaptureError, ModelError, TrainingError, os_errors
 from lrp.models.architectures import build_architecture
 from lrp.models.catalogue import PACKAGED
 from lrp.models.checkpoints import SUFFIXES
-from lrp.models.own_code import is_own_code
+from lrp.models.own_code.calling import is_own_code
+from lrp.models.own_code.files import hash_of_own_model
 from lrp.models.preprocessing import Preprocessing
 from lrp.models.resolve import resolve_device
-from lrp.models.user_files import hash_of_own_model
 from lrp.models.weights import hash_of_model_weights
 from lrp.pictures.photos import Photo, open_photo
 from lrp.storage.locks import Lock

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrp.errors import CaptureError
+from lrp.errors import DETECTOR, CaptureError
 
 Output = int | str | tuple[int | str, ...] | Callable[[Any], Tensor] | None
 
@@ -31,13 +31,18 @@ def logits_among(result: Any, wanted: Output) -> Tensor:
             tensor itself, the output named "logits", or the only tensor there is.
 
     Raises:
-        CaptureError: there is no such output, or several are possible; lists them.
+        CaptureError: there is no such output, or several are possible; lists them. Or the model is a detector.
     """
     if wanted is None:
         if isinstance(result, Tensor):
             return result
         parts = _parts(result)
         tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+        of_first = (
+            _parts(result[0]) if isinstance(result, list) and result else {}
+        )  # torchvision's: one for each image
+        if any("boxes" in str(name) for name in (*parts, *of_first)):
+            raise CaptureError(f"the model {DETECTOR}")
         if isinstance(parts.get("logits"), Tensor):
             return parts["logits"]
         if len(tensors) == 1:

@@ -24,6 +24,7 @@ from lrp.errors import ImageError, InputError, LrpError
 from lrp.pictures import heatmap
 from lrp.pictures.geometry import Geometry
 from lrp.pictures.kinds import IMAGE, UNKNOWN, Kind, kind_of
+from lrp.pictures.outline import resized_region
 from lrp.pictures.page import below_each_other
 from lrp.pictures.photos import Photo, open_photo
 from lrp.pictures.volumes import stretched
@@ -187,7 +188,14 @@ def _on_photo(
         geometry = preprocessing or e._explainer.preprocessing
         pixels, file = _pixels(photo, getattr(geometry, "range", None))
         name = f"predicted for {file}" if file else "predicted"
-    placed = [replace(p, relevance=_at_pixels(p.relevance.sum(0), pixels, geometry)) for p in panels]
+    placed = [
+        replace(
+            p,
+            relevance=_at_pixels(p.relevance.sum(0), pixels, geometry),
+            region=None if p.region is None else _at_pixels(p.region.astype(float), pixels, geometry) >= 0.5,
+        )
+        for p in panels
+    ]
     return heatmap.draw(pixels, placed, title=predicted_words(e, i), subtitle=name, unit=e.unit)
 
 
@@ -208,9 +216,17 @@ def _values(tensor: Tensor) -> np.ndarray:
 
 
 def _panel(e: Explanation, i: int, part: _Part) -> heatmap.Panel:
-    return heatmap.Panel(
-        _values(part.relevance[i]), with_probability(*target_words(e, i)), _account(e, i, part)
-    )
+    relevance, title = _values(part.relevance[i]), with_probability(*target_words(e, i))
+    region = _region(e, i, relevance.shape[1:]) if part.kind is IMAGE else None
+    return heatmap.Panel(relevance, title, _account(e, i, part), region=region)
+
+
+def _region(e: Explanation, i: int, size: tuple[int, ...]) -> np.ndarray | None:
+    """The places that were asked for, of a model that decides at each place, as a region of an input of `size`; None: all."""
+    if e.logits.dim() != 4 or e._request.inner.starts:
+        return None
+    places: np.ndarray = (e.start[i] != 0).any(0).cpu().numpy()
+    return None if places.all() else resized_region(places, (size[0], size[1]))
 
 
 def _account(e: Explanation, i: int, part: _Part) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrp.errors import ModelError, error_reason
-from lrp.models.hugging_face import Repository, quiet
+from lrp.models.hugging_face.repository import Repository, quiet
 
 TOLERANCE = 1e-4  # of the largest logit
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from lrp.classes import imagenet_names
-from lrp.errors import ModelError, error_reason
+from lrp.errors import DETECTOR, ModelError, error_reason
 from lrp.models.downloads import Progress, download_repository, to_stderr
-from lrp.models.logits import DETECTOR, Logits
+from lrp.models.logits import Logits
 from lrp.models.preprocessing import Preprocessing
 
 PREFIX = "hf:"
@@ -113,7 +113,7 @@ class Repository:
     def preprocessing(self, progress: Progress) -> Preprocessing:
         """What its processor does; says which part of a photo is seen where the processor itself is called."""
         from lrp.models.geometries import ProcessorGeometry
-        from lrp.models.processors import preprocessing_of_processor
+        from lrp.models.hugging_face.processors import preprocessing_of_processor
 
         try:
             with quiet(self.transformers):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lrp.errors import ModelError
 from lrp.models.downloads import Progress
 from lrp.models.logits import Logits, key_of_logits
-from lrp.models.own_code import call_own_code, say_once
+from lrp.models.own_code.calling import call_own_code, say_once
 from lrp.models.preprocessing import Preprocessing
 from lrp.pictures.geometry import Geometry
 

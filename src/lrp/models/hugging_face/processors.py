@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lrp.errors import ModelError
 from lrp.models.geometries import ProcessorGeometry, TensorGeometry, measured
+from lrp.models.hugging_face.processor_calls import levels_of, processed, settings_of
 from lrp.models.preprocessing import Preprocessing
-from lrp.models.processor_calls import levels_of, processed, settings_of
 from lrp.pictures.geometry import INTERPOLATIONS, Geometry
 
 # (height, width) of the photos: of both parities, lying, standing, small, square. In the first two a ramp of grey has about one

@@ -15,7 +15,7 @@ from typing import Any
 
 from lrp.errors import ModelError
 from lrp.models.downloads import Progress
-from lrp.models.user_files import is_users_file
+from lrp.models.own_code.files import is_users_file
 
 _SAID = set[str]()  # what this process has been told
 

@@ -17,7 +17,7 @@ from torch import nn
 from lrp.models.weights import hash_of_model_weights
 
 INSTALLED = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-OURS = Path(__file__).parents[1]
+OURS = Path(__file__).parents[2]
 PLAIN = (bool, int, float, str, type(None))
 
 

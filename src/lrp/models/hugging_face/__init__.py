@@ -1,0 +1,1 @@
+"""Models of transformers: repositories of the Hugging Face hub and folders, their image processors, images with texts."""

@@ -1,0 +1,1 @@
+"""Models that the user's own code makes: "package.module:function", called from the working directory."""
