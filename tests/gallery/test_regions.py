@@ -171,12 +171,12 @@ def test_photos_of_one_size_go_with_a_crop_too(loaded, photos):
     assert [r.status for r in explained(cropped, photos)] == ["ok", "ok"]
 
 
-def test_a_table_of_photos_is_refused(loaded, photos):
+def test_a_table_of_photos_is_refused(loaded, photos, tmp_path):
     with pytest.raises(lrp.ModelError) as caught:
         lrp.evaluate(
             photos[0].parents[1],
             loaded._replace(preprocessing=WHOLE.with_size(24)),
-            "r.csv",
+            tmp_path / "r.csv",
             device="cpu",
             name="net",
         )

@@ -46,7 +46,7 @@ lrp.Epsilom  # wrong
 REVEALED = [
     "lrp.engine.explainer.Explainer",
     "lrp.engine.results.explanation.Explanation",
-    "torch._tensor.Tensor",
+    "Any",
     "bool",
     "lrp.engine.results.explanation.Explanation",
     "tuple[str, ...]",

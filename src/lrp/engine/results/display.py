@@ -20,6 +20,7 @@ from PIL import Image, ImageShow
 
 from lrp.engine.results.account import account_in_words, reached_words
 from lrp.engine.results.target_words import predicted_words, target_words, with_probability
+from lrp.engine.targets import Contrast
 from lrp.errors import ImageError, InputError, LrpError
 from lrp.pictures import heatmap
 from lrp.pictures.geometry import Geometry
